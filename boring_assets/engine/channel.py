@@ -1,0 +1,72 @@
+"""A queue between threads that is bounded by weight and lets go of its users when it is closed."""
+
+import threading
+from collections import deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Closed(Exception):
+    """The other side has left."""
+
+
+class Channel(Generic[T]):
+    """First in, first out, between one or more writers and readers."""
+
+    def __init__(self, limit: int) -> None:
+        """Makes an empty channel.
+
+        Args:
+            limit: Most weight that it holds; a single item heavier than that still passes, alone.
+        """
+        self._limit = limit
+        self._items: deque[tuple[T, int]] = deque()
+        self._weight = 0
+        self._changed = threading.Condition()
+        self._open = True
+        self._error: BaseException | None = None
+
+    def put(self, item: T, weight: int = 1) -> None:
+        """Adds an item, once there is room for it.
+
+        Raises:
+            Closed: The channel was closed.
+        """
+        with self._changed:
+            while self._open and self._weight and self._weight + weight > self._limit:
+                self._changed.wait()
+            if not self._open:
+                raise Closed
+            self._items.append((item, weight))
+            self._weight += weight
+            self._changed.notify_all()
+
+    def get(self) -> T:
+        """Takes the oldest item, once there is one.
+
+        Raises:
+            Closed: The channel was closed and is empty. Where it was closed with an error, that error.
+        """
+        with self._changed:
+            while self._open and not self._items:
+                self._changed.wait()
+            if self._error is not None:
+                raise self._error
+            if not self._items:
+                raise Closed
+            item, weight = self._items.popleft()
+            self._weight -= weight
+            self._changed.notify_all()
+            return item
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Ends it for both sides; what it holds can still be taken, unless there is an error.
+
+        Args:
+            error: What readers are given instead of items.
+        """
+        with self._changed:
+            self._open = False
+            self._error = self._error or error
+            self._changed.notify_all()

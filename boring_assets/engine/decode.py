@@ -1,0 +1,205 @@
+"""Encoded image bytes to the uint8 pixels that the model wants, or the reason why not.
+
+The result is that of open_clip's own preprocess: resize, crop or pad, convert to RGB, in that order. An
+ordinary JPEG takes a fast way, libjpeg-turbo and torch's antialiased uint8 resize, which differs from
+Pillow's by at most 2 levels in 255. Everything else, and every JPEG that the fast way refuses, goes
+through Pillow step by step as open_clip does it.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from boring_assets.engine.samples import Failure, Reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Images are bounded by `Limits` before they are decoded, so Pillow's own warning only makes noise.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one image may cost.
+
+    Attributes:
+        pixels: Most pixels, width times height.
+        bytes: Most encoded bytes.
+    """
+
+    pixels: int = 89_478_485
+    bytes: int = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A model's preprocess numbers, as open_clip keeps them with each model.
+
+    Attributes:
+        height: Rows of pixels that the model takes.
+        width: Columns of pixels that the model takes.
+        resize_mode: `shortest` side to the size then centre crop, `longest` side then pad, or `squash`.
+        interpolation: `bicubic` or `bilinear`, always antialiased.
+        mean: Subtracted from pixels in 0..1, by channel.
+        std: Divided by afterwards, by channel.
+        fill: Grey level, 0..255, that pads where `longest` leaves room.
+    """
+
+    height: int
+    width: int
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    fill: int = 0
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Preprocess":
+        """Reads open_clip's preprocess config (`model.visual.preprocess_cfg`).
+
+        Args:
+            config: The mapping with `size`, `mean`, `std`, `interpolation`, `resize_mode`, `fill_color`.
+
+        Returns:
+            The same numbers, complete.
+        """
+        size = config["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        return cls(
+            height=height,
+            width=width,
+            resize_mode=config.get("resize_mode") or "shortest",
+            # open_clip takes `random` for bicubic outside training.
+            interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            fill=config.get("fill_color") or 0,
+        )
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image is resized to before it is cropped or padded."""
+        if self.resize_mode == "squash":
+            return self.height, self.width
+        if self.resize_mode == "shortest" and self.height == self.width:
+            # torchvision's Resize(int) cuts the longer side down; open_clip's own ResizeKeepRatio rounds.
+            short, size = min(height, width), self.height
+            return (size * height // short, size) if height > width else (size, size * width // short)
+        pick = max if self.resize_mode == "longest" else min
+        ratio = pick(height / self.height, width / self.width)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def decode(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Failure":
+    """Decodes one image to the model's size.
+
+    Args:
+        data: The encoded image, of any format that Pillow reads; what its name says does not matter.
+        preprocess: The model's numbers.
+        limits: The most that the image may cost.
+
+    Returns:
+        uint8 [height, width, 3], RGB, contiguous; or a failure with its reason. Never raises for bad data.
+    """
+    if len(data) > limits.bytes:
+        return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
+    if not data:
+        return Failure(Reason.DECODE_ERROR, "the image is empty (0 bytes)")
+    if data[:3] == _JPEG_MAGIC:
+        pixels = _decode_plain_jpeg(data, preprocess, limits)
+        if pixels is not None:
+            return pixels
+    return _decode_with_pillow(data, preprocess, limits)
+
+
+def _too_large(height: int, width: int, resized: tuple[int, int], limits: Limits) -> str:
+    """Why an image is past the limit, or nothing. A 1 x 100,000 strip is small until it is resized."""
+    for rows, columns, when in ((height, width, ""), (*resized, " once resized")):
+        if rows * columns > limits.pixels:
+            return f"{columns} x {rows} pixels{when}; the limit is {limits.pixels}"
+    return ""
+
+
+def _decode_plain_jpeg(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | None":
+    """The fast way; None where it is not open_clip's equal, or will not have the file."""
+    import torch
+
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        size = preprocess.resized(height, width)
+        if colorspace not in ("YCbCr", "Gray") or _too_large(height, width, size, limits):
+            return None
+        image = torch.from_numpy(simplejpeg.decode_jpeg(data))
+    except ValueError:
+        return None  # strict: also refuses what Pillow can mend, and Pillow then has the last word
+    if size != (height, width):
+        # As channels-last [1, 3, H, W] it takes torch's vectorised path and comes back channels-last.
+        image = torch.nn.functional.interpolate(
+            image.permute(2, 0, 1).unsqueeze(0), size=size, mode=preprocess.interpolation, antialias=True
+        )[0].permute(1, 2, 0)
+    return _crop_or_pad(image, preprocess).contiguous()
+
+
+def _crop_or_pad(image: "Tensor", preprocess: Preprocess) -> "Tensor":
+    """uint8 [h, w, 3] to [height, width, 3], with torchvision's and open_clip's rounding."""
+    import torch
+
+    height, width = image.shape[:2]
+    more_h, more_w = max(0, preprocess.height - height), max(0, preprocess.width - width)
+    if more_h or more_w:
+        fill = preprocess.fill if preprocess.resize_mode == "longest" else 0
+        padded = torch.full((height + more_h, width + more_w, 3), fill, dtype=torch.uint8)
+        padded[more_h // 2 : more_h // 2 + height, more_w // 2 : more_w // 2 + width] = image
+        image, height, width = padded, height + more_h, width + more_w
+    top = round((height - preprocess.height) / 2.0)
+    left = round((width - preprocess.width) / 2.0)
+    return image[top : top + preprocess.height, left : left + preprocess.width]
+
+
+def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Failure":
+    """open_clip's own steps, on Pillow's image and in its own mode."""
+    import torch
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if problem := _too_large(height, width, preprocess.resized(height, width), limits):
+                return Failure(Reason.TOO_LARGE, problem)
+            resized = _resize_with_pillow(image, preprocess)
+            pixels = _crop_with_pillow(resized, preprocess).convert("RGB")
+    except Image.DecompressionBombError as error:
+        return Failure(Reason.TOO_LARGE, str(error))
+    except UnidentifiedImageError:
+        return Failure(Reason.DECODE_ERROR, f"no image format known to Pillow: it begins with {data[:16]!r}")
+    # Pillow's plug-ins raise nearly any exception for damaged bytes; each is that image's failure.
+    except Exception as error:
+        return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])
+    return torch.from_numpy(np.array(pixels, dtype=np.uint8))
+
+
+def _resize_with_pillow(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    height, width = preprocess.resized(image.height, image.width)
+    if (width, height) == image.size:
+        image.load()
+        return image
+    return image.resize((width, height), filters[preprocess.interpolation])
+
+
+def _crop_with_pillow(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    more_w, more_h = max(0, preprocess.width - image.width), max(0, preprocess.height - image.height)
+    if more_w or more_h:
+        fill = preprocess.fill if preprocess.resize_mode == "longest" else 0
+        border = (more_w // 2, more_h // 2, more_w - more_w // 2, more_h - more_h // 2)
+        bands = len(image.getbands())
+        image = ImageOps.expand(image, border, fill if bands == 1 else (fill,) * bands)
+    left = round((image.width - preprocess.width) / 2.0)
+    top = round((image.height - preprocess.height) / 2.0)
+    return image.crop((left, top, left + preprocess.width, top + preprocess.height))

@@ -1,0 +1,187 @@
+"""Images behind URLs: only those that are allowed, within a size and a time.
+
+URLs stand in the data, so they are not trusted. A URL is fetched when it lies below the dataset's own
+root or below a prefix that the user allowed; a redirect must lie there too.
+"""
+
+import ipaddress
+import posixpath
+import socket
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+import fsspec
+import urllib3
+from fsspec import AbstractFileSystem
+
+from boring_assets.engine.samples import Failure, Reason, Shard
+
+_MAX_REDIRECTS = 5
+_PIECE = 1 << 16
+
+
+class _NotAllowed(Exception):
+    """A URL lies outside of what may be read; the message says why."""
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Fetches image URLs.
+
+    Attributes:
+        allowed_prefixes: URI prefixes that URLs may lie below, besides the dataset's own root. A prefix
+            that is a bare `https://` or `http://` allows every public host, never a private address.
+        max_bytes: Longest answer that is read.
+        timeout: Seconds that one image may take in all, redirects included.
+        parallel: Connections held open.
+    """
+
+    allowed_prefixes: tuple[str, ...] = ()
+    max_bytes: int = 64 * 2**20
+    timeout: float = 30.0
+    parallel: int = 32
+    _filesystems: dict[str, AbstractFileSystem] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _http(self) -> urllib3.PoolManager:
+        retries = urllib3.Retry(
+            total=2, redirect=False, backoff_factor=0.5, status_forcelist=[429, 500, 502, 503, 504],
+            raise_on_status=False,
+        )  # fmt: skip
+        return urllib3.PoolManager(num_pools=64, maxsize=self.parallel, retries=retries)
+
+    def fetch(self, url: str, shard: Shard) -> bytes | Failure:
+        """Fetches one image.
+
+        Args:
+            url: An `http(s)://` URL, another fsspec URI, or a path (relative to the dataset's root).
+            shard: The shard that names it.
+
+        Returns:
+            The bytes, or a failure: `not_allowed`, `too_large` or `fetch_error`.
+        """
+        try:
+            parts = urlsplit(url)
+            data = self._get_http(url) if parts.scheme in ("http", "https") else self._get_file(url, shard)
+        except _NotAllowed as refusal:
+            return Failure(Reason.NOT_ALLOWED, str(refusal))
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+            return Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])
+        if isinstance(data, bytes) and len(data) > self.max_bytes:
+            return Failure(Reason.TOO_LARGE, f"more than {self.max_bytes} bytes")
+        return data
+
+    def _get_http(self, url: str) -> bytes | Failure:
+        deadline = time.monotonic() + self.timeout
+        for _ in range(_MAX_REDIRECTS + 1):
+            self._check_url(url)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            answer = self._http.request("GET", url, preload_content=False, timeout=left, redirect=False)
+            try:
+                if location := answer.get_redirect_location():
+                    url = urljoin(url, location)
+                    continue
+                if answer.status != 200:
+                    return Failure(Reason.FETCH_ERROR, f"HTTP status {answer.status}")
+                return self._read(answer, deadline)
+            finally:
+                answer.close()  # what is left of it is not worth reading
+        else:
+            return Failure(Reason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
+        return Failure(Reason.FETCH_ERROR, f"not answered within {self.timeout:g} s")
+
+    def _read(self, answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes | Failure:
+        pieces, size = [], 0
+        for piece in answer.stream(_PIECE, decode_content=True):
+            pieces.append(piece)
+            size += len(piece)
+            if size > self.max_bytes:
+                break
+            if time.monotonic() > deadline:
+                return Failure(Reason.FETCH_ERROR, f"not complete within {self.timeout:g} s")
+        return b"".join(pieces)
+
+    def _check_url(self, url: str) -> None:
+        parts = _split(url)
+        for prefix in self.allowed_prefixes:
+            allowed = urlsplit(prefix)
+            if allowed.scheme != parts.scheme:
+                continue
+            if not allowed.netloc:
+                return _check_public(parts)
+            if allowed.netloc.lower() == parts.netloc.lower() and _below(parts.path, allowed.path):
+                return None
+        raise _NotAllowed(
+            f"{parts.scheme}://{parts.hostname} is not below the input or an allowed URL prefix"
+        )
+
+    def _get_file(self, url: str, shard: Shard) -> bytes:
+        fs, path = self._locate(url, shard)
+        return fs.cat_file(path, start=0, end=self.max_bytes + 1)
+
+    def _locate(self, url: str, shard: Shard) -> tuple[AbstractFileSystem, str]:
+        """Filesystem and path of a URL that is allowed; the dataset's own root comes first."""
+        _split(url)
+        scheme = urlsplit(url).scheme
+        if not scheme:
+            path = _real(shard.fs, posixpath.join(shard.root, url))
+            if _below(path, _real(shard.fs, shard.root)):
+                return shard.fs, path
+        elif scheme in _protocols(shard.fs):
+            path = _real(shard.fs, shard.fs._strip_protocol(url))
+            if _below(path, _real(shard.fs, shard.root)):
+                return shard.fs, path
+        for prefix in self.allowed_prefixes:
+            if urlsplit(prefix).scheme in ("http", "https"):
+                continue
+            fs, root = self._filesystem(prefix)
+            if scheme in _protocols(fs) or (not scheme and "file" in _protocols(fs)):
+                path = _real(fs, fs._strip_protocol(url))
+                if _below(path, _real(fs, root)):
+                    return fs, path
+        raise _NotAllowed(f"{url[:200]} is not below the input or an allowed URL prefix")
+
+    def _filesystem(self, prefix: str) -> tuple[AbstractFileSystem, str]:
+        scheme = urlsplit(prefix).scheme or "file"
+        if scheme not in self._filesystems:
+            self._filesystems[scheme] = fsspec.filesystem(scheme)
+        fs = self._filesystems[scheme]
+        return fs, fs._strip_protocol(prefix)
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    protocol: Any = fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _real(fs: AbstractFileSystem, path: str) -> str:
+    """The path with links followed where the filesystem has links, so that none leads outside."""
+    return str(Path(path).resolve()) if "file" in _protocols(fs) else path
+
+
+def _split(url: str) -> SplitResult:
+    """Splits a URL and refuses what parsers read in different ways."""
+    parts = urlsplit(url)
+    if any(ord(c) < 32 or c == "\\" for c in url) or parts.username is not None:
+        raise _NotAllowed("a URL with control characters, backslashes or a user name")
+    if ".." in unquote(unquote(parts.path)).replace("\\", "/").split("/"):
+        raise _NotAllowed("a URL that climbs with `..`")
+    return parts
+
+
+def _below(path: str, root: str) -> bool:
+    root = root.rstrip("/")
+    return path == root or path.startswith(root + "/")
+
+
+def _check_public(parts: SplitResult) -> None:
+    default = 443 if parts.scheme == "https" else 80
+    for *_, address in socket.getaddrinfo(parts.hostname, parts.port or default, type=socket.SOCK_STREAM):
+        if not ipaddress.ip_address(str(address[0]).split("%")[0]).is_global:
+            raise _NotAllowed(f"{parts.hostname} is not a public host")

@@ -1,0 +1,36 @@
+"""Every error that the project raises on purpose.
+
+    BoringError
+    ├── SettingsError     a setting or an argument is missing or wrong
+    ├── StorageError      a URI cannot be listed, read or written
+    ├── ShardError        one shard cannot be read at all; costs that shard alone
+    ├── ModelError        the model, or the device for it, cannot be had; stops a run
+    └── ShardsFailed      a run did all that it could, and these shards are missing
+
+A message names the culprit, says what was expected, and how to mend it. A bad *sample* is never an
+exception: it is a recorded failure with a reason (see `boring_assets.engine.samples.Reason`).
+"""
+
+
+class BoringError(Exception):
+    """Base of the family: catch this one to catch them all."""
+
+
+class SettingsError(BoringError):
+    """A setting or an argument is missing or wrong."""
+
+
+class StorageError(BoringError):
+    """A URI cannot be listed, read or written."""
+
+
+class ShardError(BoringError):
+    """One shard cannot be read at all; the other shards of a run go on."""
+
+
+class ModelError(BoringError):
+    """The model, or the device for it, cannot be had."""
+
+
+class ShardsFailed(BoringError):
+    """A run did everything that it could, and some shards failed."""

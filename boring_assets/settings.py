@@ -1,0 +1,149 @@
+"""Every setting, typed, with its default: from the environment, or from a TOML file named by `BORING_CONFIG`.
+
+A setting `batch_size` is the variable `BORING_BATCH_SIZE`, the line `batch_size = 64` of the file, and
+the option `--batch-size` of `boring-assets embed`; the option wins over the variable, the variable over
+the file. Credentials are no settings: they follow AWS's own variables, profiles and roles.
+"""
+
+import os
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from boring_assets.errors import SettingsError
+
+PREFIX = "BORING_"
+
+
+class Settings(BaseSettings):
+    """All settings of the project; each field says its unit and what its default does."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    input_dir: str = Field(
+        "", description="URI or path of the folder or bucket prefix that holds the shards."
+    )
+    output_dir: str = Field("", description="URI or path below which embeddings and failures are written.")
+
+    model: str = Field(
+        "ViT-B-32",
+        description="open_clip model name, `hf-hub:` name, local model directory, or `boring-tiny`.",
+    )
+    pretrained: str = Field(
+        "",
+        description="Pretrained tag or checkpoint path; empty takes the model's own weights.",
+    )
+    device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="Arithmetic of the model; `auto` is bf16 where the device is fast at it, else fp32.",
+    )
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="Images in a batch; `auto` chooses by device. Halved when memory runs out.",
+    )
+    output_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="Type of the written embeddings; older readers cannot decode float16."
+    )
+
+    num_workers: int = Field(
+        1, ge=1, description="Devices (or CPU processes) that `boring-assets embed` uses at once."
+    )
+    decode_threads: int = Field(
+        0, ge=0, description="Threads that decode images in a run; 0 is one a CPU core."
+    )
+    read_ahead_mb: int = Field(
+        512, ge=1, description="Most bytes of images, encoded and decoded, waiting for the model, in MiB."
+    )
+    max_samples: int = Field(
+        0, ge=0, description="Most samples that one `embed` call takes, for trying things out; 0 is all."
+    )
+    partitions_per_run: int = Field(
+        1000, ge=1, description="Most partitions in one run of a backfill or of the sensor."
+    )
+    quiet_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds that a shard without `_stats.json` must be unchanged to count as complete.",
+    )
+    sensor_seconds: int = Field(30, ge=1, description="Least seconds between two looks of the sensor.")
+
+    allowed_url_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated URI prefixes that image URLs may lie below, besides the input itself.",
+    )
+    max_image_pixels: int = Field(
+        89_478_485, ge=1, description="An image with more pixels (width x height) fails as `too_large`."
+    )
+    max_image_bytes: int = Field(
+        64 * 2**20, ge=1, description="An image with more encoded bytes fails as `too_large`."
+    )
+    fetch_timeout_seconds: float = Field(
+        30.0, gt=0, description="Longest that fetching one image by its URL may take, redirects included."
+    )
+
+    @field_validator("allowed_url_prefixes", mode="before")
+    @classmethod
+    def _split_on_commas(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then the environment, then the file that `BORING_CONFIG` names."""
+        file = os.environ.get(f"{PREFIX}CONFIG")
+        sources = (init_settings, env_settings)
+        return (*sources, TomlConfigSettingsSource(settings_cls, Path(file))) if file else sources
+
+
+def load_settings() -> Settings:
+    """Reads the settings.
+
+    Returns:
+        The settings, checked.
+
+    Raises:
+        SettingsError: A value is wrong, the file is missing or is not TOML, or names an unknown setting.
+    """
+    file = os.environ.get(f"{PREFIX}CONFIG")
+    if file and not Path(file).is_file():
+        raise SettingsError(f"{PREFIX}CONFIG names {file}, which is no file. Give the path of a TOML file.")
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"The settings file {file} is not TOML: {error}.") from error
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: object) -> str:
+    location = str(problem["loc"][0])  # type: ignore[index]
+    return (
+        f"{PREFIX}{location.upper()} is {problem['input']!r}: {problem['msg']}. "  # type: ignore[index]
+        f"{setting_help(location)}"
+    )
+
+
+@cache
+def setting_help(name: str) -> str:
+    """One line of help for a setting, or the list of settings where the name is unknown."""
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return f"There is no such setting; the settings are {', '.join(Settings.model_fields)}."
+    return f"{field.description} (default: {field.default!r})"

@@ -1,0 +1,1 @@
+"""What an asset needs from outside: the CLIP model, storage, and the embeddings' IO manager."""

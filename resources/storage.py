@@ -1,0 +1,119 @@
+"""A URI or a path, to a filesystem; credentials and endpoints follow the environment, never the URI.
+
+Every backend of fsspec works by its scheme. For S3, region, profile, role and endpoint follow AWS's own
+variables and files, `AWS_ENDPOINT_URL` among them. Other options of a backend go in fsspec's own variables,
+e.g. `FSSPEC_S3='{"anon": true}'` for a public bucket.
+"""
+
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from boring_assets.errors import SettingsError
+from partitions.root import Root, check_readable, storage_error
+
+__all__ = ["Root", "check_readable", "check_writable", "open_root", "storage_error"]
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure"}
+
+
+def open_root(uri: str) -> Root:
+    """Opens the place that a path or a URI names; nothing is read yet.
+
+    Args:
+        uri: A path (`~` and relative ones are resolved), or a URI that fsspec knows: `file://`, `s3://`,
+            `gs://`, `az://`, `memory://`, ...
+
+    Returns:
+        The root. Local folders below it are made as files are written; listings are never cached.
+
+    Raises:
+        SettingsError: The URI is empty, malformed, of an unknown scheme, of one whose package is not
+            installed, or holds a password.
+        StorageError: The filesystem cannot be set up.
+    """
+    scheme = _scheme(uri)
+    local = scheme in ("", "file", "local")
+    if local:
+        path = uri.partition("://")[2] or uri
+        uri = str(Path(os.path.abspath(Path(path).expanduser())))  # noqa: PTH100  (keeps symbolic links)
+    try:
+        fs, path = url_to_fs(uri, **({"auto_mkdir": True} if local else _options(scheme)))
+    except ImportError as error:
+        raise SettingsError(
+            f"{uri} needs a package that is not installed ({error}). {_how_to_install(scheme)}"
+        ) from error
+    except ValueError as error:
+        if "Protocol not known" in str(error):
+            raise SettingsError(
+                f"{uri} has the scheme {scheme!r}, which is not known. "
+                "Give a path, or a URI such as s3://bucket/prefix, gs://..., az://... or file:///..."
+            ) from error
+        raise SettingsError(f"{uri} is no usable URI: {error}. Expected is s3://bucket/prefix.") from error
+    except Exception as error:
+        raise storage_error(error, uri, "open") from error
+    path = path.rstrip("/") or fs.root_marker
+    return Root(uri=fs.unstrip_protocol(path), fs=fs, path=path)
+
+
+def check_writable(root: Root) -> None:
+    """Writes and removes a small hidden file, so that a run fails before its work and not after it.
+
+    Args:
+        root: Where the output goes; a local folder is made when it is missing, a bucket is not.
+
+    Raises:
+        StorageError: It cannot be written, or what was written cannot be removed.
+    """
+    probe = f"{root.path.rstrip('/')}/.write-check-{uuid.uuid4().hex}"
+    try:
+        root.fs.pipe_file(probe, b"boring_assets looks whether it may write here\n")
+        root.fs.rm_file(probe)
+    except Exception as error:
+        raise storage_error(error, root.uri, "write") from error
+
+
+def _scheme(uri: str) -> str:
+    """The URI's scheme; empty for a path."""
+    if not uri.strip():
+        raise SettingsError("An input or output is empty. Give a path, or a URI such as s3://bucket/prefix.")
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        if match := re.match(r"([a-z][a-z0-9]+):/", uri):
+            raise SettingsError(f"{uri} is no URI: after {match[1]}: come two slashes, e.g. {match[1]}://...")
+        return ""
+    # A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
+    if re.search(r"://[^/@]*:(?!\d+(/|$)).*@", uri):
+        raise SettingsError(
+            f"A URI with {scheme}:// holds credentials, which would end up in logs. Take them out, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own variables)."
+        )
+    if not rest.strip("/") and scheme in ("s3", "s3a"):
+        raise SettingsError(f"{uri} names no bucket. Expected is s3://bucket or s3://bucket/prefix.")
+    return scheme
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """Options of a remote filesystem; for S3, only what botocore and s3fs do not do by themselves."""
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if scheme not in ("s3", "s3a"):
+        return options
+    # Seconds, and connections for reading ahead. s3fs tries a read that timed out four times more on top.
+    config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 20, "max_pool_connections": 32}
+    if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
+        config["retries"] = {"mode": "standard", "total_max_attempts": 3}
+    options["config_kwargs"] = config
+    # botocore, unlike AWS's other SDKs, reads AWS_DEFAULT_REGION alone.
+    region = os.environ.get("AWS_REGION")
+    if region and not os.environ.get("AWS_DEFAULT_REGION"):
+        options["client_kwargs"] = {"region_name": region}
+    return options
+
+
+def _how_to_install(scheme: str) -> str:
+    extra = _EXTRAS.get(scheme)
+    return f'Install it: pip install "boring_assets[{extra}]".' if extra else "Install that package."

@@ -1,0 +1,51 @@
+"""Fixtures for all tests: a clean environment, a real S3 server, real img2dataset output."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+import s3fs
+
+from tests.seaweed import Seaweed
+
+SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No setting, credential or Dagster home of this machine reaches a test, nor one test's the next."""
+    for name in list(os.environ):
+        if name.startswith(("BORING_", "DAGSTER_", "AWS_", "FSSPEC_")):
+            monkeypatch.delenv(name)
+    nowhere = tmp_path_factory.getbasetemp() / "no-such-file"
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(nowhere))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(nowhere))
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A SeaweedFS server with real authentication, for the whole session."""
+    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_env(s3: Seaweed, clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Seaweed:
+    """The same server, with this process's AWS variables set to its identity with full rights."""
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    return s3
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of real img2dataset output; see its README.md."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no real img2dataset output at {SHARED_DATA}")
+    return SHARED_DATA
