@@ -92,6 +92,17 @@ class Settings(BaseSettings):
         30.0, gt=0, description="Longest that fetching one image by its URL may take, redirects included."
     )
 
+    def embedding_version(self) -> str:
+        """What decides an embedding's numbers, in short; partitions made by another one are stale."""
+        return "-".join(
+            (
+                self.model.rsplit("/", 1)[-1],
+                self.pretrained.rsplit("/", 1)[-1],
+                self.precision,
+                self.output_dtype,
+            )
+        )
+
     @field_validator("allowed_url_prefixes", mode="before")
     @classmethod
     def _split_on_commas(cls, value: object) -> object:

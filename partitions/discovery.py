@@ -123,7 +123,8 @@ def _list(root: Root, refused: dict[str, str]) -> dict[str, Mapping[str, Any]]:
     return {
         path: facts
         for path, facts in files.items()
-        if path.endswith((SUFFIX, _TAR, _STATS))
+        if path != root.path  # some storages answer an empty folder with itself
+        and path.endswith((SUFFIX, _TAR, _STATS))
         and not any(segment.startswith((".", "_")) for segment in path[base:].split("/"))
     }
 

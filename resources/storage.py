@@ -92,7 +92,7 @@ def _scheme(uri: str) -> str:
             f"A URI with {scheme}:// holds credentials, which would end up in logs. Take them out, and set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own variables)."
         )
-    if not rest.strip("/") and scheme in ("s3", "s3a"):
+    if scheme in ("s3", "s3a") and not rest.partition("/")[0]:
         raise SettingsError(f"{uri} names no bucket. Expected is s3://bucket or s3://bucket/prefix.")
     return scheme
 

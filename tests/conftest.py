@@ -1,6 +1,7 @@
 """Fixtures for all tests: a clean environment, a real S3 server, real img2dataset output."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,19 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real img2dataset output at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A folder of its own for a test that runs as a user whom file modes bind, even when started by root."""
+    nobody = 65534
+    with tempfile.TemporaryDirectory() as folder:
+        if os.geteuid() != 0:
+            yield Path(folder)
+            return
+        os.chown(folder, nobody, nobody)
+        os.seteuid(nobody)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(0)

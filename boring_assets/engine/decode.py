@@ -73,12 +73,15 @@ class Preprocess:
         """
         size = config["size"]
         height, width = (size, size) if isinstance(size, int) else size
+        mode = config.get("resize_mode") or "shortest"
+        # open_clip takes `random` for bicubic outside training, and resizes bicubic, whatever is said, to
+        # the shortest side of a size that is not square.
+        bilinear = config.get("interpolation") == "bilinear" and (mode != "shortest" or height == width)
         return cls(
             height=height,
             width=width,
-            resize_mode=config.get("resize_mode") or "shortest",
-            # open_clip takes `random` for bicubic outside training.
-            interpolation="bilinear" if config.get("interpolation") == "bilinear" else "bicubic",
+            resize_mode=mode,
+            interpolation="bilinear" if bilinear else "bicubic",
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
             fill=config.get("fill_color") or 0,

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from s3fs import S3FileSystem
 
 from boring_assets.errors import ShardError, StorageError
 from partitions.discovery import Discovery, discover, find_shard
 from partitions.root import Root
 from resources.storage import open_root
+from tests.seaweed import Seaweed
 
 QUIET = 60.0
 
@@ -157,18 +159,23 @@ def test_a_name_that_makes_no_key_is_refused_and_costs_itself(place: Place) -> N
     assert "Rename" in found.refused[f"{place.root.path}/a...b.parquet"]
 
 
-def test_hundreds_of_shards_come_from_few_requests(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(300):
-        place.write(f"{number // 100}/{number:05d}.parquet")
+def test_many_shards_cost_one_request(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(open_root(s3_env.new_prefix()), s3_env.filesystem())
+    for number in range(100):
+        place.write(f"{number // 10}/{number:05d}.parquet", f"{number // 10}/{number:05d}.tar")
+    calls: list[str] = []
+    call = S3FileSystem._call_s3
 
-    def one_by_one(*_: object, **__: object) -> None:
-        raise AssertionError("asked for a single file")
+    async def counted(self: S3FileSystem, method: str, *args: object, **kwargs: object) -> object:
+        calls.append(method)
+        return await call(self, method, *args, **kwargs)
 
-    monkeypatch.setattr(type(place.root.fs), "info", one_by_one)
-    assert len(place.keys(2 * QUIET)) == 300
+    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
+    assert len(place.keys(2 * QUIET)) == 100
+    assert calls == ["list_objects_v2"]
 
 
-def test_an_empty_bucket_is_empty(s3_env) -> None:
+def test_an_empty_bucket_is_empty(s3_env: Seaweed) -> None:
     bucket = f"empty-{uuid.uuid4().hex[:8]}"
     s3_env.filesystem().mkdir(bucket)
     assert discover(open_root(f"s3://{bucket}"), quiet_seconds=0).shards == []
@@ -191,6 +198,18 @@ def test_local_links_to_files_are_followed_and_odd_names_refused(tmp_path: Path)
 
     target.write_bytes(b"other data")
     assert discover(root, quiet_seconds=0).shards[0].version != linked.version
+
+
+def test_a_folder_that_may_not_be_read_is_refused_and_costs_itself(unprivileged: Path) -> None:
+    for name in ("locked", "open"):
+        (unprivileged / name).mkdir()
+        (unprivileged / name / "0.parquet").write_bytes(b"data")
+    (unprivileged / "locked").chmod(0)
+
+    found = discover(open_root(str(unprivileged)), quiet_seconds=0)
+    assert [shard.key for shard in found.shards] == ["open/0"]
+    assert list(found.refused) == [str(unprivileged / "locked")]
+    assert "permission denied" in found.refused[str(unprivileged / "locked")]
 
 
 def test_img2dataset_output_is_found_whole(shared_data: Path) -> None:

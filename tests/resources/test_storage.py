@@ -1,5 +1,6 @@
 import os
 import socket
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,7 +85,7 @@ def test_a_malformed_uri_is_refused_with_what_was_expected(uri: str, says: str) 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     scheme: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, package, None)
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SettingsError, match=rf"boring_assets\[{extra}\]"):
         open_root(f"{scheme}://bucket/x")
 
@@ -102,9 +103,8 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
 def test_s3_can_be_read_and_written_and_nothing_is_left_behind(s3_env: Seaweed) -> None:
     root = open_root(f"{s3_env.new_prefix()}/deep/")
     check_writable(root)
-    assert s3_env.filesystem().find(root.path) == []
-    with refused(root.uri, says="nothing at that place"):
-        check_readable(root)
+    found = s3_env.filesystem().find(root.path, detail=True)
+    assert [name for name, facts in found.items() if facts["type"] == "file"] == []
     root.fs.pipe_file(f"{root.path}/x", b"x")
     check_readable(root)
 
@@ -139,9 +139,7 @@ def test_a_missing_bucket_is_named_and_not_made(s3_env: Seaweed) -> None:
     bucket = f"missing-{uuid.uuid4().hex[:8]}"
     root = open_root(f"s3://{bucket}/x")
     for look in (_discover, check_readable, check_writable):
-        with refused(
-            root.uri, says=f"no bucket {bucket}" if look is not check_readable else "nothing at that"
-        ):
+        with refused(root.uri, says=f"no bucket {bucket}"):
             look(root)
     assert not s3_env.filesystem().exists(bucket)
 
@@ -207,9 +205,8 @@ def test_local_trouble_is_named(tmp_path: Path) -> None:
     assert not Path(missing.path).exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
-def test_a_folder_without_rights(tmp_path: Path) -> None:
-    root = open_root(str(tmp_path / "locked"))
+def test_a_folder_without_rights(unprivileged: Path) -> None:
+    root = open_root(str(unprivileged / "locked"))
     Path(root.path).mkdir(mode=0)
     for look in (_discover, check_readable, check_writable):
         with refused(root.uri, says="permission denied"):
@@ -218,9 +215,8 @@ def test_a_folder_without_rights(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_and_a_read_only_one() -> None:
-    with pytest.raises(OSError) as full, open("/dev/full", "w") as file:  # noqa: PTH123
-        file.write("x")
-        file.flush()
+    with pytest.raises(OSError) as full:
+        Path("/dev/full").write_text("x")
     assert full.value.errno == ENOSPC
     assert "is full" in str(storage_error(full.value, "file:///out", "write"))
     assert "read-only" in str(storage_error(OSError(EROFS, os.strerror(EROFS)), "file:///out", "write"))

@@ -1,0 +1,1 @@
+"""One module an asset; a module's docstring is its asset's text in the UI."""

@@ -1,0 +1,198 @@
+"""CLIP embeddings of the input's image shards, one partition a shard.
+
+A run takes any number of partitions through one loaded model and commits each as soon as it is finished:
+`image_embeddings/{partition}.parquet` with `url`, `key`, `caption`, `embedding` and `meta_*` columns, and
+beside it `image_failures/{partition}.parquet` with every row that could not be embedded and its reason. For
+each shard, rows in = embedded + failed.
+"""
+
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import dagster as dg
+
+from boring_assets import __version__
+from boring_assets.assets.events import materialization
+from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY
+from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
+from boring_assets.engine.samples import Shard
+from boring_assets.errors import BoringError, ShardError
+from partitions.shards import SHARDS
+from resources.clip import ClipResource
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
+from resources.totals import refresh_totals
+
+RESUME_TAG = "dagster/is_resume_retry"
+MAX_SAMPLES_TAG = "boring_assets/max_samples"
+PROGRESS = Progress()
+"""What the runs of this process have done so far, for whoever shows it."""
+
+
+def define_image_embeddings(partitions_per_run: int, code_version: str) -> dg.AssetsDefinition:
+    """Makes the asset.
+
+    Args:
+        partitions_per_run: Most partitions in one run of a backfill.
+        code_version: Changes when other settings would give other embeddings; the UI then shows the
+            partitions as stale.
+
+    Returns:
+        The asset `image_embeddings`.
+    """
+
+    @dg.asset(
+        key=ASSET_KEY,
+        description=__doc__,
+        partitions_def=SHARDS,
+        backfill_policy=dg.BackfillPolicy.multi_run(partitions_per_run),
+        io_manager_key="embeddings",
+        output_required=False,
+        pool="gpu",
+        code_version=code_version,
+        kinds={"pytorch", "parquet"},
+    )
+    def image_embeddings(
+        context: dg.AssetExecutionContext,
+        source: ShardSource,
+        clip: ClipResource,
+        embeddings: dg.ResourceParam[EmbeddingsIOManager],
+    ) -> Iterator[dg.AssetMaterialization]:
+        run = _Run(context, source, clip, embeddings, code_version)
+        try:
+            yield from run.materialize()
+        except BoringError as error:
+            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
+
+    return image_embeddings
+
+
+class _Run:
+    """One run over some partitions: what it is given, and the shards that it could not do."""
+
+    def __init__(
+        self,
+        context: dg.AssetExecutionContext,
+        source: ShardSource,
+        clip: ClipResource,
+        embeddings: EmbeddingsIOManager,
+        code_version: str,
+    ) -> None:
+        self._context, self._source, self._clip, self._embeddings = context, source, clip, embeddings
+        self._code_version = code_version
+        self._failed: dict[str, str] = {}
+
+    def materialize(self) -> Iterator[dg.AssetMaterialization]:
+        """Commits each shard and yields its event at once; raises in the end where some failed."""
+        keys = list(self._context.partition_keys)
+        if not keys:
+            raise ShardError(
+                "The run was given no partitions: its range ends before it starts, or names none. Partitions "
+                "stand in the order in which they were registered; give first and last in that order."
+            )
+        self._embeddings.check()
+        shards = self._find(keys)
+        tags = self._context.run.tags
+        if tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true":
+            todo = yield from self._adopt(shards)
+        else:
+            todo = shards
+        if todo:
+            yield from self._embed(todo, int(tags.get(MAX_SAMPLES_TAG, 0)) or None)
+        refresh_totals(self._embeddings.root())
+        self._report_failures(len(keys))
+
+    def _find(self, keys: list[str]) -> list[Shard]:
+        shards = []
+        for key, found in self._source.find(keys).items():
+            if isinstance(found, ShardError):
+                self._fail(key, found)
+            else:
+                shards.append(found)
+        return shards
+
+    def _adopt(self, shards: list[Shard]) -> Generator[dg.AssetMaterialization, None, list[Shard]]:
+        """Takes over what an earlier attempt committed, and returns the shards that are left to do.
+
+        Dagster counts every partition of this run as planned, so each one needs its event again.
+        """
+        todo = []
+        for shard in shards:
+            facts = self._embeddings.facts(shard.key)
+            if not self._is_current(shard, facts):
+                todo.append(shard)
+                continue
+            self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
+            uri = f"{self._embeddings.root().uri}/{ASSET_KEY.to_user_string()}/{shard.key}.parquet"
+            yield materialization(shard, facts, uri, adopted=True)
+        return todo
+
+    def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
+        made = (facts.get("source_version"), facts.get("settings"))
+        return made == (shard.version, self._code_version) and not facts.get("rows_left_out")
+
+    def _embed(self, shards: list[Shard], max_rows: int | None) -> Iterator[dg.AssetMaterialization]:
+        encoder = self._clip.encoder()
+        self._context.log.info(
+            f"{len(shards)} shards on {encoder.device} in {encoder.precision}, "
+            f"batches of {encoder.batch_size}, model {encoder.model.name} ({encoder.model.digest})."
+        )
+        facts = self._facts(encoder)
+        left = {shard.key for shard in shards}
+        results = embed_shards(
+            shards, encoder, self._clip.options(max_rows), self._source.fetcher(), PROGRESS
+        )
+        for result in results:
+            left.discard(result.shard.key)
+            if isinstance(result, FailedShard):
+                self._fail(result.shard.key, result.error)
+                continue
+            event = self._commit(result, facts)
+            if event:
+                yield event
+        if left:
+            self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
+
+    def _commit(self, result: EmbeddedShard, facts: dict[str, Any]) -> dg.AssetMaterialization | None:
+        try:
+            written = self._embeddings.commit(result, facts)
+        except ShardError as error:
+            self._fail(result.shard.key, error)
+            return None
+        return materialization(
+            result.shard,
+            {**written.facts, "seconds": result.seconds, "image_bytes": result.image_bytes},
+            written.uri,
+            table=written.table,
+            failures_uri=written.failures_uri,
+        )
+
+    def _facts(self, encoder: Encoder) -> dict[str, Any]:
+        numbers = encoder.model.preprocess
+        return {
+            "model": encoder.model.name,
+            "pretrained": encoder.model.pretrained,
+            "weights_digest": encoder.model.digest,
+            "precision": encoder.precision,
+            "dim": encoder.dim,
+            "normalized": True,
+            "preprocess": vars(numbers),
+            "settings": self._code_version,
+            "boring_assets_version": __version__,
+        }
+
+    def _fail(self, key: str, error: BoringError) -> None:
+        self._failed[key] = str(error)
+        self._context.log.error(f"Shard {key} failed: {error}")
+
+    def _report_failures(self, total: int) -> None:
+        if not self._failed:
+            return
+        shown = "\n".join(f"- {key}: {why}" for key, why in list(self._failed.items())[:20])
+        more = f"\n... and {len(self._failed) - 20} more" if len(self._failed) > 20 else ""
+        said = f"{len(self._failed)} of {total} shards failed; the others are committed.\n{shown}{more}"
+        raise dg.Failure(
+            description=said,
+            metadata={"failed_shards": dg.MetadataValue.json(list(self._failed)[:1000])},
+        )

@@ -1,0 +1,151 @@
+"""What is done and what is not: the input's shards against Dagster's record of each partition."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import dagster as dg
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from boring_assets.engine.samples import Shard
+from partitions.discovery import Discovery
+from partitions.shards import SHARDS
+
+ASSET_KEY = dg.AssetKey("image_embeddings")
+# The one tag whose latest values Dagster gives for all partitions by a single query.
+DATA_VERSION_TAG = "dagster/data_version"
+ADOPT_TAG = "boring_assets/adopt"
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+_ADD_AT_ONCE = 5000
+
+
+class State(StrEnum):
+    """What a shard is to Dagster."""
+
+    NEW = "new"
+    CHANGED = "changed"
+    OTHER_SETTINGS = "other settings"
+    FAILED = "failed"
+    RUNNING = "running"
+    DONE = "done"
+    GONE = "gone"
+    GROWING = "growing"
+
+
+PENDING = (State.NEW, State.CHANGED, State.FAILED)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Every shard's state at one moment.
+
+    Attributes:
+        states: State by partition key, for each shard of the input and each partition that Dagster knows.
+        shards: The complete shards by key.
+        order: Partition keys in Dagster's own order, which decides what a range of partitions means.
+    """
+
+    states: dict[str, State]
+    shards: dict[str, Shard]
+    order: list[str]
+
+    def count(self) -> Counter[State]:
+        """How many shards are in each state."""
+        return Counter(self.states.values())
+
+    def keys(self, states: Iterable[State]) -> list[str]:
+        """Keys of the registered partitions in any of some states, in Dagster's order."""
+        wanted = set(states)
+        return [key for key in self.order if self.states[key] in wanted]
+
+
+def register(instance: dg.DagsterInstance, found: Discovery) -> list[str]:
+    """Adds the partitions of shards that are new.
+
+    Args:
+        instance: Dagster's instance.
+        found: What the input holds.
+
+    Returns:
+        The keys that were added, in order.
+    """
+    known = set(instance.get_dynamic_partitions(SHARDS.name or ""))
+    new = [shard.key for shard in found.shards if shard.key not in known]
+    for start in range(0, len(new), _ADD_AT_ONCE):
+        instance.add_dynamic_partitions(SHARDS.name or "", new[start : start + _ADD_AT_ONCE])
+    return new
+
+
+def take_stock(instance: dg.DagsterInstance, found: Discovery, settings: str) -> Catalogue:
+    """Compares the input with Dagster's record.
+
+    Args:
+        instance: Dagster's instance.
+        found: What the input holds.
+        settings: The settings that decide an embedding's numbers; see `Settings.embedding_version`.
+
+    Returns:
+        The state of each shard.
+    """
+    order = list(instance.get_dynamic_partitions(SHARDS.name or ""))
+    shards = {shard.key: shard for shard in found.shards}
+    recorded = instance.event_log_storage.get_latest_tags_by_partition(
+        ASSET_KEY, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    statuses = instance.get_status_by_partition(ASSET_KEY, order, SHARDS) or {} if order else {}
+    states = dict.fromkeys(found.growing, State.GROWING)
+    for key in [*order, *shards]:
+        made = recorded.get(key, {}).get(DATA_VERSION_TAG)
+        states[key] = _state(shards.get(key), made, statuses.get(key), settings)
+    growing = {key: State.GROWING for key in found.growing if states[key] is State.GONE}
+    return Catalogue({**states, **growing}, shards, order)
+
+
+def _state(
+    shard: Shard | None,
+    made: str | None,
+    status: AssetPartitionStatus | None,
+    settings: str,
+) -> State:
+    if shard is None:
+        return State.GONE
+    if status is AssetPartitionStatus.IN_PROGRESS:
+        return State.RUNNING
+    source_version, _, made_with = (made or "").partition("@")
+    if source_version != shard.version:
+        if status is AssetPartitionStatus.FAILED:
+            return State.FAILED
+        return State.CHANGED if made else State.NEW
+    return State.DONE if made_with == settings else State.OTHER_SETTINGS
+
+
+def data_version(source_version: str, settings: str) -> str:
+    """What a partition was made from and with: Dagster's data version of it."""
+    return f"{source_version}@{settings}"
+
+
+def ranges(order: list[str], wanted: Iterable[str], most: int) -> list[tuple[str, str, int]]:
+    """Cuts a selection into contiguous ranges of partitions, which is what a run can be given.
+
+    Args:
+        order: All partition keys in Dagster's order.
+        wanted: The selection.
+        most: Most partitions in one range.
+
+    Returns:
+        First key, last key and number of partitions of each range, in order.
+    """
+    selected = set(wanted)
+    found: list[tuple[str, str, int]] = []
+    open_range = False
+    for key in order:
+        if key not in selected:
+            open_range = False
+        elif open_range and found[-1][2] < most:
+            found[-1] = (found[-1][0], key, found[-1][2] + 1)
+        else:
+            found.append((key, key, 1))
+            open_range = True
+    return found

@@ -1,0 +1,52 @@
+"""Everything that Dagster is given, and the only place where settings, resources and assets meet."""
+
+import dagster as dg
+
+from boring_assets.assets.image_embeddings import define_image_embeddings
+from boring_assets.jobs import embed_job
+from boring_assets.sensors import define_new_shards
+from boring_assets.settings import Settings, load_settings
+from resources.clip import ClipResource
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """Wires the project.
+
+    Args:
+        settings: What the resources are made with.
+
+    Returns:
+        Assets, job, sensor and resources.
+    """
+    clip = ClipResource(
+        model=settings.model,
+        pretrained=settings.pretrained,
+        device=settings.device,
+        precision=settings.precision,
+        batch_size=str(settings.batch_size),
+        decode_threads=settings.decode_threads,
+        read_ahead_mb=settings.read_ahead_mb,
+        max_image_pixels=settings.max_image_pixels,
+        max_image_bytes=settings.max_image_bytes,
+    )
+    source = ShardSource(
+        input_dir=settings.input_dir,
+        quiet_seconds=settings.quiet_seconds,
+        allowed_url_prefixes=list(settings.allowed_url_prefixes),
+        max_image_bytes=settings.max_image_bytes,
+        fetch_timeout_seconds=settings.fetch_timeout_seconds,
+    )
+    embeddings = EmbeddingsIOManager(output_dir=settings.output_dir, output_dtype=settings.output_dtype)
+    version = settings.embedding_version()
+    return dg.Definitions(
+        assets=[define_image_embeddings(settings.partitions_per_run, version)],
+        jobs=[embed_job],
+        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
+        resources={"clip": clip, "source": source, "embeddings": embeddings},
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_definitions(load_settings())

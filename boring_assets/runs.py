@@ -1,0 +1,79 @@
+"""Dagster runs in this process, for the command line: the instance, and the job over ranges of shards."""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import dagster as dg
+
+from boring_assets.assets.image_embeddings import MAX_SAMPLES_TAG
+from boring_assets.definitions import build_definitions
+from boring_assets.errors import SettingsError
+from boring_assets.jobs import embed_job, range_tags
+from boring_assets.settings import Settings
+
+_PROJECT = Path(__file__).parent.parent
+
+
+def open_instance(output_dir: str) -> dg.DagsterInstance:
+    """Dagster's instance in `DAGSTER_HOME`, made where it is missing.
+
+    Args:
+        output_dir: The output's URI; without `DAGSTER_HOME`, each output has a home of its own below
+            `~/.boring_assets`, so that the partitions of two datasets never mix.
+
+    Returns:
+        The instance; `DAGSTER_HOME` is set for this process and its children.
+
+    Raises:
+        SettingsError: The home cannot be made.
+    """
+    home = Path(os.environ.get("DAGSTER_HOME") or _default_home(output_dir)).expanduser().resolve()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        # Two processes that set up one new home at once can collide in its database.
+        with (home / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            config, shipped = home / "dagster.yaml", _PROJECT / "dagster.yaml"
+            if not config.exists() and shipped.exists():
+                shutil.copyfile(shipped, config)
+            os.environ["DAGSTER_HOME"] = str(home)
+            instance = dg.DagsterInstance.get()
+            instance.get_dynamic_partitions("")
+            return instance
+    except OSError as error:
+        raise SettingsError(
+            f"DAGSTER_HOME {home} cannot be used ({error}). Set it to a folder that you may write."
+        ) from error
+
+
+def _default_home(output_dir: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9]+", "-", output_dir.rstrip("/").rsplit("/", 1)[-1]).strip("-") or "output"
+    full = output_dir if "://" in output_dir else str(Path(output_dir).expanduser().resolve())
+    return f"~/.boring_assets/{name}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
+
+
+def run_range(
+    settings: Settings, instance: dg.DagsterInstance, first: str, last: str, max_samples: int = 0
+) -> bool:
+    """Runs the job over one range of partitions, in this process.
+
+    Args:
+        settings: What the resources are made with.
+        instance: Dagster's instance.
+        first: First partition key, in Dagster's order.
+        last: Last partition key.
+        max_samples: Most samples of the run; 0 is all.
+
+    Returns:
+        Whether the run succeeded.
+    """
+    job = build_definitions(settings).resolve_job_def(embed_job.name)
+    tags = range_tags(first, last) | ({MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {})
+    # The command line says what happened; Dagster's own log is in the UI.
+    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    result = job.execute_in_process(instance=instance, tags=tags, run_config=quiet, raise_on_error=False)
+    return result.success

@@ -1,0 +1,87 @@
+"""The sensor on the input: registers new shards and requests runs for new and changed ones."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+
+import dagster as dg
+
+from boring_assets.catalogue import Catalogue, State, ranges, register, take_stock
+from boring_assets.errors import BoringError
+from boring_assets.jobs import embed_job, range_tags
+from resources.source import ShardSource
+
+# `run_key` look-ups are serial, and a tick has 60 seconds: a few requests at a time.
+_RUNS_PER_TICK = 10
+
+
+def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> dg.SensorDefinition:
+    """Makes the sensor.
+
+    Args:
+        partitions_per_run: Most partitions in one run.
+        interval: Least seconds between two ticks.
+        settings: What decides an embedding's numbers; partitions made by other settings are not requested.
+
+    Returns:
+        The sensor `new_shards`, off until somebody turns it on.
+    """
+
+    @dg.sensor(
+        name="new_shards",
+        job=embed_job,
+        minimum_interval_seconds=interval,
+        description=__doc__,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+    )
+    def new_shards(
+        context: dg.SensorEvaluationContext, source: ShardSource
+    ) -> dg.SensorResult | dg.SkipReason:
+        try:
+            found = source.discover()
+        except BoringError as error:
+            # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
+            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
+        added = register(context.instance, found)
+        stock = take_stock(context.instance, found, settings)
+        asked = _still_asked(json.loads(context.cursor or "{}"), stock)
+        requests = list(_requests(stock, asked, partitions_per_run))
+        if not requests:
+            return dg.SensorResult(
+                skip_reason=dg.SkipReason(_summary(stock, added)), cursor=json.dumps(asked)
+            )
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(asked))
+
+    return new_shards
+
+
+def _still_asked(asked: dict[str, str], stock: Catalogue) -> dict[str, str]:
+    """Versions that were requested and are not done: in the queue, running, or failed for good.
+
+    A failed shard is asked for once a version: its run has retried it already.
+    """
+    open_states = (State.NEW, State.CHANGED, State.FAILED, State.RUNNING)
+    return {key: version for key, version in asked.items() if stock.states.get(key) in open_states}
+
+
+def _requests(stock: Catalogue, asked: dict[str, str], most: int) -> Iterator[dg.RunRequest]:
+    """Requests for the shards that nobody asked for in their present version; notes them as asked."""
+    wanted = [
+        key
+        for key in stock.keys((State.NEW, State.CHANGED, State.FAILED))
+        if asked.get(key) != stock.shards[key].version
+    ]
+    waiting = sum(stock.states[key] is not State.FAILED for key in asked)
+    room = max(0, _RUNS_PER_TICK * most - waiting)
+    chosen = set(wanted[:room])
+    for first, last, _ in ranges(stock.order, chosen, most)[:_RUNS_PER_TICK]:
+        keys = stock.order[stock.order.index(first) : stock.order.index(last) + 1]
+        versions = {key: stock.shards[key].version for key in keys}
+        asked.update(versions)
+        digest = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16]
+        yield dg.RunRequest(run_key=f"{first}..{last}@{digest}", tags=range_tags(first, last))
+
+
+def _summary(stock: Catalogue, added: list[str]) -> str:
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(stock.count().items()))
+    return f"Nothing to request ({counts or 'the input has no shards'}; {len(added)} newly registered)."

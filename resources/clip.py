@@ -1,0 +1,89 @@
+"""The CLIP model as a resource: loaded in the step, once a process."""
+
+import os
+import threading
+from typing import Any
+
+import dagster as dg
+from pydantic import Field
+
+from boring_assets.engine.decode import Limits
+from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.model import load_model
+from boring_assets.engine.pipeline import Options
+from boring_assets.errors import SettingsError
+
+_loaded: dict[tuple[Any, ...], Encoder] = {}
+_lock = threading.Lock()
+
+
+class ClipResource(dg.ConfigurableResource):
+    """An open_clip model on its device, and how much of the machine goes to feeding it.
+
+    Nothing is loaded before `encoder` is called: Dagster sets resources up before a step waits for its
+    pool, and a model must not hold memory there.
+    """
+
+    model: str = Field(
+        "ViT-B-32",
+        description="open_clip model name, `hf-hub:` name, local model directory, or `boring-tiny`.",
+    )
+    pretrained: str = Field(
+        "", description="Pretrained tag or checkpoint path; empty takes the model's own weights."
+    )
+    device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
+    precision: str = Field(
+        "auto",
+        description="`auto` (bf16 where the device is fast at it, else fp32), `fp32`, `bf16` or `fp16`.",
+    )
+    batch_size: str = Field("auto", description="Images in a batch, or `auto`; halved when memory runs out.")
+    decode_threads: int = Field(0, description="Threads that decode images; 0 is one a CPU core.")
+    read_ahead_mb: int = Field(512, description="Most MiB of images that wait for the model.")
+    max_image_pixels: int = Field(89_478_485, description="An image with more pixels fails as `too_large`.")
+    max_image_bytes: int = Field(64 * 2**20, description="An image with more bytes fails as `too_large`.")
+
+    def encoder(self) -> Encoder:
+        """The model on its device, loaded at the first call of a process.
+
+        Returns:
+            The encoder; the same one for the same settings.
+
+        Raises:
+            ModelError: The model or the device cannot be had.
+            SettingsError: The batch size or the precision is none.
+        """
+        size = self._batch_size()
+        wanted = (self.model, self.pretrained, self.device, self.precision, size)
+        with _lock:
+            if wanted not in _loaded:
+                _loaded.clear()  # a device rarely has room for two
+                _loaded[wanted] = Encoder(
+                    load_model(self.model, self.pretrained), self.device, self.precision, size
+                )
+            return _loaded[wanted]
+
+    def _batch_size(self) -> Any:
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            raise SettingsError(
+                f"BORING_PRECISION (precision) is {self.precision!r}; expected auto, fp32, bf16 or fp16."
+            )
+        if self.batch_size == "auto":
+            return "auto"
+        if not self.batch_size.isdecimal() or int(self.batch_size) < 1:
+            raise SettingsError(
+                f"BORING_BATCH_SIZE (batch_size) is {self.batch_size!r}; expected auto or a number from 1."
+            )
+        return int(self.batch_size)
+
+    def options(self, max_rows: int | None = None) -> Options:
+        """How much of the machine the engine's pipeline may take.
+
+        Args:
+            max_rows: Most rows over all shards; None takes all.
+        """
+        return Options(
+            decode_threads=self.decode_threads or len(os.sched_getaffinity(0)),
+            read_ahead_bytes=self.read_ahead_mb * 2**20,
+            limits=Limits(self.max_image_pixels, self.max_image_bytes),
+            max_rows=max_rows,
+        )

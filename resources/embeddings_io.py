@@ -1,0 +1,245 @@
+"""Where embeddings are written and read: one parquet a partition, beside its failures.
+
+A shard's failures are written first, and its embeddings file is the commit mark. Each file appears whole
+or not at all: a local one is staged and renamed, an object is put in one request (or one multipart upload,
+aborted when it fails).
+"""
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from pydantic import Field
+
+from boring_assets.engine.pipeline import EmbeddedShard
+from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table, read_facts
+from boring_assets.errors import SettingsError
+from partitions.root import Root, storage_error
+from partitions.shards import uri_of
+from resources.storage import check_writable, open_root
+
+if TYPE_CHECKING:
+    import polars as pl
+
+EMBEDDINGS = "image_embeddings"
+FAILURES = "image_failures"
+_STAGING = ".staging"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one partition's commit wrote.
+
+    Attributes:
+        uri: URI of the embeddings file.
+        failures_uri: URI of the failures file.
+        bytes: Size of the embeddings file.
+        table: The embeddings file's rows.
+        facts: What its metadata says.
+    """
+
+    uri: str
+    failures_uri: str
+    bytes: int
+    table: pa.Table
+    facts: dict[str, Any]
+
+
+class EmbeddingsIOManager(dg.ConfigurableIOManager):
+    """Writes finished shards and hands them to later assets as lazy polars frames.
+
+    The backend follows the output URI's scheme: a path, `file://`, `s3://`, or any other of fsspec.
+    """
+
+    output_dir: str = Field("", description="URI or path below which embeddings and failures are written.")
+    output_dtype: str = Field("float32", description="Type of the written embeddings: float32 or float16.")
+
+    def root(self) -> Root:
+        """Opens the output.
+
+        Raises:
+            SettingsError: No output is set, or its URI is wrong.
+        """
+        if not self.output_dir:
+            raise SettingsError(
+                "No output is set. Set BORING_OUTPUT_DIR to the folder or bucket prefix that the embeddings "
+                "are to go to, e.g. s3://bucket/embeddings."
+            )
+        if self.output_dtype not in ("float32", "float16"):
+            raise SettingsError(
+                f"BORING_OUTPUT_DTYPE (output_dtype) is {self.output_dtype!r}; expected float32 or float16."
+            )
+        return open_root(self.output_dir)
+
+    def check(self) -> None:
+        """Finds out before a run whether its output can be written.
+
+        Raises:
+            SettingsError: No output is set, or its URI is wrong.
+            StorageError: It cannot be written.
+        """
+        check_writable(self.root())
+
+    def commit(self, result: EmbeddedShard, facts: Mapping[str, Any]) -> Written:
+        """Writes one finished shard: its failures, then its embeddings.
+
+        Args:
+            result: The shard.
+            facts: How it was made; the counts are added here.
+
+        Returns:
+            What was written where.
+
+        Raises:
+            StorageError: The output cannot be written; what was committed before is untouched.
+            ShardError: The shard's columns do not fit the output.
+        """
+        root, key = self.root(), result.shard.key
+        full = {
+            **facts,
+            "source_uri": result.shard.uri,
+            "source_version": result.shard.version,
+            "rows": result.rows.num_rows,
+            "embedded": len(result.embedded),
+            "failed": len(result.failures),
+            "failed_by_reason": failed_by_reason(result),
+            "rows_left_out": result.cut,
+            "dtype": self.output_dtype,
+        }
+        table = embeddings_table(result, self.output_dtype, full)
+        _write(root, _path(FAILURES, key), failures_table(result))
+        size = _write(root, _path(EMBEDDINGS, key), table)
+        return Written(
+            f"{root.uri}/{_path(EMBEDDINGS, key)}", f"{root.uri}/{_path(FAILURES, key)}", size, table, full
+        )
+
+    def facts(self, key: str) -> dict[str, Any]:
+        """What a partition's committed file says of how it was made.
+
+        Args:
+            key: The partition key.
+
+        Returns:
+            The facts; empty where nothing readable is committed.
+
+        Raises:
+            StorageError: The output cannot be read.
+        """
+        root = self.root()
+        path = f"{root.path}/{_path(EMBEDDINGS, key)}"
+        try:
+            with root.fs.open(path, "rb") as file:
+                return read_facts(pq.read_schema(file).metadata)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return {}
+        except OSError as error:
+            raise storage_error(error, path, "read") from error
+
+    def handle_output(self, context: dg.OutputContext, obj: EmbeddedShard) -> None:
+        """Writes a shard for an asset that returns it, for use without `image_embeddings`' own events."""
+        written = self.commit(obj, {})
+        context.add_output_metadata({"output_uri": dg.MetadataValue.path(written.uri)})
+
+    def load_input(self, context: dg.InputContext) -> "pl.LazyFrame | dict[str, pl.LazyFrame]":
+        """Gives a later asset its partition as a lazy frame; several as frames by partition key."""
+        if not context.has_asset_partitions:
+            return self.scan()
+        keys = list(context.asset_partition_keys)
+        frames = {key: self.scan(key) for key in keys}
+        return frames[keys[0]] if len(keys) == 1 else frames
+
+    def scan(self, key: str | None = None, kind: str = EMBEDDINGS) -> "pl.LazyFrame":
+        """Reads lazily what is committed.
+
+        Args:
+            key: One partition; None is all of them.
+            kind: `image_embeddings` or `image_failures`.
+
+        Returns:
+            The rows, with the columns of the output contract.
+
+        Raises:
+            StorageError: There is nothing there, or it cannot be read.
+        """
+        import polars as pl
+        import pyarrow.dataset as ds
+
+        root = self.root()
+        path = f"{root.path}/{_path(kind, key)}" if key else f"{root.path}/{kind}"
+        try:
+            files = path if key else sorted(p for p in root.fs.find(path) if p.endswith(".parquet"))
+            if not files:
+                raise FileNotFoundError(path)
+            return pl.scan_pyarrow_dataset(ds.dataset(files, filesystem=root.fs))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise storage_error(error, f"{root.uri}/{kind}", "read") from error
+
+
+def _path(kind: str, key: str) -> str:
+    return f"{kind}/{uri_of('', key)}"
+
+
+def _write(root: Root, path: str, table: pa.Table) -> int:
+    sink = pa.BufferOutputStream()
+    # Vectors neither repeat nor compress; trying to would cost more than writing them.
+    plain = "embedding.list.element"
+    rest = [name for name in table.column_names if name != "embedding"]
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=50_000,
+        compression={**dict.fromkeys(rest, "zstd"), plain: "none"} if _flat(table.schema) else "zstd",
+        use_dictionary=rest,
+        write_statistics=rest,
+    )
+    data = sink.getvalue()
+    write_bytes(root, path, data)
+    return data.size
+
+
+def _flat(schema: pa.Schema) -> bool:
+    """Whether each column but the vectors is one leaf, so that its name is also its path in parquet."""
+    return not any(pa.types.is_nested(field.type) for field in schema if field.name != "embedding")
+
+
+def write_bytes(root: Root, path: str, data: bytes | pa.Buffer) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        root: The output.
+        path: The file's path below it.
+        data: What goes into it.
+
+    Raises:
+        StorageError: It cannot be written; what was there before is untouched.
+    """
+    target = f"{root.path}/{path}"
+    try:
+        if isinstance(root.fs, LocalFileSystem):
+            _write_local(Path(root.path), Path(target), data)
+        else:
+            root.fs.pipe_file(target, bytes(data))
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/{path}", "write") from error
+
+
+def _write_local(root: Path, target: Path, data: bytes | pa.Buffer) -> None:
+    staged = root / _STAGING / uuid.uuid4().hex
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with staged.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(target)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,87 @@
+"""The input as a resource: where the shards are, which of them there are now, and their images' URLs."""
+
+import dagster as dg
+from pydantic import Field
+
+from boring_assets.engine.fetch import Fetcher
+from boring_assets.engine.samples import Shard
+from boring_assets.errors import SettingsError, ShardError
+from partitions.discovery import Discovery, discover, find_shard
+from partitions.root import Root, check_readable
+from resources.storage import open_root
+
+# Up to so many shards are looked up one by one; for more, one listing of everything is cheaper.
+_ONE_BY_ONE = 20
+
+
+class ShardSource(dg.ConfigurableResource):
+    """The input that shards are read from, by its URI's scheme: a path, `s3://`, `gs://`, ..."""
+
+    input_dir: str = Field(
+        "", description="URI or path of the folder or bucket prefix that holds the shards."
+    )
+    quiet_seconds: float = Field(
+        60.0, description="Seconds that a shard without `_stats.json` must be unchanged to count as complete."
+    )
+    allowed_url_prefixes: list[str] = Field(
+        [], description="URI prefixes that image URLs may lie below, besides the input itself."
+    )
+    max_image_bytes: int = Field(64 * 2**20, description="Most bytes that are fetched for one image.")
+    fetch_timeout_seconds: float = Field(30.0, description="Longest that fetching one image may take.")
+
+    def root(self) -> Root:
+        """Opens the input.
+
+        Returns:
+            The opened root.
+
+        Raises:
+            SettingsError: No input is set, or its URI is wrong.
+        """
+        if not self.input_dir:
+            raise SettingsError(
+                "No input is set. Set BORING_INPUT_DIR to the folder or bucket prefix that holds the shards, "
+                "e.g. s3://bucket/laion."
+            )
+        return open_root(self.input_dir)
+
+    def discover(self) -> Discovery:
+        """Lists the input's shards as they are now.
+
+        Raises:
+            SettingsError: No input is set.
+            StorageError: It is missing or cannot be listed.
+        """
+        return discover(self.root(), quiet_seconds=self.quiet_seconds)
+
+    def find(self, keys: list[str]) -> dict[str, Shard | ShardError]:
+        """Finds the shards of some partitions, with their versions as of now.
+
+        Args:
+            keys: Partition keys.
+
+        Returns:
+            For each key, in the same order, its shard or why there is none.
+
+        Raises:
+            SettingsError: No input is set.
+            StorageError: The input as a whole cannot be read.
+        """
+        root = self.root()
+        check_readable(root)
+        if len(keys) > _ONE_BY_ONE:
+            # A shard that was asked for by name is taken as it is, complete or not.
+            there = {shard.key: shard for shard in discover(root, quiet_seconds=0).shards}
+            return {key: there.get(key) or _find(root, key) for key in keys}
+        return {key: _find(root, key) for key in keys}
+
+    def fetcher(self) -> Fetcher:
+        """What fetches images that are only known by their URL."""
+        return Fetcher(tuple(self.allowed_url_prefixes), self.max_image_bytes, self.fetch_timeout_seconds)
+
+
+def _find(root: Root, key: str) -> Shard | ShardError:
+    try:
+        return find_shard(root, key)
+    except ShardError as error:
+        return error
