@@ -1,7 +1,7 @@
 """What is done and what is not: the input's shards against Dagster's record of each partition."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -28,13 +28,14 @@ class State(StrEnum):
     CHANGED = "changed"
     OTHER_SETTINGS = "other settings"
     FAILED = "failed"
+    LOST = "lost"
     RUNNING = "running"
     DONE = "done"
     GONE = "gone"
     GROWING = "growing"
 
 
-PENDING = (State.NEW, State.CHANGED, State.FAILED)
+PENDING = (State.NEW, State.CHANGED, State.FAILED, State.LOST)
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,17 @@ def register(instance: dg.DagsterInstance, found: Discovery) -> list[str]:
     return new
 
 
-def take_stock(instance: dg.DagsterInstance, found: Discovery, settings: str) -> Catalogue:
+def take_stock(
+    instance: dg.DagsterInstance, found: Discovery, settings: str, committed: Collection[str]
+) -> Catalogue:
     """Compares the input with Dagster's record.
 
     Args:
         instance: Dagster's instance.
         found: What the input holds.
         settings: The settings that decide an embedding's numbers; see `Settings.embedding_version`.
+        committed: Keys of the partitions whose embeddings file is there; one that Dagster has an event of
+            and that is not among them is lost.
 
     Returns:
         The state of each shard.
@@ -98,7 +103,7 @@ def take_stock(instance: dg.DagsterInstance, found: Discovery, settings: str) ->
     states = dict.fromkeys(found.growing, State.GROWING)
     for key in [*order, *shards]:
         made = recorded.get(key, {}).get(DATA_VERSION_TAG)
-        states[key] = _state(shards.get(key), made, statuses.get(key), settings)
+        states[key] = _state(shards.get(key), made, statuses.get(key), settings, key in committed)
     growing = {key: State.GROWING for key in found.growing if states[key] is State.GONE}
     return Catalogue({**states, **growing}, shards, order)
 
@@ -108,6 +113,7 @@ def _state(
     made: str | None,
     status: AssetPartitionStatus | None,
     settings: str,
+    committed: bool,
 ) -> State:
     if shard is None:
         return State.GONE
@@ -118,6 +124,8 @@ def _state(
         if status is AssetPartitionStatus.FAILED:
             return State.FAILED
         return State.CHANGED if made else State.NEW
+    if not committed:
+        return State.LOST
     return State.DONE if made_with == settings else State.OTHER_SETTINGS
 
 

@@ -31,22 +31,34 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         max_image_pixels=settings.max_image_pixels,
         max_image_bytes=settings.max_image_bytes,
     )
-    source = ShardSource(
+    version = settings.embedding_version()
+    return dg.Definitions(
+        assets=[define_image_embeddings(settings.partitions_per_run, version)],
+        jobs=[embed_job],
+        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
+        resources={
+            "clip": clip,
+            "source": build_source(settings),
+            "embeddings": build_embeddings(settings),
+        },
+        executor=dg.in_process_executor,
+    )
+
+
+def build_source(settings: Settings) -> ShardSource:
+    """The input."""
+    return ShardSource(
         input_dir=settings.input_dir,
         quiet_seconds=settings.quiet_seconds,
         allowed_url_prefixes=list(settings.allowed_url_prefixes),
         max_image_bytes=settings.max_image_bytes,
         fetch_timeout_seconds=settings.fetch_timeout_seconds,
     )
-    embeddings = EmbeddingsIOManager(output_dir=settings.output_dir, output_dtype=settings.output_dtype)
-    version = settings.embedding_version()
-    return dg.Definitions(
-        assets=[define_image_embeddings(settings.partitions_per_run, version)],
-        jobs=[embed_job],
-        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
-        resources={"clip": clip, "source": source, "embeddings": embeddings},
-        executor=dg.in_process_executor,
-    )
+
+
+def build_embeddings(settings: Settings) -> EmbeddingsIOManager:
+    """The output."""
+    return EmbeddingsIOManager(output_dir=settings.output_dir, output_dtype=settings.output_dtype)
 
 
 defs = build_definitions(load_settings())

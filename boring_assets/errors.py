@@ -5,7 +5,7 @@
     ├── StorageError      a URI cannot be listed, read or written
     ├── ShardError        one shard cannot be read at all; costs that shard alone
     ├── ModelError        the model, or the device for it, cannot be had; stops a run
-    └── ShardsFailed      a run did all that it could, and these shards are missing
+    └── RunError          a Dagster run that the command line started did not end well
 
 A message names the culprit, says what was expected, and how to mend it. A bad *sample* is never an
 exception: it is a recorded failure with a reason (see `boring_assets.engine.samples.Reason`).
@@ -32,5 +32,5 @@ class ModelError(BoringError):
     """The model, or the device for it, cannot be had."""
 
 
-class ShardsFailed(BoringError):
-    """A run did everything that it could, and some shards failed."""
+class RunError(BoringError):
+    """A Dagster run that the command line started did not end well."""

@@ -5,11 +5,12 @@ import hashlib
 import os
 import re
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import dagster as dg
 
-from boring_assets.assets.image_embeddings import MAX_SAMPLES_TAG
+from boring_assets.assets.image_embeddings import FAILED_SHARDS, MAX_SAMPLES_TAG
 from boring_assets.definitions import build_definitions
 from boring_assets.errors import SettingsError
 from boring_assets.jobs import embed_job, range_tags
@@ -56,9 +57,22 @@ def _default_home(output_dir: str) -> str:
     return f"~/.boring_assets/{name}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        error: Why it failed; empty where it succeeded.
+        failed_shards: Why each shard failed that did, where the run itself went on.
+    """
+
+    error: str = ""
+    failed_shards: dict[str, str] = field(default_factory=dict)
+
+
 def run_range(
     settings: Settings, instance: dg.DagsterInstance, first: str, last: str, max_samples: int = 0
-) -> bool:
+) -> Outcome:
     """Runs the job over one range of partitions, in this process.
 
     Args:
@@ -69,11 +83,25 @@ def run_range(
         max_samples: Most samples of the run; 0 is all.
 
     Returns:
-        Whether the run succeeded.
+        How it ended.
     """
     job = build_definitions(settings).resolve_job_def(embed_job.name)
     tags = range_tags(first, last) | ({MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {})
     # The command line says what happened; Dagster's own log is in the UI.
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     result = job.execute_in_process(instance=instance, tags=tags, run_config=quiet, raise_on_error=False)
-    return result.success
+    return Outcome() if result.success else _explain(result)
+
+
+def _explain(result: dg.ExecuteInProcessResult) -> Outcome:
+    """The reason that the asset gave, or else the exception that it raised."""
+    for event in result.all_events:
+        if not event.is_step_failure:
+            continue
+        data = event.step_failure_data
+        said = data.user_failure_data
+        if said is not None:
+            failed = said.metadata.get(FAILED_SHARDS)
+            return Outcome(said.description or "", failed.value if failed else {})  # type: ignore[arg-type]
+        return Outcome(data.error.message if data.error else "the step failed")
+    return Outcome(f"run {result.run_id} failed before its step; the Dagster UI has its log")

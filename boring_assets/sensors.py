@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from boring_assets.catalogue import Catalogue, State, ranges, register, take_stock
+from boring_assets.catalogue import PENDING, Catalogue, State, ranges, register, take_stock
 from boring_assets.errors import BoringError
 from boring_assets.jobs import embed_job, range_tags
+from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
 # `run_key` look-ups are serial, and a tick has 60 seconds: a few requests at a time.
@@ -35,15 +36,18 @@ def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> 
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
     def new_shards(
-        context: dg.SensorEvaluationContext, source: ShardSource
+        context: dg.SensorEvaluationContext,
+        source: ShardSource,
+        embeddings: dg.ResourceParam[EmbeddingsIOManager],
     ) -> dg.SensorResult | dg.SkipReason:
         try:
             found = source.discover()
+            committed = embeddings.committed()
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
         added = register(context.instance, found)
-        stock = take_stock(context.instance, found, settings)
+        stock = take_stock(context.instance, found, settings, committed)
         asked = _still_asked(json.loads(context.cursor or "{}"), stock)
         requests = list(_requests(stock, asked, partitions_per_run))
         if not requests:
@@ -60,17 +64,12 @@ def _still_asked(asked: dict[str, str], stock: Catalogue) -> dict[str, str]:
 
     A failed shard is asked for once a version: its run has retried it already.
     """
-    open_states = (State.NEW, State.CHANGED, State.FAILED, State.RUNNING)
-    return {key: version for key, version in asked.items() if stock.states.get(key) in open_states}
+    return {k: version for k, version in asked.items() if stock.states.get(k) in (*PENDING, State.RUNNING)}
 
 
 def _requests(stock: Catalogue, asked: dict[str, str], most: int) -> Iterator[dg.RunRequest]:
     """Requests for the shards that nobody asked for in their present version; notes them as asked."""
-    wanted = [
-        key
-        for key in stock.keys((State.NEW, State.CHANGED, State.FAILED))
-        if asked.get(key) != stock.shards[key].version
-    ]
+    wanted = [key for key in stock.keys(PENDING) if asked.get(key) != stock.shards[key].version]
     waiting = sum(stock.states[key] is not State.FAILED for key in asked)
     room = max(0, _RUNS_PER_TICK * most - waiting)
     chosen = set(wanted[:room])

@@ -22,7 +22,7 @@ from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table, read_facts
 from boring_assets.errors import SettingsError
 from partitions.root import Root, storage_error
-from partitions.shards import uri_of
+from partitions.shards import SUFFIX, key_of, uri_of
 from resources.storage import check_writable, open_root
 
 if TYPE_CHECKING:
@@ -119,6 +119,23 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         return Written(
             f"{root.uri}/{_path(EMBEDDINGS, key)}", f"{root.uri}/{_path(FAILURES, key)}", size, table, full
         )
+
+    def committed(self) -> set[str]:
+        """Keys of the partitions whose embeddings file is there, by one listing.
+
+        Raises:
+            StorageError: The output cannot be listed; one that is not there yet holds none.
+        """
+        root = self.root()
+        folder = f"{root.path}/{EMBEDDINGS}"
+        try:
+            root.fs.invalidate_cache()
+            paths = root.fs.find(folder)
+        except FileNotFoundError:
+            return set()
+        except Exception as error:
+            raise storage_error(error, f"{root.uri}/{EMBEDDINGS}", "list") from error
+        return {key_of(path, folder) for path in paths if path.endswith(SUFFIX)}
 
     def facts(self, key: str) -> dict[str, Any]:
         """What a partition's committed file says of how it was made.

@@ -6,6 +6,7 @@ beside it `image_failures/{partition}.parquet` with every row that could not be 
 each shard, rows in = embedded + failed.
 """
 
+import warnings
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -26,6 +27,11 @@ from resources.totals import refresh_totals
 
 RESUME_TAG = "dagster/is_resume_retry"
 MAX_SAMPLES_TAG = "boring_assets/max_samples"
+# Backfill policies are in beta, and said so for two years; the user of this project cannot act on it.
+warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
+
+FAILED_SHARDS = "failed_shards"
+"""Name of a failed run's metadata: why each shard failed, by key."""
 PROGRESS = Progress()
 """What the runs of this process have done so far, for whoever shows it."""
 
@@ -194,5 +200,6 @@ class _Run:
         said = f"{len(self._failed)} of {total} shards failed; the others are committed.\n{shown}{more}"
         raise dg.Failure(
             description=said,
-            metadata={"failed_shards": dg.MetadataValue.json(list(self._failed)[:1000])},
+            metadata={FAILED_SHARDS: dg.MetadataValue.json(dict(list(self._failed.items())[:1000]))},
+            allow_retries=True,
         )

@@ -55,7 +55,7 @@ class Preprocess:
 
     height: int
     width: int
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    resize_mode: str = "shortest"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)

@@ -5,12 +5,12 @@ root or below a prefix that the user allowed; a redirect must lie there too.
 """
 
 import ipaddress
+import os
 import posixpath
 import socket
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
@@ -22,6 +22,8 @@ from boring_assets.engine.samples import Failure, Reason, Shard
 
 _MAX_REDIRECTS = 5
 _PIECE = 1 << 16
+_BUSY = frozenset([429, 500, 502, 503, 504])
+_PAUSES = (0.5, 1.0)
 
 
 class _NotAllowed(Exception):
@@ -48,11 +50,8 @@ class Fetcher:
 
     @cached_property
     def _http(self) -> urllib3.PoolManager:
-        retries = urllib3.Retry(
-            total=2, redirect=False, backoff_factor=0.5, status_forcelist=[429, 500, 502, 503, 504],
-            raise_on_status=False,
-        )  # fmt: skip
-        return urllib3.PoolManager(num_pools=64, maxsize=self.parallel, retries=retries)
+        # Its own retries know no time limit in all, and let the server say how long to wait.
+        return urllib3.PoolManager(num_pools=64, maxsize=self.parallel, retries=False)
 
     def fetch(self, url: str, shard: Shard) -> bytes | Failure:
         """Fetches one image.
@@ -79,10 +78,9 @@ class Fetcher:
         deadline = time.monotonic() + self.timeout
         for _ in range(_MAX_REDIRECTS + 1):
             self._check_url(url)
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if time.monotonic() >= deadline:
                 break
-            answer = self._http.request("GET", url, preload_content=False, timeout=left, redirect=False)
+            answer = self._ask(url, deadline)
             try:
                 if location := answer.get_redirect_location():
                     url = urljoin(url, location)
@@ -96,9 +94,27 @@ class Fetcher:
             return Failure(Reason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
         return Failure(Reason.FETCH_ERROR, f"not answered within {self.timeout:g} s")
 
+    def _ask(self, url: str, deadline: float) -> urllib3.BaseHTTPResponse:
+        """One answer; a server that is busy or hangs up is asked again after each pause, within the time."""
+        for pause in (*_PAUSES, None):
+            timeout = urllib3.Timeout(total=max(0.01, deadline - time.monotonic()))
+            try:
+                answer = self._http.request(
+                    "GET", url, preload_content=False, timeout=timeout, redirect=False
+                )
+                if answer.status not in _BUSY or pause is None or time.monotonic() + pause >= deadline:
+                    return answer
+                answer.close()
+            except (urllib3.exceptions.ProtocolError, urllib3.exceptions.TimeoutError):
+                if pause is None or time.monotonic() + pause >= deadline:
+                    raise
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
     def _read(self, answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes | Failure:
         pieces, size = [], 0
-        for piece in answer.stream(_PIECE, decode_content=True):
+        # `read1` gives what has come; `stream` would wait for a whole piece, however slowly it comes.
+        while piece := answer.read1(_PIECE, decode_content=True):
             pieces.append(piece)
             size += len(piece)
             if size > self.max_bytes:
@@ -123,7 +139,11 @@ class Fetcher:
 
     def _get_file(self, url: str, shard: Shard) -> bytes:
         fs, path = self._locate(url, shard)
-        return fs.cat_file(path, start=0, end=self.max_bytes + 1)
+        try:
+            return fs.cat_file(path, start=0, end=self.max_bytes + 1)
+        # Each filesystem has errors of its own, e.g. botocore's; one URL must not stop a run.
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
 
     def _locate(self, url: str, shard: Shard) -> tuple[AbstractFileSystem, str]:
         """Filesystem and path of a URL that is allowed; the dataset's own root comes first."""
@@ -162,7 +182,7 @@ def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
 
 def _real(fs: AbstractFileSystem, path: str) -> str:
     """The path with links followed where the filesystem has links, so that none leads outside."""
-    return str(Path(path).resolve()) if "file" in _protocols(fs) else path
+    return os.path.realpath(path) if "file" in _protocols(fs) else path
 
 
 def _split(url: str) -> SplitResult:
@@ -170,7 +190,9 @@ def _split(url: str) -> SplitResult:
     parts = urlsplit(url)
     if any(ord(c) < 32 or c == "\\" for c in url) or parts.username is not None:
         raise _NotAllowed("a URL with control characters, backslashes or a user name")
-    if ".." in unquote(unquote(parts.path)).replace("\\", "/").split("/"):
+    # Only to HTTP are `?` and `#` the end of a path.
+    path = parts.path if parts.scheme in ("http", "https") else url
+    if ".." in unquote(unquote(path)).replace("\\", "/").split("/"):
         raise _NotAllowed("a URL that climbs with `..`")
     return parts
 

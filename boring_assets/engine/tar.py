@@ -141,6 +141,10 @@ def read_members(reader: BlockReader, uri: str, max_bytes: int) -> Iterator[Memb
         if kind in b"0\x007":
             yield Member(long_name or name, size, _read_body(reader, size, uri, max_bytes))
         elif kind not in b"123456":  # links, devices, folders and pipes have no content
+            # A GNU sparse file's map of holes may go on in blocks that its size does not count.
+            more = kind == b"S"[0] and header[482]
+            while more:
+                more = reader.read(BLOCK).ljust(BLOCK, b"\0")[504]
             _read_body(reader, size, uri, 0)
         long_name, long_size = "", -1
 
@@ -190,7 +194,8 @@ def _parse_pax(body: bytes, name: str, size: int) -> tuple[str, int]:
     """The `path` and `size` records of a pax header: lines of `LENGTH KEY=VALUE`."""
     while body:
         length, _, rest = body.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(body):
+        # Python refuses to read a number of thousands of digits.
+        if not length.isdigit() or len(length) > 9 or not 0 < int(length) <= len(body):
             break
         key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
         if key == b"path":

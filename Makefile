@@ -1,0 +1,50 @@
+# Everything is installed into .venv; nothing is needed beforehand but Python 3.11, make and a package registry.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+DEMO := demo
+DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDIR)/$(DEMO)/input \
+	BORING_OUTPUT_DIR=$(CURDIR)/$(DEMO)/output BORING_MODEL=boring-tiny
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo dev test lint clean
+
+demo: .venv/installed $(DEMO)/input
+	@$(DEMO_ENV) $(BIN)/boring-assets embed $(DEMO)/input $(DEMO)/output
+	@echo "  make dev     (the same in the Dagster UI)"
+
+dev: .venv/installed $(DEMO)/input
+	$(DEMO_ENV) $(BIN)/boring-assets register
+	$(DEMO_ENV) $(BIN)/dagster dev -w workspace.yaml
+
+test: .venv/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+# Sample shards in the three layouts of img2dataset, each with some images broken on purpose.
+$(DEMO)/input: | .venv/installed
+	@mkdir -p $(DEMO)
+	@rm -rf $(DEMO)/.input
+	@$(BIN)/boring-assets sample-data $(DEMO)/.input/webdataset --format webdataset --num-shards 2 --broken 4
+	@$(BIN)/boring-assets sample-data $(DEMO)/.input/files --format files --num-shards 2 --broken 4 --seed 1
+	@$(BIN)/boring-assets sample-data $(DEMO)/.input/parquet --format parquet --num-shards 2 --broken 4 --seed 2
+	@mv $(DEMO)/.input $(DEMO)/input
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(DEMO) .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,92 @@
+"""The terminal's progress bar over the runs of this process."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from boring_assets.assets.image_embeddings import PROGRESS
+from boring_assets.engine.samples import Shard
+
+_TICK_SECONDS = 0.25
+
+
+class ProgressBar:
+    """The progress bar: images done, images a second, time left, failures."""
+
+    def __init__(self, console: Console, shards: list[Shard], most: int) -> None:
+        self._shards, self._most = shards, most
+        self._start = PROGRESS.embedded + PROGRESS.failed
+        self._failed = PROGRESS.failed
+        self._stop = threading.Event()
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), _Count(), _Rate(), TimeRemainingColumn(),
+            console=console, transient=not console.is_terminal, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task("loading the model", total=None, failed=0)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._count, self._watch)]
+
+    @property
+    def done(self) -> int:
+        """Samples answered since the bar was made."""
+        return PROGRESS.embedded + PROGRESS.failed - self._start
+
+    def __enter__(self) -> "ProgressBar":
+        self._bar.start()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        self._show()
+        self._bar.stop()
+
+    def _count(self) -> None:
+        """Finds the total beside the run, by the shards' footers; estimates until all are read."""
+        rows = 0
+        with ThreadPoolExecutor(4) as pool:
+            for number, count in enumerate(pool.map(self._rows, self._shards), 1):
+                rows += count
+                total = rows * len(self._shards) // number
+                self._bar.update(self._task, total=min(total, self._most) if self._most else total)
+
+    def _rows(self, shard: Shard) -> int:
+        return 0 if self._stop.is_set() else count_rows(shard)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_TICK_SECONDS):
+            self._show()
+
+    def _show(self) -> None:
+        text = "embedding" if self.done else "loading the model"
+        self._bar.update(
+            self._task, completed=self.done, failed=PROGRESS.failed - self._failed, description=text
+        )
+
+
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        failed = task.fields["failed"]
+        total = f"/{task.total:,.0f}" if task.total else ""
+        return Text(f"{task.completed:,.0f}{total} images" + (f", {failed:,} failed" if failed else ""))
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} images/s" if speed else "")
+
+
+def count_rows(shard: Shard) -> int:
+    """Rows of a shard by its footer; 0 where it cannot be read, which its run will say."""
+    with suppress(OSError, pa.ArrowException), shard.fs.open(shard.path, "rb") as file:
+        return pq.read_metadata(file).num_rows
+    return 0

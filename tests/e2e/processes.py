@@ -1,0 +1,264 @@
+"""A project of its own for a test, and Dagster's real processes over it: webserver, daemon, command line."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pyarrow.parquet as pq
+
+from boring_assets.catalogue import ASSET_KEY
+from boring_assets.sample_data import write_sample_data
+from partitions.shards import SHARDS
+
+PROJECT = Path(__file__).parents[2]
+SCRIPTS = Path(sys.executable).parent
+LOCATION = {"repositoryLocationName": "boring_assets", "repositoryName": "__repository__"}
+IMAGES = 20
+# Far above what anything takes: a process that hangs fails its test, a slow machine does not.
+DEADLINE = 150
+
+
+@dataclass(frozen=True)
+class Home:
+    """A fresh `DAGSTER_HOME` with the project's dagster.yaml, and an input and an output beside it."""
+
+    root: Path
+
+    @classmethod
+    def make(cls, root: Path) -> "Home":
+        for name in ("dagster", "input", "logs"):
+            (root / name).mkdir()
+        shutil.copyfile(PROJECT / "dagster.yaml", root / "dagster" / "dagster.yaml")
+        home = cls(root)
+        home.instance.get_dynamic_partitions("")  # two processes that set up its storage at once can collide
+        return home
+
+    @property
+    def input(self) -> Path:
+        return self.root / "input"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "output"
+
+    @cached_property
+    def instance(self) -> dg.DagsterInstance:
+        return dg.DagsterInstance.from_config(str(self.root / "dagster"))
+
+    def env(self, **settings: str) -> dict[str, str]:
+        """The environment of this project's processes; settings by their names without `BORING_`."""
+        values = {
+            "input_dir": str(self.input),
+            "output_dir": str(self.output),
+            "model": "boring-tiny",
+            "device": "cpu",
+            "quiet_seconds": "3600",
+            "sensor_seconds": "1",
+            **settings,
+        }
+        return {
+            **os.environ,
+            "DAGSTER_HOME": str(self.root / "dagster"),
+            "DAGSTER_EVENT_LOG_CONSUMER_DAEMON_INTERVAL_SECONDS": "1",
+            **{f"BORING_{name.upper()}": value for name, value in values.items()},
+        }
+
+    def add_shards(self, count: int, first: int = 0, images: int = IMAGES, seed: int = 0) -> list[str]:
+        """Writes complete shards to the input, and gives their keys."""
+        paths = write_sample_data(
+            self.input, count, images, "webdataset", image_size=64, seed=seed, first_shard=first
+        )
+        return [path.stem for path in paths]
+
+    def register(self, keys: list[str]) -> None:
+        self.instance.add_dynamic_partitions(SHARDS.name or "", keys)
+
+    def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command of the environment to its end."""
+        return subprocess.run(
+            [str(SCRIPTS / command[0]), *command[1:]],
+            cwd=PROJECT,
+            env=self.env(**settings),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+
+    @contextmanager
+    def start(self, *command: str, **settings: str) -> Iterator[None]:
+        """Keeps a command running; ends it with all its children, and shows its log if the block failed."""
+        log = self.root / "logs" / f"{command[0]}.txt"
+        with log.open("ab") as sink:
+            process = subprocess.Popen(
+                [str(SCRIPTS / command[0]), *command[1:]],
+                cwd=PROJECT,
+                env=self.env(**settings),
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            yield
+            assert process.poll() is None, f"{command[0]} ended by itself with {process.returncode}"
+        except BaseException:
+            print(f"--- {log.name}\n{log.read_text(errors='replace')[-20_000:]}")
+            raise
+        finally:
+            _end(process)
+
+    @contextmanager
+    def webserver(self, **settings: str) -> Iterator["Webserver"]:
+        """Runs the webserver, and waits until it has loaded the project."""
+        port = _free_port()
+        with self.start(
+            "dagster-webserver", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port), **settings
+        ):
+            server = Webserver(f"http://127.0.0.1:{port}/graphql")
+            wait_for(server.is_up, "the webserver answers")
+            yield server
+
+    def daemon(self, **settings: str) -> Any:
+        """Runs the daemon."""
+        return self.start("dagster-daemon", "run", "-w", "workspace.yaml", **settings)
+
+    def runs(self) -> list[dg.DagsterRun]:
+        """All runs, the oldest first."""
+        return list(self.instance.get_runs(ascending=True))
+
+    def wait_for_runs(self, count: int) -> list[dg.DagsterRun]:
+        """Waits until there are so many runs and all of them are finished."""
+        wait_for(
+            lambda: len(runs := self.runs()) >= count and all(run.is_finished for run in runs),
+            f"{count} runs are finished",
+            lambda: [(run.run_id, run.status.value, run.tags) for run in self.runs()],
+        )
+        runs = self.runs()
+        assert len(runs) == count, [(run.run_id, run.status.value, run.tags) for run in runs]
+        return runs
+
+    def materialized(self, run: dg.DagsterRun) -> Counter[str]:
+        """How many materializations a run reported of each partition."""
+        return Counter(str(event.partition) for event in self.events(run))
+
+    def events(self, run: dg.DagsterRun) -> list[dg.AssetMaterialization]:
+        """The materializations that a run reported."""
+        logs = self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
+        return [log.asset_materialization for log in logs if log.asset_materialization]
+
+    def messages(self, run: dg.DagsterRun) -> str:
+        """Every line of a run's log."""
+        return "\n".join(log.user_message or "" for log in self.instance.all_logs(run.run_id))
+
+    def failure(self, run: dg.DagsterRun) -> str:
+        """What a failed run gives as its reason."""
+        logs = self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+        return "\n".join(
+            data.user_failure_data.description or ""
+            for log in logs
+            if log.dagster_event and (data := log.dagster_event.step_failure_data).user_failure_data
+        )
+
+    def committed(self) -> dict[str, Path]:
+        """The embeddings files by partition."""
+        folder = self.output / "image_embeddings"
+        return {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+
+    def check_committed(self, keys: list[str], images: int = IMAGES) -> None:
+        """Just these partitions have an embeddings file with a vector for each image of the input."""
+        assert list(self.committed()) == sorted(keys)
+        for key, path in self.committed().items():
+            rows, source = pq.read_table(path), pq.read_table(self.input / f"{key}.parquet")
+            assert rows.num_rows == images
+            assert rows["key"].to_pylist() == source["key"].to_pylist()
+            assert (self.output / "image_failures" / f"{key}.parquet").exists()
+
+
+@dataclass(frozen=True)
+class Webserver:
+    """A running webserver, through its GraphQL."""
+
+    url: str
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        """Sends a query; an error of GraphQL fails the test."""
+        request = urllib.request.Request(
+            self.url,
+            json.dumps({"query": query, "variables": variables}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            answer = json.load(response)
+        assert not answer.get("errors"), answer["errors"]
+        return answer["data"]
+
+    def is_up(self) -> bool:
+        try:
+            answer = self.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }")
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+        return bool(answer["repositoriesOrError"].get("nodes"))
+
+    def partitions(self) -> dict[str, list[str]]:
+        """What the asset's page shows: partitions by status, empty ones left out."""
+        answer = self.ask(
+            """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
+                assetPartitionStatuses { ... on DefaultPartitionStatuses {
+                    materializedPartitions failedPartitions unmaterializedPartitions materializingPartitions
+                } } } } }""",
+            key={"path": ASSET_KEY.path},
+        )
+        statuses = answer["assetNodeOrError"]["assetPartitionStatuses"]
+        return {name.removesuffix("Partitions"): sorted(keys) for name, keys in statuses.items() if keys}
+
+
+def wait_for(
+    holds: Callable[[], Any], what: str, show: Callable[[], Any] | None = None, every: float = 0.2
+) -> Any:
+    """Waits for a condition, and gives what it gave; fails after `DEADLINE`."""
+    end = time.monotonic() + DEADLINE
+    while not (value := holds()):
+        if time.monotonic() > end:
+            raise AssertionError(f"Waited {DEADLINE} s in vain until {what}. {show() if show else ''}")
+        time.sleep(every)
+    return value
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started; whatever is left after a moment is killed."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    for child in alive:
+        child.kill()
+    psutil.wait_procs(alive, timeout=10)
