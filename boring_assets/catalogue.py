@@ -125,7 +125,7 @@ def _state(
             return State.FAILED
         return State.CHANGED if made else State.NEW
     if not committed:
-        return State.LOST
+        return State.FAILED if status is AssetPartitionStatus.FAILED else State.LOST
     return State.DONE if made_with == settings else State.OTHER_SETTINGS
 
 

@@ -26,7 +26,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         device=settings.device,
         precision=settings.precision,
         batch_size=str(settings.batch_size),
-        decode_threads=settings.decode_threads,
+        decode_workers=settings.decode_workers,
         read_ahead_mb=settings.read_ahead_mb,
         max_image_pixels=settings.max_image_pixels,
         max_image_bytes=settings.max_image_bytes,

@@ -83,7 +83,7 @@ def _discover(settings: Settings) -> Discovery:
         wait = f" {len(found.growing)} are still being written: wait, or set --quiet-seconds 0."
         raise StorageError(
             f"There are no complete shards below {source.root().uri}.{wait if found.growing else ''} "
-            "Expected parquet files as img2dataset writes them, with a tar, a folder, an image column or URLs."
+            "Expected parquet files, with a tar or folder beside each, an image column, or URLs."
         )
     return found
 

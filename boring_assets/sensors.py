@@ -1,6 +1,5 @@
 """The sensor on the input: registers new shards and requests runs for new and changed ones."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ from boring_assets.jobs import embed_job, range_tags
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
-# `run_key` look-ups are serial, and a tick has 60 seconds: a few requests at a time.
+# Dagster creates a tick's runs one by one: a few requests at a time.
 _RUNS_PER_TICK = 10
 
 
@@ -50,11 +49,10 @@ def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> 
         stock = take_stock(context.instance, found, settings, committed)
         asked = _still_asked(json.loads(context.cursor or "{}"), stock)
         requests = list(_requests(stock, asked, partitions_per_run))
+        cursor = json.dumps(asked)
         if not requests:
-            return dg.SensorResult(
-                skip_reason=dg.SkipReason(_summary(stock, added)), cursor=json.dumps(asked)
-            )
-        return dg.SensorResult(run_requests=requests, cursor=json.dumps(asked))
+            return dg.SensorResult(skip_reason=dg.SkipReason(_summary(stock, added)), cursor=cursor)
+        return dg.SensorResult(run_requests=requests, cursor=cursor)
 
     return new_shards
 
@@ -68,17 +66,20 @@ def _still_asked(asked: dict[str, str], stock: Catalogue) -> dict[str, str]:
 
 
 def _requests(stock: Catalogue, asked: dict[str, str], most: int) -> Iterator[dg.RunRequest]:
-    """Requests for the shards that nobody asked for in their present version; notes them as asked."""
+    """Requests for the shards that nobody asked for in their present version; notes them as asked.
+
+    They carry no `run_key`: Dagster drops a request whose key it has seen, and a shard can come back in a
+    version that it had once. A tick that was cut short keeps its requests and its cursor without one.
+    """
     wanted = [key for key in stock.keys(PENDING) if asked.get(key) != stock.shards[key].version]
-    waiting = sum(stock.states[key] is not State.FAILED for key in asked)
+    # A run in the queue counts as running; what was asked for and is not, was cancelled or failed.
+    waiting = sum(stock.states[key] is State.RUNNING for key in asked)
     room = max(0, _RUNS_PER_TICK * most - waiting)
     chosen = set(wanted[:room])
     for first, last, _ in ranges(stock.order, chosen, most)[:_RUNS_PER_TICK]:
         keys = stock.order[stock.order.index(first) : stock.order.index(last) + 1]
-        versions = {key: stock.shards[key].version for key in keys}
-        asked.update(versions)
-        digest = hashlib.sha256(json.dumps(versions).encode()).hexdigest()[:16]
-        yield dg.RunRequest(run_key=f"{first}..{last}@{digest}", tags=range_tags(first, last))
+        asked.update({key: stock.shards[key].version for key in keys})
+        yield dg.RunRequest(tags=range_tags(first, last))
 
 
 def _summary(stock: Catalogue, added: list[str]) -> str:

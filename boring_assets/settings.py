@@ -6,12 +6,15 @@ the file. Credentials are no settings: they follow AWS's own variables, profiles
 """
 
 import os
+import re
 import tomllib
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -23,12 +26,16 @@ from pydantic_settings import (
 from boring_assets.errors import SettingsError
 
 PREFIX = "BORING_"
+# A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
+_CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@")
 
 
 class Settings(BaseSettings):
     """All settings of the project; each field says its unit and what its default does."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     input_dir: str = Field(
         "", description="URI or path of the folder or bucket prefix that holds the shards."
@@ -59,8 +66,8 @@ class Settings(BaseSettings):
     num_workers: int = Field(
         1, ge=1, description="Devices (or CPU processes) that `boring-assets embed` uses at once."
     )
-    decode_threads: int = Field(
-        0, ge=0, description="Threads that decode images in a run; 0 is one a CPU core."
+    decode_workers: int = Field(
+        0, ge=0, description="How many images are decoded at once; 0 is one a CPU core."
     )
     read_ahead_mb: int = Field(
         512, ge=1, description="Most bytes of images, encoded and decoded, waiting for the model, in MiB."
@@ -93,15 +100,21 @@ class Settings(BaseSettings):
     )
 
     def embedding_version(self) -> str:
-        """What decides an embedding's numbers, in short; partitions made by another one are stale."""
-        return "-".join(
-            (
-                self.model.rsplit("/", 1)[-1],
-                self.pretrained.rsplit("/", 1)[-1],
-                self.precision,
-                self.output_dtype,
+        """What decides an embedding's numbers; partitions made by another one are stale."""
+        return "-".join((self.model, self.pretrained, self.precision, self.output_dtype))
+
+    @field_validator("input_dir", "output_dir")
+    @classmethod
+    def _hold_no_credentials(cls, uri: str) -> str:
+        # Dagster stores the resources' settings with each run, and shows them.
+        if _CREDENTIALS.search(uri):
+            raise PydanticCustomError(
+                "credentials",
+                "holds credentials, which would be stored and shown. Take them out, and set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own "
+                "variables).",
             )
-        )
+        return uri
 
     @field_validator("allowed_url_prefixes", mode="before")
     @classmethod
@@ -137,18 +150,21 @@ def load_settings() -> Settings:
         raise SettingsError(f"{PREFIX}CONFIG names {file}, which is no file. Give the path of a TOML file.")
     try:
         return Settings()  # type: ignore[call-arg]
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"The settings file {file} is not TOML: {error}.") from error
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(problem) for problem in error.errors())) from error
+        problems = groupby(error.errors(), key=lambda problem: str(problem["loc"][0]))
+        raise SettingsError(
+            " ".join(_explain(name, list(all_of_it)) for name, all_of_it in problems)
+        ) from error
 
 
-def _explain(problem: object) -> str:
-    location = str(problem["loc"][0])  # type: ignore[index]
-    return (
-        f"{PREFIX}{location.upper()} is {problem['input']!r}: {problem['msg']}. "  # type: ignore[index]
-        f"{setting_help(location)}"
-    )
+def _explain(name: str, problems: list[ErrorDetails]) -> str:
+    """What is wrong with one setting; a value that may be of several types has a problem with each."""
+    said = " Or: ".join(f"{problem['msg'].rstrip('.')}." for problem in problems)
+    if problems[0]["type"] == "credentials":
+        return f"{PREFIX}{name.upper()} {said}"
+    return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {said} {setting_help(name)}."
 
 
 @cache
@@ -156,5 +172,5 @@ def setting_help(name: str) -> str:
     """One line of help for a setting, or the list of settings where the name is unknown."""
     field = Settings.model_fields.get(name)
     if field is None:
-        return f"There is no such setting; the settings are {', '.join(Settings.model_fields)}."
+        return f"There is no such setting; the settings are {', '.join(Settings.model_fields)}"
     return f"{field.description} (default: {field.default!r})"

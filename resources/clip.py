@@ -37,7 +37,7 @@ class ClipResource(dg.ConfigurableResource):
         description="`auto` (bf16 where the device is fast at it, else fp32), `fp32`, `bf16` or `fp16`.",
     )
     batch_size: str = Field("auto", description="Images in a batch, or `auto`; halved when memory runs out.")
-    decode_threads: int = Field(0, description="Threads that decode images; 0 is one a CPU core.")
+    decode_workers: int = Field(0, description="How many images are decoded at once; 0 is one a CPU core.")
     read_ahead_mb: int = Field(512, description="Most MiB of images that wait for the model.")
     max_image_pixels: int = Field(89_478_485, description="An image with more pixels fails as `too_large`.")
     max_image_bytes: int = Field(64 * 2**20, description="An image with more bytes fails as `too_large`.")
@@ -82,7 +82,7 @@ class ClipResource(dg.ConfigurableResource):
             max_rows: Most rows over all shards; None takes all.
         """
         return Options(
-            decode_threads=self.decode_threads or len(os.sched_getaffinity(0)),
+            decode_workers=self.decode_workers or len(os.sched_getaffinity(0)),
             read_ahead_bytes=self.read_ahead_mb * 2**20,
             limits=Limits(self.max_image_pixels, self.max_image_bytes),
             max_rows=max_rows,

@@ -5,6 +5,7 @@ or not at all: a local one is staged and renamed, an object is put in one reques
 aborted when it fails).
 """
 
+import json
 import os
 import uuid
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from pydantic import Field
 
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table, read_facts
-from boring_assets.errors import SettingsError
+from boring_assets.errors import SettingsError, ShardError
 from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, key_of, uri_of
 from resources.storage import check_writable, open_root
@@ -113,8 +114,14 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             "rows_left_out": result.cut,
             "dtype": self.output_dtype,
         }
-        table = embeddings_table(result, self.output_dtype, full)
-        _write(root, _path(FAILURES, key), failures_table(result))
+        try:
+            table, failures = embeddings_table(result, self.output_dtype, full), failures_table(result)
+        except pa.ArrowException as error:
+            raise ShardError(
+                f"{result.shard.uri} has columns that do not fit the output ({error}). Expected are url, key "
+                "and caption that can be read as UTF-8 text."
+            ) from error
+        _write(root, _path(FAILURES, key), failures)
         size = _write(root, _path(EMBEDDINGS, key), table)
         return Written(
             f"{root.uri}/{_path(EMBEDDINGS, key)}", f"{root.uri}/{_path(FAILURES, key)}", size, table, full
@@ -149,28 +156,45 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         Raises:
             StorageError: The output cannot be read.
         """
-        root = self.root()
-        path = f"{root.path}/{_path(EMBEDDINGS, key)}"
-        try:
-            with root.fs.open(path, "rb") as file:
-                return read_facts(pq.read_schema(file).metadata)
-        except (FileNotFoundError, pa.ArrowInvalid):
-            return {}
-        except OSError as error:
-            raise storage_error(error, path, "read") from error
+        return committed_facts(self.root(), _path(EMBEDDINGS, key))
 
     def handle_output(self, context: dg.OutputContext, obj: EmbeddedShard) -> None:
-        """Writes a shard for an asset that returns it, for use without `image_embeddings`' own events."""
+        """Writes a shard for an asset that returns it, for use without `image_embeddings`' own events.
+
+        Raises:
+            SettingsError: The asset returned something else, or the shard of another partition.
+        """
+        if not isinstance(obj, EmbeddedShard):
+            raise SettingsError(
+                f"{context.get_identifier()} returned {type(obj).__name__}, but EmbeddingsIOManager writes "
+                "EmbeddedShard alone. Give that asset another io_manager_key."
+            )
+        if context.has_asset_partitions and context.asset_partition_keys != [obj.shard.key]:
+            raise SettingsError(
+                f"The partition {', '.join(context.asset_partition_keys)} returned the shard {obj.shard.key}."
+            )
         written = self.commit(obj, {})
         context.add_output_metadata({"output_uri": dg.MetadataValue.path(written.uri)})
 
     def load_input(self, context: dg.InputContext) -> "pl.LazyFrame | dict[str, pl.LazyFrame]":
-        """Gives a later asset its partition as a lazy frame; several as frames by partition key."""
+        """Gives a later asset what it depends on, lazily.
+
+        Args:
+            context: Dagster's.
+
+        Returns:
+            One partition as a frame, several as frames by partition key. To an asset without partitions that
+            depends on all of them, everything that is committed, as one frame.
+
+        Raises:
+            StorageError: A partition is not committed, or cannot be read.
+        """
         if not context.has_asset_partitions:
             return self.scan()
-        keys = list(context.asset_partition_keys)
-        frames = {key: self.scan(key) for key in keys}
-        return frames[keys[0]] if len(keys) == 1 else frames
+        keys = sorted(context.asset_partition_keys)
+        if len(keys) == 1:
+            return self.scan(keys[0])
+        return self.scan() if _is_for_all(context, keys) else {key: self.scan(key) for key in keys}
 
     def scan(self, key: str | None = None, kind: str = EMBEDDINGS) -> "pl.LazyFrame":
         """Reads lazily what is committed.
@@ -195,8 +219,47 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             if not files:
                 raise FileNotFoundError(path)
             return pl.scan_pyarrow_dataset(ds.dataset(files, filesystem=root.fs))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise storage_error(error, f"{root.uri}/{kind}", "read") from error
+        except Exception as error:
+            uri = f"{root.uri}/{_path(kind, key) if key else kind}"
+            raise storage_error(error, uri, "read") from error
+
+
+def _is_for_all(context: dg.InputContext, keys: list[str]) -> bool:
+    """Whether an asset without partitions depends on all of this one's.
+
+    Some of them are always new, or failed: such an asset takes what there is.
+    """
+    try:
+        if context.step_context.entity_partitions_def is not None:
+            return False
+    except dg.DagsterInvariantViolationError:  # loaded by hand, outside of a run
+        return False
+    known = context.asset_partitions_def.get_partition_keys(dynamic_partitions_store=context.instance)
+    return set(known) == set(keys)
+
+
+def committed_facts(root: Root, path: str) -> dict[str, Any]:
+    """What a committed file's metadata says.
+
+    Args:
+        root: The output.
+        path: The file's path below it.
+
+    Returns:
+        The facts; empty where there is no file, or one that cannot be read as one of ours.
+
+    Raises:
+        StorageError: The output cannot be read.
+    """
+    try:
+        with root.fs.open(f"{root.path}/{path}", "rb") as file:
+            return read_facts(pq.read_schema(file).metadata)
+    except (FileNotFoundError, pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError):
+        return {}
+    except Exception as error:
+        if type(error) is OSError and error.errno is None:  # how pyarrow says that a footer is damaged
+            return {}
+        raise storage_error(error, f"{root.uri}/{path}", "read") from error
 
 
 def _path(kind: str, key: str) -> str:

@@ -9,17 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets import __version__
-from boring_assets.engine.schema import read_facts
 from partitions.root import Root, storage_error
-from resources.embeddings_io import EMBEDDINGS, write_bytes
+from resources.embeddings_io import EMBEDDINGS, committed_facts, write_bytes
 
 _CACHE = ".counts.json"
 _TRIES = 10
+_FACTS = ("embedded", "failed", "model", "pretrained", "weights_digest", "precision", "dim")
 
 
 def refresh_totals(root: Root) -> dict[str, Any]:
@@ -45,7 +43,7 @@ def refresh_totals(root: Root) -> dict[str, Any]:
             if _list(root) == files:
                 break
         write_bytes(root, _CACHE, json.dumps(counts).encode())
-    except OSError as error:
+    except Exception as error:
         raise storage_error(error, root.uri, "read") from error
     return totals
 
@@ -72,13 +70,8 @@ def _count(root: Root, files: dict[str, str]) -> dict[str, Any]:
 
 
 def _facts(root: Root, path: str) -> dict[str, Any]:
-    try:
-        with root.fs.open(path, "rb") as file:
-            facts = read_facts(pq.read_schema(file).metadata)
-    except (FileNotFoundError, pa.ArrowInvalid):
-        facts = {}
-    names = ("embedded", "failed", "model", "pretrained", "weights_digest", "precision", "dim")
-    return {name: facts.get(name) for name in names}
+    facts = committed_facts(root, path.removeprefix(f"{root.path}/"))
+    return {name: facts.get(name) for name in _FACTS}
 
 
 def _read_cache(root: Root) -> dict[str, Any]:
@@ -86,19 +79,24 @@ def _read_cache(root: Root) -> dict[str, Any]:
         known = json.loads(root.fs.cat_file(f"{root.path}/{_CACHE}"))
     except (FileNotFoundError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    # What another version of the project has cached may lack a fact.
+    wanted = {"version", *_FACTS}
+    pairs = known.items() if isinstance(known, dict) else ()
+    return {path: facts for path, facts in pairs if isinstance(facts, dict) and facts.keys() == wanted}
 
 
 def _sum(counts: dict[str, Any]) -> dict[str, Any]:
+    shards = [facts for facts in counts.values() if facts["embedded"] is not None]  # the others are not ours
+
     def the_one(name: str) -> Any:
         """The value that all files share; a list where they differ."""
-        values = sorted({str(facts[name]) for facts in counts.values() if facts[name] is not None})
+        values = sorted({facts[name] for facts in shards if facts[name] is not None})
         return values[0] if len(values) == 1 else values or None
 
     return {
-        "num_samples": sum(facts["embedded"] or 0 for facts in counts.values()),
-        "num_failed": sum(facts["failed"] or 0 for facts in counts.values()),
-        "num_shards": len(counts),
+        "num_samples": sum(facts["embedded"] for facts in shards),
+        "num_failed": sum(facts["failed"] for facts in shards),
+        "num_shards": len(shards),
         "model": the_one("model"),
         "pretrained": the_one("pretrained"),
         "weights_digest": the_one("weights_digest"),

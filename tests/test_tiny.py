@@ -59,7 +59,7 @@ def test_a_seed_decides_the_picture_and_the_caption_what_is_on_it() -> None:
 
 def islands(mask: np.ndarray) -> int:
     """Connected areas, counted by filling one after another."""
-    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    image = Image.fromarray(mask.astype(np.uint8) * 255).copy()  # the array itself is read-only
     count = 0
     while (left := np.argwhere(np.asarray(image) == 255)).size:
         y, x = left[0].tolist()

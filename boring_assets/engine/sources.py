@@ -119,7 +119,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | 
         names = [name for name in schema.names if name != image_column]
         if len(set(schema.names)) != len(schema.names):
             raise ShardError(f"{shard.uri} has two columns of one name: {schema.names}. Rename one.")
-        rows = file.read(columns=names)
+        rows = _without_views(file.read(columns=names))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise ShardError(
             f"{shard.uri} cannot be read as parquet ({type(error).__name__}: {str(error)[:300]}). "
@@ -159,6 +159,15 @@ def _open_beside(
         f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar` or a folder of "
         "the same name, or a `url` column."
     )
+
+
+def _without_views(rows: pa.Table) -> pa.Table:
+    """Arrow has no way yet to pick rows of a view column; parquet itself knows no views."""
+    for number, column in enumerate(rows.schema):
+        if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+            plain = pa.large_string() if pa.types.is_string_view(column.type) else pa.large_binary()
+            rows = rows.set_column(number, column.with_type(plain), rows[number].cast(plain))
+    return rows
 
 
 def _find_columns(schema: pa.Schema) -> dict[str, str]:

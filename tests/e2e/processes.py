@@ -79,6 +79,17 @@ class Home:
             **{f"BORING_{name.upper()}": value for name, value in values.items()},
         }
 
+    def set_max_retries(self, count: int) -> None:
+        """Changes how often a failed run is retried: each retry costs a test ten seconds."""
+        config = self.root / "dagster" / "dagster.yaml"
+        text = config.read_text()
+        assert "max_retries: 2" in text
+        config.write_text(text.replace("max_retries: 2", f"max_retries: {count}"))
+
+    def stamps(self) -> dict[str, int]:
+        """When each embeddings file was written, in ns."""
+        return {key: path.stat().st_mtime_ns for key, path in self.committed().items()}
+
     def add_shards(self, count: int, first: int = 0, images: int = IMAGES, seed: int = 0) -> list[str]:
         """Writes complete shards to the input, and gives their keys."""
         paths = write_sample_data(

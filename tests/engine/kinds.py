@@ -76,6 +76,12 @@ EXACT: dict[str, Kind] = {
 KINDS = FAST | EXACT
 
 
+@cache
+def sample(kind: str, width: int, height: int) -> bytes:
+    """One image of a kind."""
+    return KINDS[kind](picture(width, height))
+
+
 def jpeg(seed: int = 0, width: int = 96, height: int = 80) -> bytes:
     return FAST["jpeg"](picture(width, height, seed))
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from boring_assets.engine.decode import Limits, Preprocess, decode
 from boring_assets.engine.samples import Failure, Reason
-from tests.engine.kinds import EXACT, FAST, KINDS, encoded, jpeg, picture
+from tests.engine.kinds import EXACT, FAST, KINDS, encoded, jpeg, picture, sample
 
 # Width and height: smaller than the target, larger, equal, odd, wide, tall, one side each way.
 SIZES = [(40, 30), (64, 64), (63, 65), (101, 67), (256, 256), (90, 400), (640, 48), (501, 333)]
@@ -53,7 +53,7 @@ def difference(data: bytes, numbers: Preprocess) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixels_are_those_of_open_clip(kind: str, mode: str) -> None:
     numbers = Preprocess(64, 64, resize_mode=mode, fill=90 if mode == "longest" else 0)  # type: ignore[arg-type]
-    worst = {size: difference(KINDS[kind](picture(*size)), numbers) for size in SIZES}
+    worst = {size: difference(sample(kind, *size), numbers) for size in SIZES}
     allowed = 2 if kind in FAST else 0
     assert {size: levels for size, levels in worst.items() if levels > allowed} == {}
 
@@ -71,9 +71,9 @@ def test_pixels_are_those_of_open_clip(kind: str, mode: str) -> None:
 )
 def test_pixels_are_those_of_open_clip_for_other_models(numbers: Preprocess) -> None:
     for size in SIZES:
-        assert difference(FAST["jpeg"](picture(*size)), numbers) <= 2, size
-        assert difference(EXACT["png"](picture(*size)), numbers) == 0, size
-        assert difference(EXACT["palette"](picture(*size)), numbers) == 0, size
+        assert difference(sample("jpeg", *size), numbers) <= 2, size
+        assert difference(sample("png", *size), numbers) == 0, size
+        assert difference(sample("palette", *size), numbers) == 0, size
 
 
 def test_the_numbers_of_a_model_are_read_as_open_clip_reads_them() -> None:
@@ -187,7 +187,7 @@ def test_limits_are_those_that_were_set() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_damage_costs_the_image_and_nothing_else(kind: str, data: st.DataObject) -> None:
-    whole = bytearray(KINDS[kind](picture(70, 50)))
+    whole = bytearray(sample(kind, 70, 50))
     for _ in range(data.draw(st.integers(1, 6))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     damaged = bytes(whole[: data.draw(st.integers(1, len(whole)))])

@@ -118,7 +118,7 @@ class Server(ThreadingHTTPServer):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
         server.closing.set()
@@ -144,7 +144,9 @@ def reason(answer: bytes | Failure, detail: str = "") -> Reason:
     return answer.reason
 
 
-@pytest.mark.parametrize("path", ["image.jpg", "chunked", "gzip", "to//ok/image.jpg", "flaky/500", "flaky/429"])
+@pytest.mark.parametrize(
+    "path", ["image.jpg", "chunked", "gzip", "to//ok/image.jpg", "flaky/500", "flaky/429"]
+)
 def test_an_allowed_url_is_fetched(server: Server, shard: Shard, path: str) -> None:
     fetcher = Fetcher((f"{server.origin}/ok",))
     assert fetcher.fetch(f"{server.origin}/ok/{path}", shard) == IMAGE
@@ -250,12 +252,17 @@ def test_a_url_cannot_lead_out_of_what_is_allowed(server: Server, shard: Shard, 
     Path(shard.root, "link.jpg").symlink_to(parent / "secret.jpg")
     Path(shard.root, "folder").symlink_to(parent)
     url = trick.format(origin=server.origin, port=server.server_port, parent=parent)
-    for fetcher in (Fetcher((f"{server.origin}/ok/", "s3://bucket/images/")), Fetcher((f"{server.origin}/ok",))):
+    for fetcher in (
+        Fetcher((f"{server.origin}/ok/", "s3://bucket/images/")),
+        Fetcher((f"{server.origin}/ok",)),
+    ):
         assert reason(fetcher.fetch(url, shard)) is Reason.NOT_ALLOWED
     assert server.asked == []
 
 
-@pytest.mark.parametrize("url", ["a#/../../x.jpg", "a?/../../x.jpg", "memory://set/a#/../../x", "set/x", "/x"])
+@pytest.mark.parametrize(
+    "url", ["a#/../../x.jpg", "a?/../../x.jpg", "memory://set/a#/../../x", "set/x", "/x"]
+)
 def test_paths_of_a_remote_root_do_not_climb_either(url: str) -> None:
     """Some servers resolve `..` themselves, wherever in the name it stands."""
     fs = fsspec.filesystem("memory")
@@ -306,12 +313,20 @@ def test_a_bare_scheme_allows_public_hosts_alone(server: Server, shard: Shard, h
 
 
 def test_images_below_the_root_are_read_by_path_and_by_uri(shard: Shard) -> None:
-    for url in ("a.jpg", "./a.jpg", f"{shard.root}/a.jpg", f"file://{shard.root}/a.jpg", f"file:{shard.root}/a.jpg"):
+    for url in (
+        "a.jpg",
+        "./a.jpg",
+        f"{shard.root}/a.jpg",
+        f"file://{shard.root}/a.jpg",
+        f"file:{shard.root}/a.jpg",
+    ):
         assert Fetcher().fetch(url, shard) == IMAGE, url
 
 
 def test_local_folders_can_be_allowed(shard: Shard, tmp_path: Path) -> None:
-    for prefix, scheme in itertools.product((f"{tmp_path}/set-2", f"file://{tmp_path}/set-2/"), ("", "file://")):
+    for prefix, scheme in itertools.product(
+        (f"{tmp_path}/set-2", f"file://{tmp_path}/set-2/"), ("", "file://")
+    ):
         fetcher = Fetcher((prefix,))
         assert fetcher.fetch(f"{scheme}{tmp_path}/set-2/secret.jpg", shard) == b"secret"
         assert reason(fetcher.fetch(f"{scheme}{tmp_path}/secret.jpg", shard)) is Reason.NOT_ALLOWED
@@ -345,7 +360,11 @@ def test_images_are_fetched_from_s3(s3_env: object, shard: Shard) -> None:
     assert fetcher.fetch("s3://engine-fetch/images/a b.jpg", shard) == IMAGE
     assert Fetcher().fetch("s3://engine-fetch/images/a b.jpg", remote) == IMAGE
     assert Fetcher().fetch("a b.jpg", remote) == IMAGE
-    for url in ("s3://engine-fetch/private/b.jpg", "../private/b.jpg", "s3://engine-fetch/images/../private/b.jpg"):
+    for url in (
+        "s3://engine-fetch/private/b.jpg",
+        "../private/b.jpg",
+        "s3://engine-fetch/images/../private/b.jpg",
+    ):
         assert reason(fetcher.fetch(url, remote)) is Reason.NOT_ALLOWED
     for url in ("none.jpg", "s3://engine-fetch/images/", "s3://engine-fetch/images", "n" * 2000):
         assert reason(fetcher.fetch(url, remote)) is Reason.FETCH_ERROR

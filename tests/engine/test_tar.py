@@ -118,14 +118,16 @@ def test_a_cut_tar_gives_whole_members_and_then_an_error(form: str, big: int, da
     fs.pipe_file("/cut.tar", whole[:cut])
     reader = BlockReader(fs, "/cut.tar", block=700)
     got: list[Member] = []
+    message = ""
     try:
         for member in read_members(reader, "memory:///cut.tar", 600 if big else NO_LIMIT):
             got.append(member)
-        assert cut % BLOCK == 0 or whole[cut : cut - cut % BLOCK + BLOCK].strip(b"\0") == b""
     except ShardError as error:
-        assert "memory:///cut.tar" in str(error)
+        message = str(error)
     finally:
         reader.close()
+    between_members = cut % BLOCK == 0 or not whole[cut : cut - cut % BLOCK + BLOCK].strip(b"\0")
+    assert between_members if not message else "memory:///cut.tar" in message
     assert [(m.name, m.size) for m in got] == [(m.name, m.size) for m in expected[: len(got)]]
 
 
@@ -164,7 +166,7 @@ def _pax(record: bytes) -> bytes:
     ],
 )
 def test_a_damaged_tar_is_an_error_that_names_it(data: bytes) -> None:
-    with pytest.raises(ShardError, match="memory:///set/00000.tar"):
+    with pytest.raises(ShardError, match=r"memory:///set/00000\.tar"):
         ours(data)
 
 

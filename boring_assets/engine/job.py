@@ -1,0 +1,39 @@
+"""A shard under way: which of its rows are answered, and how."""
+
+import time
+
+import numpy as np
+
+from boring_assets.engine.results import EmbeddedShard
+from boring_assets.engine.samples import Failure, Shard
+from boring_assets.engine.sources import OpenShard
+
+
+class Job:
+    """A shard under way. After the reader has made it, only the encoder's thread changes it."""
+
+    def __init__(self, shard: Shard, source: OpenShard | None, dim: int, cut: int = 0) -> None:
+        self.shard, self.source, self.cut = shard, source, cut
+        self.started = time.monotonic()
+        self.image_bytes = 0
+        self.waiting = self.total = source.rows.num_rows if source else 0
+        self.vectors = np.empty((self.total, dim), np.float32)
+        self.done = np.zeros(self.total, bool)
+        self.failures: dict[int, Failure] = {}
+        self.closed = False
+
+    def finish(self, since: float) -> EmbeddedShard:
+        """The finished shard; its time counts from its own start or, where later, from `since`."""
+        assert self.source is not None
+        embedded = np.flatnonzero(self.done)
+        return EmbeddedShard(
+            shard=self.shard,
+            rows=self.source.rows,
+            columns=self.source.columns,
+            embedded=embedded,
+            embeddings=self.vectors if len(embedded) == self.total else self.vectors[embedded],
+            failures=dict(sorted(self.failures.items())),
+            seconds=time.monotonic() - max(self.started, since),
+            image_bytes=self.image_bytes,
+            cut=self.cut,
+        )

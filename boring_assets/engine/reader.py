@@ -1,0 +1,148 @@
+"""Streams the shards' images to the decoders, opening shards ahead of their turn."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from boring_assets.engine.channel import Channel
+from boring_assets.engine.decoders import make_decoders
+from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.fetch import Fetcher
+from boring_assets.engine.job import Job
+from boring_assets.engine.results import Options
+from boring_assets.engine.samples import Failure, Shard
+from boring_assets.engine.sources import OpenShard, open_shard
+from boring_assets.errors import ShardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHUNK_IMAGES = 16
+_CHUNK_BYTES = 4 * 2**20
+_OPEN_AHEAD = 4
+
+
+@dataclass
+class Chunk:
+    """Some images of one shard on their way through the decoders.
+
+    Attributes:
+        job: Their shard.
+        rows: Row of each image.
+        images: The encoded images, given up once they are with the decoders.
+        failures: Rows that failed before they could be decoded.
+        size: Encoded bytes.
+        decoded: What the decoders make of the images.
+        error: Why the shard cannot be read on.
+    """
+
+    job: Job
+    rows: list[int] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
+    failures: list[tuple[int, Failure]] = field(default_factory=list)
+    size: int = 0
+    decoded: "Future[list[Tensor | Failure]] | None" = None
+    error: ShardError | None = None
+
+    def add(self, row: int, image: bytes | Failure) -> None:
+        """Adds one image."""
+        if isinstance(image, Failure):
+            self.failures.append((row, image))
+            return
+        self.rows.append(row)
+        self.images.append(image)
+        self.size += len(image)
+
+    def full(self) -> bool:
+        """Whether it is time to send it."""
+        return (
+            len(self.rows) >= CHUNK_IMAGES or self.size >= _CHUNK_BYTES or len(self.failures) >= CHUNK_IMAGES
+        )
+
+
+class Reader:
+    """Streams the shards' images, in chunks, to the decoders."""
+
+    def __init__(self, options: Options, fetcher: Fetcher, encoder: Encoder, pixels: Channel[Chunk]) -> None:
+        self._options, self._fetcher, self._dim, self._pixels = options, fetcher, encoder.dim, pixels
+        numbers = encoder.model.preprocess
+        self._pixel_bytes = numbers.height * numbers.width * 3
+        self._decoders = make_decoders(
+            options.decode_workers, CHUNK_IMAGES, numbers, options.limits, options.read_ahead_bytes
+        )
+
+    def read(self, shards: Iterable[Shard]) -> None:
+        """Reads all shards, in order.
+
+        Args:
+            shards: Which ones.
+
+        Raises:
+            Closed: Nobody wants them any more.
+        """
+        finished = False
+        try:
+            for shard, opened in self._open_ahead(shards):
+                self._read_shard(shard, opened)
+            self._pixels.close()
+            finished = True
+        finally:
+            self._decoders.close(cancel=not finished)
+
+    def _open_ahead(self, shards: Iterable[Shard]) -> Iterator[tuple[Shard, OpenShard | ShardError]]:
+        """Opens shards before their turn, so that their first requests cost no time."""
+        left = self._options.max_rows
+        if left is not None:  # how much of a shard is taken hangs on the one before
+            for shard in shards:
+                if left <= 0:
+                    return
+                opened = self._open(shard, left)
+                left -= 0 if isinstance(opened, ShardError) else opened.rows.num_rows
+                yield shard, opened
+            return
+        waiting: deque[tuple[Shard, Future[OpenShard | ShardError]]] = deque()
+        with ThreadPoolExecutor(_OPEN_AHEAD, "open") as pool:
+            for shard in shards:
+                waiting.append((shard, pool.submit(self._open, shard)))
+                if len(waiting) > _OPEN_AHEAD:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for shard, future in waiting:
+                yield shard, future.result()
+
+    def _open(self, shard: Shard, most_rows: int | None = None) -> OpenShard | ShardError:
+        try:
+            return open_shard(shard, self._options.limits, self._fetcher, most_rows)
+        except ShardError as error:
+            return error
+
+    def _read_shard(self, shard: Shard, opened: OpenShard | ShardError) -> None:
+        if isinstance(opened, ShardError):
+            return self._send(Chunk(Job(shard, None, self._dim), error=opened))
+        job = Job(shard, opened, self._dim, opened.cut)
+        chunk = Chunk(job)
+        try:
+            for row, image in opened.images():
+                chunk.add(row, image)
+                if chunk.full():
+                    self._send(chunk)
+                    chunk = Chunk(job)
+        except (ShardError, OSError, pa.ArrowException) as error:
+            if not isinstance(error, ShardError):
+                detail = f"{type(error).__name__}: {str(error)[:300]}"
+                error = ShardError(f"The images of {shard.uri} cannot be read ({detail}). Try it again.")
+            chunk = Chunk(job, error=error)
+        finally:
+            opened.close()
+        return self._send(chunk)
+
+    def _send(self, chunk: Chunk) -> None:
+        weight = chunk.size + len(chunk.rows) * self._pixel_bytes
+        if chunk.images:
+            chunk.decoded = self._decoders.submit(chunk.images)
+            chunk.images = []
+        self._pixels.put(chunk, weight)

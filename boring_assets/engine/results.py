@@ -1,0 +1,77 @@
+"""What the pipeline is asked for and what it gives back."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from boring_assets.engine.decode import Limits
+from boring_assets.engine.samples import Failure, Shard
+from boring_assets.errors import ShardError
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much of the machine the pipeline takes.
+
+    Attributes:
+        decode_workers: How many decode at once; above four they are processes.
+        read_ahead_bytes: Most bytes of images, encoded and decoded, waiting for the model.
+        limits: The most that one image may cost.
+        max_rows: Most rows over all shards, for trying things out; None takes all.
+    """
+
+    decode_workers: int = 2
+    read_ahead_bytes: int = 512 * 2**20
+    limits: Limits = field(default_factory=Limits)
+    max_rows: int | None = None
+
+
+@dataclass
+class EmbeddedShard:
+    """A finished shard: `rows.num_rows == len(embedded) + len(failures)`.
+
+    Attributes:
+        shard: Which one.
+        rows: Every column but the image bytes, in input order.
+        columns: Which of its columns is its `url`, `key` and `caption`.
+        embedded: int64 [n], the embedded rows in rising order.
+        embeddings: float32 [n, dim], L2-normalized, one for each of `embedded`.
+        failures: What became of every other row, by row.
+        seconds: Its share of the run: since its first image, or since the shard before it was finished.
+        image_bytes: Encoded bytes of its images.
+        cut: Rows of the shard that `max_rows` left out.
+    """
+
+    shard: Shard
+    rows: pa.Table
+    columns: dict[str, str]
+    embedded: np.ndarray
+    embeddings: np.ndarray
+    failures: dict[int, Failure]
+    seconds: float
+    image_bytes: int
+    cut: int
+
+
+@dataclass(frozen=True)
+class FailedShard:
+    """A shard that could not be read; nothing of it is embedded."""
+
+    shard: Shard
+    error: ShardError
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; any thread may read it.
+
+    Attributes:
+        embedded: Samples embedded.
+        failed: Samples failed.
+        starved_seconds: How long the model waited for pixels, its first batch left out.
+    """
+
+    embedded: int = 0
+    failed: int = 0
+    starved_seconds: float = 0.0

@@ -1,0 +1,53 @@
+"""A backfill launched in the webserver, over a selection with gaps."""
+
+from collections import Counter
+
+import pytest
+from dagster import DagsterRunStatus
+
+from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
+from tests.e2e.processes import Home, Webserver, wait_for
+
+LAUNCH = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+BACKFILL = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
+    status error { message }
+    assetBackfillData { assetBackfillStatuses { ... on AssetPartitionsStatusCounts {
+        numPartitionsTargeted numPartitionsMaterialized numPartitionsFailed } } } } } }"""
+
+
+def backfill(server: Webserver, backfill_id: str) -> dict:
+    return server.ask(BACKFILL, id=backfill_id)["partitionBackfillOrError"]
+
+
+@pytest.mark.slow
+def test_a_backfill_does_just_the_partitions_it_was_given(home: Home) -> None:
+    keys = home.add_shards(7)
+    home.register(keys)
+    chosen = ["00000", "00001", "00003", "00005"]
+    with home.webserver() as server:
+        params = {"partitionNames": chosen, "assetSelection": [{"path": ASSET_KEY.path}]}
+        launched = server.ask(LAUNCH, params=params)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        backfill_id = launched["backfillId"]
+        with home.daemon():
+            wait_for(
+                lambda: backfill(server, backfill_id)["status"] not in ("REQUESTED", "COMPLETED"),
+                "the backfill is complete",
+                lambda: backfill(server, backfill_id),
+            )
+        ended = backfill(server, backfill_id)
+        assert ended["status"] == "COMPLETED_SUCCESS", ended
+        assert ended["assetBackfillData"]["assetBackfillStatuses"] == [
+            {"numPartitionsTargeted": 4, "numPartitionsMaterialized": 4, "numPartitionsFailed": 0}
+        ]
+        assert server.partitions() == {
+            "materialized": chosen,
+            "unmaterialized": ["00002", "00004", "00006"],
+        }
+    runs = home.runs()
+    assert all(run.status is DagsterRunStatus.SUCCESS for run in runs)
+    ranges = sorted((run.tags[RANGE_START_TAG], run.tags[RANGE_END_TAG]) for run in runs)
+    assert ranges == [("00000", "00001"), ("00003", "00003"), ("00005", "00005")]
+    assert sum((home.materialized(run) for run in runs), start=Counter()) == dict.fromkeys(chosen, 1)
+    home.check_committed(chosen)

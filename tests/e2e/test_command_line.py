@@ -1,0 +1,56 @@
+"""Dagster's own command line: one partition, a range, and a range that is none."""
+
+import json
+import subprocess
+
+import pytest
+
+from boring_assets.catalogue import RANGE_END_TAG, RANGE_START_TAG
+from tests.e2e.processes import Home
+
+MODULE = ("-m", "boring_assets.definitions")
+
+
+def execute_range(home: Home, first: str, last: str) -> subprocess.CompletedProcess[str]:
+    tags = json.dumps({RANGE_START_TAG: first, RANGE_END_TAG: last})
+    return home.run("dagster", "job", "execute", *MODULE, "-j", "embed_shards", "--tags", tags)
+
+
+@pytest.mark.slow
+def test_one_partition_then_a_range(home: Home) -> None:
+    keys = home.add_shards(5)
+    home.register(keys)
+
+    one = ("asset", "materialize", *MODULE, "--select", "image_embeddings", "--partition", "00003")
+    done = home.run("dagster", *one)
+    assert done.returncode == 0, done.stderr
+    home.check_committed(["00003"])
+    assert home.materialized(home.runs()[-1]) == {"00003": 1}
+
+    done = execute_range(home, "00000", "00002")
+    assert done.returncode == 0, done.stderr
+    home.check_committed(["00000", "00001", "00002", "00003"])
+    assert home.materialized(home.runs()[-1]) == {"00000": 1, "00001": 1, "00002": 1}
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "said"),
+    [
+        ("00002", "00000", "its range ends before it starts"),
+        ("00000", "no-such-shard", "no-such-shard"),
+    ],
+)
+def test_a_range_that_is_none_fails(home: Home, first: str, last: str, said: str) -> None:
+    home.register(home.add_shards(3, images=4))
+    done = execute_range(home, first, last)
+    assert done.returncode != 0
+    assert said in done.stderr + done.stdout
+    assert not home.committed()
+
+
+def test_a_partition_that_nobody_registered_fails(home: Home) -> None:
+    home.add_shards(1, images=4)
+    one = ("asset", "materialize", *MODULE, "--select", "image_embeddings", "--partition", "00000")
+    done = home.run("dagster", *one)
+    assert done.returncode != 0
+    assert "00000" in done.stderr + done.stdout

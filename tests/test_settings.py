@@ -1,0 +1,129 @@
+"""Settings: where they come from, which source wins, and what a wrong one is answered with."""
+
+from pathlib import Path
+
+import pytest
+
+from boring_assets.errors import SettingsError
+from boring_assets.settings import Settings, load_settings
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file that `BORING_CONFIG` names."""
+    file = tmp_path / "settings.toml"
+    file.write_text("")
+    monkeypatch.setenv("BORING_CONFIG", str(file))
+    return file
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    settings = load_settings()
+    assert (settings.input_dir, settings.model, settings.batch_size) == ("", "ViT-B-32", "auto")
+    assert settings.allowed_url_prefixes == ()
+
+
+def test_arguments_win_over_the_environment_and_that_over_the_file(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.write_text(
+        'model = "from-file"\nbatch_size = 16\nquiet_seconds = 1.5\nallowed_url_prefixes = ["https://a.example/"]\n'
+    )
+    monkeypatch.setenv("BORING_MODEL", "from-environment")
+    monkeypatch.setenv("BORING_BATCH_SIZE", "32")
+    settings = Settings(batch_size=64)
+    assert (settings.batch_size, settings.model, settings.quiet_seconds) == (64, "from-environment", 1.5)
+    assert settings.allowed_url_prefixes == ("https://a.example/",)
+    monkeypatch.setenv("BORING_ALLOWED_URL_PREFIXES", " https://b.example/x, s3://bucket/ ,")
+    assert load_settings().allowed_url_prefixes == ("https://b.example/x", "s3://bucket/")
+    assert load_settings().batch_size == 32
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("BATCH_SIZE", "0", "default: 'auto'"),
+        ("BATCH_SIZE", "many", "'auto'"),
+        ("PRECISION", "int4", "'fp32'"),
+        ("OUTPUT_DTYPE", "float64", "'float16'"),
+        ("NUM_WORKERS", "0", "greater than or equal to 1"),
+        ("MAX_SAMPLES", "-1", "greater than or equal to 0"),
+        ("QUIET_SECONDS", "soon", "valid number"),
+        ("PARTITIONS_PER_RUN", "1.5", "integer"),
+        ("FETCH_TIMEOUT_SECONDS", "0", "greater than 0"),
+    ],
+)
+def test_a_wrong_value_names_its_variable_and_what_was_expected(
+    name: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"BORING_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    message = str(caught.value)
+    assert f"BORING_{name} is {value!r}" in message
+    assert says in message
+    field = Settings.model_fields[name.lower()]
+    assert message.count(field.description or "-") == 1, "the help stands there once"
+
+
+def test_every_wrong_value_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BORING_BATCH_SIZE", "x")
+    monkeypatch.setenv("BORING_NUM_WORKERS", "y")
+    with pytest.raises(SettingsError, match=r"(?s)BORING_BATCH_SIZE.*BORING_NUM_WORKERS"):
+        load_settings()
+
+
+def test_trouble_with_the_file_names_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text("modle = 'ViT-B-32'\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "modle" in str(caught.value).lower()
+    assert "the settings are input_dir, output_dir, model" in str(caught.value)
+
+    config.write_text("batch_size = [1]\n")
+    with pytest.raises(SettingsError, match="BORING_BATCH_SIZE"):
+        load_settings()
+
+    config.write_text("model ViT-B-32\n")
+    with pytest.raises(SettingsError, match=f"{config} is not TOML"):
+        load_settings()
+
+    config.write_bytes(b"model = '\xff'\n")
+    with pytest.raises(SettingsError, match=f"{config} is not TOML"):
+        load_settings()
+
+    for missing in (config.with_name("nothing.toml"), config.parent):
+        monkeypatch.setenv("BORING_CONFIG", str(missing))
+        with pytest.raises(SettingsError, match=f"BORING_CONFIG names {missing}"):
+            load_settings()
+
+
+@pytest.mark.parametrize("name", ["INPUT_DIR", "OUTPUT_DIR"])
+def test_a_password_in_a_uri_is_refused_before_dagster_stores_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"BORING_{name}", "s3://AKIAEXAMPLE:topsecret@bucket/x")
+    with pytest.raises(SettingsError, match=f"BORING_{name} holds credentials") as caught:
+        load_settings()
+    assert "topsecret" not in str(caught.value)
+    assert "AWS_SECRET_ACCESS_KEY" in str(caught.value)
+
+
+def test_what_changes_the_numbers_changes_the_version() -> None:
+    base = Settings(model="/models/v1/clip").embedding_version()
+    for other in (
+        {"model": "/models/v2/clip"},
+        {"model": "hf-hub:other/clip"},
+        {"model": "/models/v1/clip", "pretrained": "/checkpoints/a/x.pt"},
+        {"model": "/models/v1/clip", "pretrained": "/checkpoints/b/x.pt"},
+        {"model": "/models/v1/clip", "precision": "bf16"},
+        {"model": "/models/v1/clip", "output_dtype": "float16"},
+    ):
+        assert Settings(**other).embedding_version() != base
+    a, b = (
+        Settings(model="ViT-B-32", pretrained=f"/checkpoints/{name}/x.pt").embedding_version()
+        for name in ("a", "b")
+    )
+    assert a != b
+    same = Settings(model="/models/v1/clip", batch_size=7, input_dir="/in", quiet_seconds=3)
+    assert same.embedding_version() == base
