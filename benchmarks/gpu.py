@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ import psutil
 from PIL import Image
 
 from benchmarks.pictures import jpegs, write_shards
-from boring_assets.engine.decode import Limits, Preprocess, decode
+from boring_assets.engine.decode import Limits, Preprocess
+from boring_assets.engine.decoders import make_decoders
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.model import ClipModel
 from boring_assets.engine.pipeline import Options, Progress, embed_shards
+from boring_assets.engine.reader import CHUNK_IMAGES
 from boring_assets.engine.samples import Shard
 
 
@@ -103,26 +105,22 @@ def end_to_end(
     }  # fmt: skip
 
 
-def decode_only(numbers: Preprocess, threads: int, seconds: float = 2.0) -> float:
-    """Images a second of decoding alone."""
-    import torch
-
-    pictures, limits = jpegs(), Limits()
-    stop = time.perf_counter() + seconds
-
-    def work(_: int) -> int:
-        torch.set_num_threads(1)
-        done = 0
-        while time.perf_counter() < stop:
-            for picture in pictures[:16]:
-                decode(picture, numbers, limits)
-            done += 16
-        return done
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(threads) as pool:
-        total = sum(pool.map(work, range(threads)))
-    return total / (time.perf_counter() - start)
+def decode_only(numbers: Preprocess, workers: int, seconds: float = 4.0) -> float:
+    """Images a second of the engine's decoders alone."""
+    pictures = jpegs()
+    decoders = make_decoders(workers, CHUNK_IMAGES, numbers, Limits(), 2**30)
+    chunks = [pictures[i : i + CHUNK_IMAGES] for i in range(0, len(pictures), CHUNK_IMAGES)]
+    for future in [decoders.submit(chunks[0]) for _ in range(4 * workers)]:
+        future.result()  # the workers are up
+    under_way: deque[Any] = deque()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        under_way.append(decoders.submit(chunks[done % len(chunks)]))
+        if len(under_way) > 4 * workers:
+            done += len(under_way.popleft().result().answers)
+    rate = done / (time.perf_counter() - start)
+    decoders.close(cancel=True)
+    return rate
 
 
 def data_loader(encoder: Encoder, batches: int, workers: int) -> float:
@@ -207,7 +205,7 @@ def bench_model(name: str, folder: Path, args: argparse.Namespace) -> dict[str, 
     row |= {f"decode_{threads}": decode_only(encoder.model.preprocess, threads) for threads in args.threads}
     shards = shards_in(folder)
     rate = min(row["forward_only"], row[f"decode_{args.threads[-1]}"])
-    enough = max(2, int(rate * args.seconds / args.samples) + 1)
+    enough = max(2, int(min(rate, 12000) * args.seconds / args.samples) + 1)
     with GpuWatch() as watch:
         row["end_to_end"] = end_to_end(
             encoder, (shards * (enough // len(shards) + 1))[:enough], args.threads[-1]
@@ -218,7 +216,7 @@ def bench_model(name: str, folder: Path, args: argparse.Namespace) -> dict[str, 
     row["host_memory_mb"] = psutil.Process().memory_info().rss / 2**20
     row["over_forward"] = row["end_to_end"]["steady"] / row["forward_only"]
     if not args.no_loader:
-        batches = max(4, int(min(rate, 200 * (os.cpu_count() or 1)) * 8 / encoder.batch_size))
+        batches = 2 + max(4, int(min(rate, 400 * (os.cpu_count() or 1)) * 10 / encoder.batch_size))
         row["data_loader"] = data_loader(encoder, batches, os.cpu_count() or 1)
         row["over_loader"] = row["end_to_end"]["steady"] / row["data_loader"]
     return row

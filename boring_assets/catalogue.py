@@ -18,6 +18,7 @@ DATA_VERSION_TAG = "dagster/data_version"
 ADOPT_TAG = "boring_assets/adopt"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
+POOL = "gpu"
 _ADD_AT_ONCE = 5000
 
 
@@ -76,7 +77,20 @@ def register(instance: dg.DagsterInstance, found: Discovery) -> list[str]:
     new = [shard.key for shard in found.shards if shard.key not in known]
     for start in range(0, len(new), _ADD_AT_ONCE):
         instance.add_dynamic_partitions(SHARDS.name or "", new[start : start + _ADD_AT_ONCE])
+    if new:
+        _limit_pool(instance)
     return new
+
+
+def _limit_pool(instance: dg.DagsterInstance) -> None:
+    """Gives the pool its default limit before there are runs.
+
+    Dagster's queue does so itself, but in a new home only after it has let all runs go that it found in its
+    first look.
+    """
+    storage = instance.event_log_storage
+    if POOL not in storage.get_concurrency_keys():
+        storage.initialize_concurrency_limit_to_default(POOL)
 
 
 def take_stock(

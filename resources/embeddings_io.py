@@ -116,10 +116,12 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         }
         try:
             table, failures = embeddings_table(result, self.output_dtype, full), failures_table(result)
+            for part in (table, failures):
+                part.validate(full=True)  # nobody else checks that text is UTF-8, and readers fail on it
         except pa.ArrowException as error:
             raise ShardError(
-                f"{result.shard.uri} has columns that do not fit the output ({error}). Expected are url, key "
-                "and caption that can be read as UTF-8 text."
+                f"{result.shard.uri} has columns that do not fit the output ({error}). Expected are "
+                "texts in UTF-8, and url, key and caption that can be read as text."
             ) from error
         _write(root, _path(FAILURES, key), failures)
         size = _write(root, _path(EMBEDDINGS, key), table)

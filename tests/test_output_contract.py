@@ -135,7 +135,7 @@ def test_vectors_are_of_their_own_image_and_normalized(embedded: Embedded) -> No
         assert isinstance(image, bytes)
         pixels = decode(image, encoder.model.preprocess, Limits())
         assert not isinstance(pixels, Failure)
-        alone = encoder.submit([pixels]).result()[0]
+        alone = encoder.submit([pixels.unsqueeze(0)]).result()[0]
         assert float(alone @ vectors[number]) > 0.9999
 
 
@@ -202,23 +202,25 @@ def test_polars(sample: Embedded) -> None:
 
 
 def test_duckdb(sample: Embedded) -> None:
-    duckdb = pytest.importorskip("duckdb")
+    import duckdb
+
     folder = sample.project.path("*").parent
     with duckdb.connect() as database:
-        best = database.execute(
+        (best,) = database.execute(
             f"SELECT key, list_cosine_similarity(embedding, $1::FLOAT[{DIM}]) AS score "
             f"FROM read_parquet('{folder}/*.parquet') ORDER BY score DESC LIMIT 1",
             [vector_of(sample)],
-        ).fetchone()
-        table = ds.dataset(folder)  # noqa: F841  (DuckDB finds it by its name)
-        kind = database.execute("SELECT DISTINCT typeof(embedding) FROM table").fetchall()
+        ).fetchall()
+        database.register("arrow", ds.dataset(folder))
+        kind = database.execute("SELECT DISTINCT typeof(embedding) FROM arrow").fetchall()
     assert best[0] == sample.project.table("00001")["key"][3].as_py()
     assert best[1] == pytest.approx(1, abs=1e-5)
     assert kind == [(f"FLOAT[{DIM}]",)]
 
 
 def test_pandas(sample: Embedded) -> None:
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     frame = pandas.read_parquet(sample.project.path("00001"))
     assert frame["embedding"][3].tolist() == vector_of(sample)
     assert frame["embedding"][3].dtype == np.float32
@@ -227,7 +229,8 @@ def test_pandas(sample: Embedded) -> None:
 def test_hugging_face_datasets(sample: Embedded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     loaded = datasets.load_dataset(
         "parquet", data_files=sample.paths(), split="train", cache_dir=str(tmp_path / "cache")
     )
@@ -238,7 +241,8 @@ def test_hugging_face_datasets(sample: Embedded, tmp_path: Path, monkeypatch: py
 
 
 def test_lancedb(sample: Embedded, tmp_path: Path) -> None:
-    lancedb = pytest.importorskip("lancedb")
+    import lancedb
+
     rows = ds.dataset(sample.paths()).to_table()
     table = lancedb.connect(tmp_path / "lance").create_table("images", rows)
     assert pa.types.is_fixed_size_list(table.schema.field("embedding").type)

@@ -29,9 +29,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def s3_shards(shards: Path, s3: Seaweed) -> str:
-    """The same shards on S3."""
+    """The same shards on S3; no test changes them."""
+    return copy_to_s3(shards, s3)
+
+
+def copy_to_s3(shards: Path, s3: Seaweed) -> str:
     prefix = s3.new_prefix()
     s3.filesystem().put(f"{shards}/", prefix, recursive=True)
     return prefix
@@ -177,7 +181,7 @@ def test_a_run_that_succeeds_stores_no_secret_either(
 
 def test_a_large_object_appears_whole(s3_env: Seaweed) -> None:
     prefix = s3_env.new_prefix()
-    content = bytes(120 * 2**20)
+    content = bytes(101 * 2**20)
     write_bytes(open_root(prefix), "big/00000.parquet", content)
     fs = s3_env.filesystem()
     assert fs.info(f"{prefix}/big/00000.parquet")["size"] == len(content)
@@ -186,13 +190,14 @@ def test_a_large_object_appears_whole(s3_env: Seaweed) -> None:
     assert not fs.call_s3("list_multipart_uploads", Bucket=BUCKET).get("Uploads")
 
 
-def test_a_shard_that_went_away_costs_itself(s3_env: Seaweed, s3_shards: str, project: NewProject) -> None:
-    mine = project("home", s3_shards, s3_env.new_prefix())
+def test_a_shard_that_went_away_costs_itself(s3_env: Seaweed, shards: Path, project: NewProject) -> None:
+    source = copy_to_s3(shards, s3_env)
+    mine = project("home", source, s3_env.new_prefix())
     mine.register()
-    s3_env.filesystem().rm(f"{s3_shards}/{KEYS[1]}.parquet")
+    s3_env.filesystem().rm(f"{source}/{KEYS[1]}.parquet")
     outcome = mine.run(KEYS[0], KEYS[-1])
     assert list(outcome.failed_shards) == [KEYS[1]]
-    assert f"There is no shard {s3_shards}/{KEYS[1]}.parquet" in outcome.error
+    assert f"There is no shard {source}/{KEYS[1]}.parquet" in outcome.error
     left = [key for key in KEYS if key != KEYS[1]]
     assert [event.partition for event in mine.events()] == left
     assert build_embeddings(mine.settings).committed() == set(left)

@@ -8,6 +8,7 @@ each shard, rows in = embedded + failed.
 
 import warnings
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
@@ -74,6 +75,15 @@ def define_image_embeddings(partitions_per_run: int, code_version: str) -> dg.As
     return image_embeddings
 
 
+@contextmanager
+def _noted_on(first: BoringError) -> Iterator[None]:
+    """Adds an error of the block to one that is being handled."""
+    try:
+        yield
+    except BoringError as also:
+        first.add_note(str(also))
+
+
 class _Run:
     """One run over some partitions: what it is given, and the shards that it could not do."""
 
@@ -104,8 +114,14 @@ class _Run:
             todo = yield from self._adopt(shards)
         else:
             todo = shards
-        if todo:
-            yield from self._embed(todo, int(tags.get(MAX_SAMPLES_TAG, 0)) or None)
+        try:
+            if todo:
+                yield from self._embed(todo, int(tags.get(MAX_SAMPLES_TAG, 0)) or None)
+        except BoringError as error:
+            # What was committed before counts; the first error stays the one that is told.
+            with _noted_on(error):
+                refresh_totals(self._embeddings.root())
+            raise
         refresh_totals(self._embeddings.root())
         self._report_failures(len(keys))
 

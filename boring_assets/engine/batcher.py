@@ -4,10 +4,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from boring_assets.engine.channel import Channel, Closed
+from boring_assets.engine.decoders import Decoded
 from boring_assets.engine.encoder import Encoder, Pending
 from boring_assets.engine.job import Job
 from boring_assets.engine.reader import Chunk
@@ -17,6 +17,9 @@ from boring_assets.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_Batch = list[tuple[Job, list[int]]]
+"""Whose images a batch holds, in order: rows of one shard after another."""
 
 
 class Batcher:
@@ -30,23 +33,24 @@ class Batcher:
         progress: Progress,
     ) -> None:
         self._encoder, self._pixels, self._finished, self._progress = encoder, pixels, finished, progress
-        self._images: list[Tensor] = []
-        self._rows: list[tuple[Job, int]] = []
-        self._pending: deque[tuple[Pending, list[tuple[Job, int]]]] = deque()
-        self._last_finish = 0.0
+        self._pieces: list[Tensor] = []
+        self._batch: _Batch = []
+        self._count = 0
+        self._pending: deque[tuple[Pending, _Batch]] = deque()
+        self._last_answer = time.monotonic()
 
     def run(self) -> None:
         """Works until the decoders have no more, then finishes what is under way."""
         self._encoder.prepare_thread()
         for chunk, decoded in self._chunks():
             self._take(chunk, decoded)
-        if self._images:
+        if self._count:
             self._submit()
         while self._pending:
             self._collect()
         self._finished.close()
 
-    def _chunks(self) -> "Iterator[tuple[Chunk, list[Tensor | Failure]]]":
+    def _chunks(self) -> Iterator[tuple[Chunk, Decoded | None]]:
         started = False
         while True:
             before = time.monotonic()
@@ -60,24 +64,36 @@ class Batcher:
             started = started or bool(self._pending) or self._progress.embedded > 0
             yield chunk, decoded
 
-    def _take(self, chunk: Chunk, decoded: "list[Tensor | Failure]") -> None:
+    def _take(self, chunk: Chunk, decoded: Decoded | None) -> None:
         job = chunk.job
         job.image_bytes += chunk.size
         for row, failure in chunk.failures:
             self._fail(job, row, failure)
-        for row, image in zip(chunk.rows, decoded, strict=True):
-            if isinstance(image, Failure):
-                self._fail(job, row, image)
-                continue
-            self._images.append(image)
-            self._rows.append((job, row))
-            if len(self._images) >= self._encoder.batch_size:
-                self._submit()
+        if decoded is not None:
+            self._take_pixels(chunk, decoded)
         if chunk.error is not None:
             job.closed = True
             self._finished.put(FailedShard(job.shard, chunk.error))
         else:
             self._finish(job)
+
+    def _take_pixels(self, chunk: Chunk, decoded: Decoded) -> None:
+        rows = []
+        for row, failure in zip(chunk.rows, decoded.answers, strict=True):
+            if failure is None:
+                rows.append(row)
+            else:
+                self._fail(chunk.job, row, failure)
+        start = 0
+        while start < len(rows):
+            room = self._encoder.batch_size - self._count
+            taken = rows[start : start + room]
+            self._batch.append((chunk.job, taken))
+            self._pieces.append(decoded.pixels[start : start + len(taken)])
+            self._count += len(taken)
+            start += len(taken)
+            if self._count >= self._encoder.batch_size:
+                self._submit()
 
     def _fail(self, job: Job, row: int, failure: Failure) -> None:
         job.failures[row] = failure
@@ -85,40 +101,42 @@ class Batcher:
         self._progress.failed += 1
 
     def _submit(self) -> None:
-        self._pending.append((self._encoder.submit(self._images), self._rows))
-        self._images, self._rows = [], []
+        self._pending.append((self._encoder.submit(self._pieces), self._batch))
+        self._pieces, self._batch, self._count = [], [], 0
         while len(self._pending) > self._encoder.in_flight:
             self._collect()
 
     def _collect(self) -> None:
-        pending, rows = self._pending.popleft()
+        pending, batch = self._pending.popleft()
         vectors = pending.result()
+        now = time.monotonic()
+        each = (now - self._last_answer) / len(vectors)
+        self._last_answer = now
         start = 0
-        for job, group in groupby(rows, key=lambda pair: pair[0]):
-            numbers = [row for _, row in group]
-            job.vectors[numbers] = vectors[start : start + len(numbers)]
-            job.done[numbers] = True
-            job.waiting -= len(numbers)
-            start += len(numbers)
+        for job, rows in batch:
+            job.seconds += each * len(rows)
+            job.vectors[rows] = vectors[start : start + len(rows)]
+            job.done[rows] = True
+            job.waiting -= len(rows)
+            start += len(rows)
             self._finish(job)
-        self._progress.embedded += len(rows)
+        self._progress.embedded += start
 
     def _finish(self, job: Job) -> None:
         """Hands the shard over when its last row is answered."""
         if job.waiting or job.closed:
             return
         job.closed = True
-        shard = job.finish(self._last_finish)
-        self._last_finish = time.monotonic()
+        shard = job.finish()
         self._finished.put(shard, shard.embeddings.nbytes + shard.rows.nbytes)
 
 
-def _wait(chunk: Chunk) -> "list[Tensor | Failure]":
-    """The chunk's pixels."""
+def _wait(chunk: Chunk) -> Decoded | None:
+    """The chunk's pixels; None where it has no images."""
     try:
-        return chunk.decoded.result() if chunk.decoded else []
+        return chunk.decoded.result() if chunk.decoded else None
     except BrokenProcessPool as error:
         raise ModelError(
             f"A decoding process died at {chunk.job.shard.uri}: it was killed, or the machine is out of "
-            "memory. Run again; where memory is short, set BORING_DECODE_WORKERS or BORING_READ_AHEAD_MB lower."
+            "memory. Run again; where memory is short, lower BORING_DECODE_WORKERS or BORING_READ_AHEAD_MB."
         ) from error

@@ -8,6 +8,7 @@ through Pillow step by step as open_clip does it.
 
 import io
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # Images are bounded by `Limits` before they are decoded, so Pillow's own warning only makes noise.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+# Decoded pixels that images of one size may hold together while they are resized.
+_GROUP_PIXELS = 4 * 2**20
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -109,17 +112,37 @@ def decode(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Fai
         limits: The most that the image may cost.
 
     Returns:
-        uint8 [height, width, 3], RGB, contiguous; or a failure with its reason. Never raises for bad data.
+        uint8 [height, width, 3], RGB; or a failure with its reason. Never raises for bad data.
     """
+    return decode_all([data], preprocess, limits)[0]
+
+
+def decode_all(images: Sequence[bytes], preprocess: Preprocess, limits: Limits) -> "list[Tensor | Failure]":
+    """Decodes some images, each as `decode` does; JPEGs of one size share the fixed cost of resizing."""
+    answers: list[Tensor | Failure | None] = [_refuse(image, limits) for image in images]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, image in enumerate(images):
+        if answers[number] is None and (size := _plain_jpeg_size(image, preprocess, limits)):
+            groups.setdefault(size, []).append(number)
+    for size, numbers in groups.items():
+        most = max(1, _GROUP_PIXELS // (size[0] * size[1]))
+        for start in range(0, len(numbers), most):
+            part = numbers[start : start + most]
+            decoded = _decode_jpegs([images[number] for number in part], size, preprocess)
+            for number, pixels in zip(part, decoded, strict=True):
+                answers[number] = pixels
+    return [
+        _decode_with_pillow(image, preprocess, limits) if answer is None else answer
+        for image, answer in zip(images, answers, strict=True)
+    ]
+
+
+def _refuse(data: bytes, limits: Limits) -> Failure | None:
     if len(data) > limits.bytes:
         return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
     if not data:
         return Failure(Reason.DECODE_ERROR, "the image is empty (0 bytes)")
-    if data[:3] == _JPEG_MAGIC:
-        pixels = _decode_plain_jpeg(data, preprocess, limits)
-        if pixels is not None:
-            return pixels
-    return _decode_with_pillow(data, preprocess, limits)
+    return None
 
 
 def _too_large(height: int, width: int, resized: tuple[int, int], limits: Limits) -> str:
@@ -130,40 +153,61 @@ def _too_large(height: int, width: int, resized: tuple[int, int], limits: Limits
     return ""
 
 
-def _decode_plain_jpeg(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | None":
-    """The fast way; None where it is not open_clip's equal, or will not have the file."""
-    import torch
-
+def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> tuple[int, int] | None:
+    """Height and width of a JPEG that the fast way may have, where it is open_clip's equal."""
+    if data[:3] != _JPEG_MAGIC:
+        return None
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        size = preprocess.resized(height, width)
-        if colorspace not in ("YCbCr", "Gray") or _too_large(height, width, size, limits):
-            return None
-        image = torch.from_numpy(simplejpeg.decode_jpeg(data))
     except ValueError:
-        return None  # strict: also refuses what Pillow can mend, and Pillow then has the last word
-    if size != (height, width):
-        # As channels-last [1, 3, H, W] it takes torch's vectorised path and comes back channels-last.
-        image = torch.nn.functional.interpolate(
-            image.permute(2, 0, 1).unsqueeze(0), size=size, mode=preprocess.interpolation, antialias=True
-        )[0].permute(1, 2, 0)
-    return _crop_or_pad(image, preprocess).contiguous()
+        return None
+    plain = colorspace in ("YCbCr", "Gray")
+    large = _too_large(height, width, preprocess.resized(height, width), limits)
+    return (height, width) if plain and not large else None
 
 
-def _crop_or_pad(image: "Tensor", preprocess: Preprocess) -> "Tensor":
-    """uint8 [h, w, 3] to [height, width, 3], with torchvision's and open_clip's rounding."""
+def _decode_jpegs(
+    images: list[bytes], size: tuple[int, int], preprocess: Preprocess
+) -> "list[Tensor | None]":
+    """The fast way for JPEGs of one size; None for each that it will not have."""
     import torch
 
-    height, width = image.shape[:2]
+    buffer = np.empty((len(images), *size, 3), np.uint8)
+    places: list[int | None] = []
+    filled = 0
+    for image in images:
+        try:
+            simplejpeg.decode_jpeg(image, buffer=buffer[filled])
+        except ValueError:  # strict: also refuses what Pillow can mend, and Pillow then has the last word
+            places.append(None)
+        else:
+            places.append(filled)
+            filled += 1
+    pixels = torch.from_numpy(buffer[:filled])
+    target = preprocess.resized(*size)
+    if target != size and filled:
+        # As channels-last [n, 3, h, w] it takes torch's vectorised way and comes back channels-last.
+        pixels = torch.nn.functional.interpolate(
+            pixels.permute(0, 3, 1, 2), size=target, mode=preprocess.interpolation, antialias=True
+        ).permute(0, 2, 3, 1)
+    cropped = _crop_or_pad(pixels, preprocess)
+    return [None if place is None else cropped[place] for place in places]
+
+
+def _crop_or_pad(images: "Tensor", preprocess: Preprocess) -> "Tensor":
+    """uint8 [n, h, w, 3] to [n, height, width, 3], with torchvision's and open_clip's rounding."""
+    import torch
+
+    count, height, width = images.shape[:3]
     more_h, more_w = max(0, preprocess.height - height), max(0, preprocess.width - width)
     if more_h or more_w:
         fill = preprocess.fill if preprocess.resize_mode == "longest" else 0
-        padded = torch.full((height + more_h, width + more_w, 3), fill, dtype=torch.uint8)
-        padded[more_h // 2 : more_h // 2 + height, more_w // 2 : more_w // 2 + width] = image
-        image, height, width = padded, height + more_h, width + more_w
+        padded = torch.full((count, height + more_h, width + more_w, 3), fill, dtype=torch.uint8)
+        padded[:, more_h // 2 : more_h // 2 + height, more_w // 2 : more_w // 2 + width] = images
+        images, height, width = padded, height + more_h, width + more_w
     top = round((height - preprocess.height) / 2.0)
     left = round((width - preprocess.width) / 2.0)
-    return image[top : top + preprocess.height, left : left + preprocess.width]
+    return images[:, top : top + preprocess.height, left : left + preprocess.width]
 
 
 def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Failure":

@@ -8,13 +8,13 @@ import queue
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 from multiprocessing.shared_memory import SharedMemory
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from boring_assets.engine.decode import Limits, Preprocess, decode
+from boring_assets.engine.decode import Limits, Preprocess, decode_all
 from boring_assets.engine.samples import Failure
 
 if TYPE_CHECKING:
@@ -24,17 +24,29 @@ if TYPE_CHECKING:
 MOST_THREADS = 4
 
 
+class Decoded(NamedTuple):
+    """A decoded chunk.
+
+    Attributes:
+        pixels: uint8 [n, height, width, 3], the decoded images in order.
+        answers: For each image of the chunk None, or why it is not among them.
+    """
+
+    pixels: "Tensor"
+    answers: list[Failure | None]
+
+
 class Decoders(Protocol):
     """Something that decodes chunks of images in parallel."""
 
-    def submit(self, images: "Sequence[bytes]") -> "Future[list[Tensor | Failure]]":
+    def submit(self, images: "Sequence[bytes]") -> "Future[Decoded]":
         """Begins to decode some images.
 
         Args:
             images: Encoded images, at most `chunk` of them.
 
         Returns:
-            For each image uint8 [height, width, 3], or why it failed.
+            Their pixels, and why the others failed.
         """
         ...
 
@@ -71,7 +83,7 @@ class ThreadDecoders:
         self._preprocess, self._limits = preprocess, limits
         self._pool = ThreadPoolExecutor(workers, "decode", initializer=_one_thread)
 
-    def submit(self, images: "Sequence[bytes]") -> "Future[list[Tensor | Failure]]":
+    def submit(self, images: "Sequence[bytes]") -> "Future[Decoded]":
         """See `Decoders`."""
         return self._pool.submit(_decode_all, images, self._preprocess, self._limits)
 
@@ -94,20 +106,18 @@ class ProcessDecoders:
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(slots):
             self._free.put(slot)
-        # A plain fork would copy CUDA's state and held locks; the server is a clean process that has torch.
-        context = get_context("forkserver")
-        context.set_forkserver_preload(["torch", __name__])
+        start_server()
         self._pool = ProcessPoolExecutor(
-            workers, context, _attach, (self._memory.name, self._shape, preprocess, limits)
+            workers, get_context("forkserver"), _attach, (self._memory.name, self._shape, preprocess, limits)
         )
 
-    def submit(self, images: "Sequence[bytes]") -> "Future[list[Tensor | Failure]]":
+    def submit(self, images: "Sequence[bytes]") -> "Future[Decoded]":
         """See `Decoders`."""
         try:
             slot = self._free.get_nowait()
         except queue.Empty:
             slot = -1  # the pixels come back by the pipe: slower, but nobody can wait for anybody
-        done: Future[list[Tensor | Failure]] = Future()
+        done: Future[Decoded] = Future()
         work = self._pool.submit(_decode_into, images, slot)
         work.add_done_callback(lambda finished: self._receive(finished, slot, done))
         return done
@@ -126,13 +136,21 @@ class ProcessDecoders:
         if pixels is None:
             pixels = np.ndarray(self._shape, np.uint8, self._memory.buf, slot * self._slot_bytes)
             weakref.finalize(pixels, self._free.put, slot).atexit = False
-        tensors = iter(torch.from_numpy(pixels).unbind())
-        done.set_result([next(tensors) if answer is None else answer for answer in answers])
+        done.set_result(Decoded(torch.from_numpy(pixels)[: answers.count(None)], answers))
 
     def close(self, *, cancel: bool) -> None:
         """See `Decoders`."""
         self._pool.shutdown(wait=cancel, cancel_futures=cancel)
         self._memory.unlink()
+
+
+def start_server() -> None:
+    """Starts the process that decoding processes are forked from; done early, its imports cost no time.
+
+    A plain fork would copy CUDA's state and held locks. The server is a clean process that has torch.
+    """
+    get_context("forkserver").set_forkserver_preload(["torch", __name__])
+    forkserver.ensure_running()
 
 
 def _one_thread() -> None:
@@ -142,10 +160,28 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _decode_all(
-    images: "Sequence[bytes]", preprocess: Preprocess, limits: Limits
-) -> "list[Tensor | Failure]":
-    return [decode(image, preprocess, limits) for image in images]
+def _decode_all(images: "Sequence[bytes]", preprocess: Preprocess, limits: Limits) -> Decoded:
+    import torch
+
+    pixels = np.empty((len(images), preprocess.height, preprocess.width, 3), np.uint8)
+    answers = _fill(pixels, images, preprocess, limits)
+    return Decoded(torch.from_numpy(pixels)[: answers.count(None)], answers)
+
+
+def _fill(
+    pixels: np.ndarray, images: "Sequence[bytes]", preprocess: Preprocess, limits: Limits
+) -> list[Failure | None]:
+    """Decodes images to the front of an array, in order, failures left out."""
+    answers: list[Failure | None] = []
+    filled = 0
+    for decoded in decode_all(images, preprocess, limits):
+        if isinstance(decoded, Failure):
+            answers.append(decoded)
+        else:
+            pixels[filled] = decoded.numpy()
+            filled += 1
+            answers.append(None)
+    return answers
 
 
 class _Worker:
@@ -164,20 +200,10 @@ def _attach(name: str, shape: tuple[int, ...], preprocess: Preprocess, limits: L
 
 
 def _decode_into(images: "Sequence[bytes]", slot: int) -> "tuple[np.ndarray | None, list[Failure | None]]":
-    """Decodes images to the front of a slot, in order, failures left out; without a slot, returns them."""
+    """Decodes images into a slot; without one, returns the pixels."""
     if slot >= 0:
         offset = slot * int(np.prod(_Worker.shape))
         pixels = np.ndarray(_Worker.shape, np.uint8, _Worker.memory.buf, offset)
     else:
         pixels = np.empty((len(images), *_Worker.shape[1:]), np.uint8)
-    answers: list[Failure | None] = []
-    filled = 0
-    for image in images:
-        decoded = decode(image, _Worker.preprocess, _Worker.limits)
-        if isinstance(decoded, Failure):
-            answers.append(decoded)
-        else:
-            pixels[filled] = decoded.numpy()
-            filled += 1
-            answers.append(None)
-    return (None if slot >= 0 else pixels), answers
+    return (None if slot >= 0 else pixels), _fill(pixels, images, _Worker.preprocess, _Worker.limits)

@@ -136,18 +136,22 @@ class Encoder:
             raise ModelError(f"{self.device} has too little memory for {model.name}: {error}") from error
 
     def prepare_thread(self) -> None:
-        """Gives the calling thread all of torch's threads: decoders limit theirs, and it is inherited."""
+        """Gives the calling thread its share of torch's threads: decoders limit theirs, and it is inherited.
+
+        On the CPU it computes with all of them. For CUDA it only copies, and threads that wait for each
+        other beside busy decoders would cost more than they bring.
+        """
         import torch
 
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._threads if self.device.type == "cpu" else 1)
 
-    def submit(self, images: "list[Tensor]") -> Pending:
+    def submit(self, pieces: "list[Tensor]") -> Pending:
         """Gives one batch to the device.
 
         At most `in_flight` batches may be unanswered when another is submitted.
 
         Args:
-            images: At most `batch_size` of uint8 [height, width, 3].
+            pieces: uint8 [n, height, width, 3] each, at most `batch_size` images together.
 
         Returns:
             The batch under way. On the CPU it is finished already.
@@ -159,12 +163,13 @@ class Encoder:
 
         try:
             if self.device.type == "cuda":
-                return self._captured().submit(images)
-            return Pending(len(images), self._forward(torch.stack(images)))
+                return self._captured().submit(pieces)
+            pixels = torch.cat(pieces)
+            return Pending(len(pixels), self._forward(pixels))
         except (torch.OutOfMemoryError, MemoryError) as error:
-            return self._submit_smaller(images, error)
+            return self._submit_smaller(torch.cat(pieces), error)
 
-    def _submit_smaller(self, images: "list[Tensor]", error: BaseException) -> Pending:
+    def _submit_smaller(self, images: "Tensor", error: BaseException) -> Pending:
         import torch
 
         if len(images) == 1:
@@ -177,8 +182,11 @@ class Encoder:
         log.warning("The memory of %s ran out; the batch size is now %d.", self.device, self.batch_size)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        step = self.batch_size
-        parts = [self.submit(images[i : i + step]).result() for i in range(0, len(images), step)]
+        parts, start = [], 0
+        while start < len(images):  # the batch size may shrink again on the way
+            piece = images[start : start + self.batch_size]
+            parts.append(self.submit([piece]).result())
+            start += len(piece)
         return Pending(len(images), torch.from_numpy(np.concatenate(parts)))
 
     def _captured(self) -> "_Graph":
@@ -255,13 +263,13 @@ class _Graph:
                 self._output = encoder._forward(self._input)
         self._slots = deque(_Slot(self._input, self._output) for _ in range(_SLOTS))
 
-    def submit(self, images: "list[Tensor]") -> Pending:
+    def submit(self, pieces: "list[Tensor]") -> Pending:
         import torch
 
         slot = self._slots[0]
         self._slots.rotate(-1)
-        count = len(images)
-        torch.stack(images, out=slot.host_in[:count])
+        count = sum(map(len, pieces))
+        torch.cat(pieces, out=slot.host_in[:count])
         with torch.cuda.stream(self._copy_stream):
             slot.device_in[:count].copy_(slot.host_in[:count], non_blocking=True)
             slot.copied.record(self._copy_stream)

@@ -1,7 +1,5 @@
 """A shard under way: which of its rows are answered, and how."""
 
-import time
-
 import numpy as np
 
 from boring_assets.engine.results import EmbeddedShard
@@ -14,7 +12,7 @@ class Job:
 
     def __init__(self, shard: Shard, source: OpenShard | None, dim: int, cut: int = 0) -> None:
         self.shard, self.source, self.cut = shard, source, cut
-        self.started = time.monotonic()
+        self.seconds = 0.0
         self.image_bytes = 0
         self.waiting = self.total = source.rows.num_rows if source else 0
         self.vectors = np.empty((self.total, dim), np.float32)
@@ -22,8 +20,8 @@ class Job:
         self.failures: dict[int, Failure] = {}
         self.closed = False
 
-    def finish(self, since: float) -> EmbeddedShard:
-        """The finished shard; its time counts from its own start or, where later, from `since`."""
+    def finish(self) -> EmbeddedShard:
+        """The finished shard."""
         assert self.source is not None
         embedded = np.flatnonzero(self.done)
         return EmbeddedShard(
@@ -33,7 +31,7 @@ class Job:
             embedded=embedded,
             embeddings=self.vectors if len(embedded) == self.total else self.vectors[embedded],
             failures=dict(sorted(self.failures.items())),
-            seconds=time.monotonic() - max(self.started, since),
+            seconds=self.seconds,
             image_bytes=self.image_bytes,
             cut=self.cut,
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from boring_assets.engine.channel import Channel
-from boring_assets.engine.decoders import make_decoders
+from boring_assets.engine.decoders import Decoded, make_decoders
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.fetch import Fetcher
 from boring_assets.engine.job import Job
@@ -19,7 +19,7 @@ from boring_assets.engine.sources import OpenShard, open_shard
 from boring_assets.errors import ShardError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 CHUNK_IMAGES = 16
 _CHUNK_BYTES = 4 * 2**20
@@ -45,7 +45,7 @@ class Chunk:
     images: list[bytes] = field(default_factory=list)
     failures: list[tuple[int, Failure]] = field(default_factory=list)
     size: int = 0
-    decoded: "Future[list[Tensor | Failure]] | None" = None
+    decoded: Future[Decoded] | None = None
     error: ShardError | None = None
 
     def add(self, row: int, image: bytes | Failure) -> None:
@@ -106,13 +106,20 @@ class Reader:
             return
         waiting: deque[tuple[Shard, Future[OpenShard | ShardError]]] = deque()
         with ThreadPoolExecutor(_OPEN_AHEAD, "open") as pool:
-            for shard in shards:
-                waiting.append((shard, pool.submit(self._open, shard)))
-                if len(waiting) > _OPEN_AHEAD:
+            try:
+                for shard in shards:
+                    waiting.append((shard, pool.submit(self._open, shard)))
+                    if len(waiting) > _OPEN_AHEAD:
+                        first, future = waiting.popleft()
+                        yield first, future.result()
+                while waiting:
                     first, future = waiting.popleft()
                     yield first, future.result()
-            for shard, future in waiting:
-                yield shard, future.result()
+            finally:  # what a run that ends early has opened for nothing
+                for _, future in waiting:
+                    opened = future.result()
+                    if isinstance(opened, OpenShard):
+                        opened.close()
 
     def _open(self, shard: Shard, most_rows: int | None = None) -> OpenShard | ShardError:
         try:

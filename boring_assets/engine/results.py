@@ -38,7 +38,7 @@ class EmbeddedShard:
         embedded: int64 [n], the embedded rows in rising order.
         embeddings: float32 [n, dim], L2-normalized, one for each of `embedded`.
         failures: What became of every other row, by row.
-        seconds: Its share of the run: since its first image, or since the shard before it was finished.
+        seconds: Its share of the run's time; where shards share a batch, by their part of it.
         image_bytes: Encoded bytes of its images.
         cut: Rows of the shard that `max_rows` left out.
     """

@@ -66,7 +66,7 @@ class BlockReader:
     def _ask(self, most: int) -> None:
         while len(self._pending) < most and self._asked < self.size:
             end = min(self._asked + self._block, self.size)
-            self._pending.append(self._pool.submit(self._fs.cat_file, self._path, self._asked, end))
+            self._pending.append(self._pool.submit(self._fs.cat_file, self._path, start=self._asked, end=end))
             self._asked = end
 
     def read(self, count: int) -> bytes:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ import pyarrow.parquet as pq
 
 from boring_assets.catalogue import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
-from partitions.shards import SHARDS
 
 PROJECT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -92,13 +92,27 @@ class Home:
 
     def add_shards(self, count: int, first: int = 0, images: int = IMAGES, seed: int = 0) -> list[str]:
         """Writes complete shards to the input, and gives their keys."""
+        new = self.root / "new"
         paths = write_sample_data(
-            self.input, count, images, "webdataset", image_size=64, seed=seed, first_shard=first
+            new, count, images, "webdataset", image_size=64, seed=seed, first_shard=first
         )
+        self.publish(new)
         return [path.stem for path in paths]
 
-    def register(self, keys: list[str]) -> None:
-        self.instance.add_dynamic_partitions(SHARDS.name or "", keys)
+    def publish(self, folder: Path) -> None:
+        """Moves shards into the input, times kept; none is complete before all of them are there."""
+        marks = sorted(folder.glob("*_stats.json"))
+        for mark in marks:
+            (self.input / mark.name).unlink(missing_ok=True)
+        for path in sorted(set(folder.iterdir()) - set(marks)):
+            path.replace(self.input / path.name)
+        for mark in marks:
+            mark.replace(self.input / mark.name)
+
+    def register(self) -> None:
+        """Registers the shards of the input, as `boring-assets register` does."""
+        done = self.run("boring-assets", "register")
+        assert done.returncode == 0, done.stderr
 
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of the environment to its end."""
@@ -163,6 +177,14 @@ class Home:
         runs = self.runs()
         assert len(runs) == count, [(run.run_id, run.status.value, run.tags) for run in runs]
         return runs
+
+    def check_one_at_a_time(self) -> None:
+        """No run began before the one before it had ended: two would share the device."""
+        records = sorted(self.instance.get_run_records(), key=lambda record: record.start_time or 0)
+        for record, following in pairwise(records):
+            assert record.end_time is not None
+            assert following.start_time is not None
+            assert record.end_time <= following.start_time, (record.dagster_run, following.dagster_run)
 
     def materialized(self, run: dg.DagsterRun) -> Counter[str]:
         """How many materializations a run reported of each partition."""
@@ -235,8 +257,12 @@ class Webserver:
                 } } } } }""",
             key={"path": ASSET_KEY.path},
         )
-        statuses = answer["assetNodeOrError"]["assetPartitionStatuses"]
-        return {name.removesuffix("Partitions"): sorted(keys) for name, keys in statuses.items() if keys}
+        statuses = {
+            name.removesuffix("Partitions"): set(keys)
+            for name, keys in answer["assetNodeOrError"]["assetPartitionStatuses"].items()
+        }
+        statuses["unmaterialized"] -= statuses["failed"]  # the webserver counts those twice
+        return {name: sorted(keys) for name, keys in statuses.items() if keys}
 
 
 def wait_for(

@@ -22,15 +22,17 @@ def backfill(server: Webserver, backfill_id: str) -> dict:
 
 @pytest.mark.slow
 def test_a_backfill_does_just_the_partitions_it_was_given(home: Home) -> None:
-    keys = home.add_shards(7)
-    home.register(keys)
-    chosen = ["00000", "00001", "00003", "00005"]
+    home.add_shards(5)
+    home.register()
+    chosen = ["00000", "00001", "00003"]
     with home.webserver() as server:
         params = {"partitionNames": chosen, "assetSelection": [{"path": ASSET_KEY.path}]}
         launched = server.ask(LAUNCH, params=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         backfill_id = launched["backfillId"]
         with home.daemon():
+            home.wait_for_runs(2)
+        with home.daemon():  # a backfill outlives its daemon, and a fresh one looks at it at once
             wait_for(
                 lambda: backfill(server, backfill_id)["status"] not in ("REQUESTED", "COMPLETED"),
                 "the backfill is complete",
@@ -39,15 +41,16 @@ def test_a_backfill_does_just_the_partitions_it_was_given(home: Home) -> None:
         ended = backfill(server, backfill_id)
         assert ended["status"] == "COMPLETED_SUCCESS", ended
         assert ended["assetBackfillData"]["assetBackfillStatuses"] == [
-            {"numPartitionsTargeted": 4, "numPartitionsMaterialized": 4, "numPartitionsFailed": 0}
+            {"numPartitionsTargeted": 3, "numPartitionsMaterialized": 3, "numPartitionsFailed": 0}
         ]
         assert server.partitions() == {
             "materialized": chosen,
-            "unmaterialized": ["00002", "00004", "00006"],
+            "unmaterialized": ["00002", "00004"],
         }
     runs = home.runs()
     assert all(run.status is DagsterRunStatus.SUCCESS for run in runs)
     ranges = sorted((run.tags[RANGE_START_TAG], run.tags[RANGE_END_TAG]) for run in runs)
-    assert ranges == [("00000", "00001"), ("00003", "00003"), ("00005", "00005")]
+    assert ranges == [("00000", "00001"), ("00003", "00003")]
     assert sum((home.materialized(run) for run in runs), start=Counter()) == dict.fromkeys(chosen, 1)
     home.check_committed(chosen)
+    home.check_one_at_a_time()

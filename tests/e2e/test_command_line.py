@@ -18,8 +18,8 @@ def execute_range(home: Home, first: str, last: str) -> subprocess.CompletedProc
 
 @pytest.mark.slow
 def test_one_partition_then_a_range(home: Home) -> None:
-    keys = home.add_shards(5)
-    home.register(keys)
+    home.add_shards(5)
+    home.register()
 
     one = ("asset", "materialize", *MODULE, "--select", "image_embeddings", "--partition", "00003")
     done = home.run("dagster", *one)
@@ -41,7 +41,8 @@ def test_one_partition_then_a_range(home: Home) -> None:
     ],
 )
 def test_a_range_that_is_none_fails(home: Home, first: str, last: str, said: str) -> None:
-    home.register(home.add_shards(3, images=4))
+    home.add_shards(3, images=4)
+    home.register()
     done = execute_range(home, first, last)
     assert done.returncode != 0
     assert said in done.stderr + done.stdout

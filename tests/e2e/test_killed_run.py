@@ -11,7 +11,7 @@ from boring_assets.catalogue import ASSET_KEY
 from boring_assets.jobs import range_tags
 from tests.e2e.processes import LOCATION, Home, Webserver, wait_for
 
-SHARDS = 150
+SHARDS = 60
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
@@ -36,7 +36,7 @@ def launch(server: Webserver, first: str, last: str) -> str:
 @pytest.mark.slow
 def test_a_killed_run_is_retried_and_loses_nothing(home: Home) -> None:
     keys = home.add_shards(SHARDS, images=4)
-    home.register(keys)
+    home.register()
     with home.webserver() as server, home.daemon():
         run_id = launch(server, keys[0], keys[-1])
         wait_for(lambda: len(home.committed()) >= 5, "some shards are committed", every=0.02)
@@ -57,6 +57,7 @@ def test_a_killed_run_is_retried_and_loses_nothing(home: Home) -> None:
     assert home.materialized(retry) == dict.fromkeys(keys, 1)
     assert home.messages(retry).count(f"{SHARDS - len(adopted)} shards on cpu") == 1
     home.check_committed(keys, images=4)
+    home.check_one_at_a_time()
     assert max(before[key] for key in adopted) < min(before[key] for key in set(keys) - adopted)
 
 

@@ -101,7 +101,7 @@ def test_rows_keep_their_place_in_shards_that_share_batches(encoder: Encoder, tm
     forward = encoder.submit
 
     def watched(batch: list) -> object:
-        calls.append(len(batch))
+        calls.append(sum(map(len, batch)))
         return forward(batch)
 
     encoder.submit = watched  # type: ignore[method-assign, assignment]
@@ -284,7 +284,7 @@ def test_little_read_ahead_takes_large_images(encoder: Encoder, tmp_path: Path) 
     large = [encoded(picture(700, 500, seed), "BMP") for seed in range(6)]
     shards = [make_shard(tmp_path, f"{n}", [*large, b""]) for n in range(3)]
     results = embedded(
-        list(embed_shards(shards, encoder, Options(read_ahead_bytes=100_000, decode_threads=1)))
+        list(embed_shards(shards, encoder, Options(read_ahead_bytes=100_000, decode_workers=1)))
     )
     assert [len(result.embedded) for result in results] == [6, 6, 6]
     assert [result.image_bytes for result in results] == [sum(map(len, large))] * 3
