@@ -100,7 +100,8 @@ def end_to_end(
     first = next((when for when, done in marks if done), start) - start
     steady = (late[1] - early[1]) / max(late[0] - early[0], 1e-9)
     return {
-        "images": total, "seconds": seconds, "whole": total / seconds, "steady": steady, "first_batch_seconds": first,
+        "images": total, "seconds": seconds, "whole": total / seconds, "steady": steady,
+        "first_batch_seconds": first,
         "starved_share": progress.starved_seconds / seconds, "cpu_seconds": time.process_time() - cpu,
     }  # fmt: skip
 
@@ -124,7 +125,7 @@ def decode_only(numbers: Preprocess, workers: int, seconds: float = 4.0) -> floa
 
 
 def data_loader(encoder: Encoder, batches: int, workers: int) -> float:
-    """Images a second of a DataLoader with open_clip's own preprocess, feeding the same tower in the same precision."""
+    """Images a second of a DataLoader with open_clip's own preprocess before the same tower."""
     import torch
     from open_clip.transform import image_transform
 
@@ -197,7 +198,8 @@ def bench_model(name: str, folder: Path, args: argparse.Namespace) -> dict[str, 
     start = time.perf_counter()
     encoder = Encoder(random_model(name), batch_size=args.batch_size or "auto")
     row: dict[str, Any] = {
-        "model": name, "device": str(encoder.device), "precision": encoder.precision, "batch": encoder.batch_size,
+        "model": name, "device": str(encoder.device), "precision": encoder.precision,
+        "batch": encoder.batch_size,
         "load_seconds": time.perf_counter() - start,
     }  # fmt: skip
     encoder.prepare_thread()
@@ -245,7 +247,7 @@ def main() -> None:
     try:
         size = write_shards(folder, args.shards, args.samples)
         print(
-            f"{args.shards} shards of {args.samples} images, {size / args.shards / args.samples:.0f} bytes each"
+            f"{args.shards} shards of {args.samples} images of {size / args.shards / args.samples:.0f} bytes"
         )
         rows = []
         for name in args.models:

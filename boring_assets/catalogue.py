@@ -1,7 +1,7 @@
 """What is done and what is not: the input's shards against Dagster's record of each partition."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -94,7 +94,7 @@ def _limit_pool(instance: dg.DagsterInstance) -> None:
 
 
 def take_stock(
-    instance: dg.DagsterInstance, found: Discovery, settings: str, committed: Collection[str]
+    instance: dg.DagsterInstance, found: Discovery, settings: str, committed: Callable[[], Collection[str]]
 ) -> Catalogue:
     """Compares the input with Dagster's record.
 
@@ -102,8 +102,9 @@ def take_stock(
         instance: Dagster's instance.
         found: What the input holds.
         settings: The settings that decide an embedding's numbers; see `Settings.embedding_version`.
-        committed: Keys of the partitions whose embeddings file is there; one that Dagster has an event of
-            and that is not among them is lost.
+        committed: Lists the partitions whose embeddings file is there; one that Dagster has an event of
+            and that is not among them is lost. Asked after Dagster is, since a run commits before it
+            reports.
 
     Returns:
         The state of each shard.
@@ -114,10 +115,11 @@ def take_stock(
         ASSET_KEY, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
     )
     statuses = instance.get_status_by_partition(ASSET_KEY, order, SHARDS) or {} if order else {}
+    there = committed()
     states = dict.fromkeys(found.growing, State.GROWING)
     for key in [*order, *shards]:
         made = recorded.get(key, {}).get(DATA_VERSION_TAG)
-        states[key] = _state(shards.get(key), made, statuses.get(key), settings, key in committed)
+        states[key] = _state(shards.get(key), made, statuses.get(key), settings, key in there)
     growing = {key: State.GROWING for key in found.growing if states[key] is State.GONE}
     return Catalogue({**states, **growing}, shards, order)
 

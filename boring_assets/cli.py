@@ -118,7 +118,7 @@ def status(as_json: bool, **options: Any) -> None:
     settings = _apply(options)
     instance = open_instance(settings.output_dir)
     found = _source(settings).discover()
-    stock = take_stock(instance, found, settings.embedding_version(), build_embeddings(settings).committed())
+    stock = take_stock(instance, found, settings.embedding_version(), build_embeddings(settings).committed)
     count = stock.count()
     if as_json:
         click.echo(

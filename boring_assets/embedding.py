@@ -4,7 +4,9 @@ import os
 import shlex
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import dagster as dg
@@ -14,6 +16,7 @@ from boring_assets.catalogue import ASSET_KEY, PENDING, Catalogue, State, ranges
 from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError
+from boring_assets.parallel import run_in_workers
 from boring_assets.progress_bar import ProgressBar, count_rows
 from boring_assets.runs import Outcome, open_instance, run_range
 from boring_assets.settings import Settings
@@ -64,7 +67,7 @@ def embed_all(settings: Settings, *, redo: bool = False, console: Console | None
     build_embeddings(settings).check()
     instance = open_instance(settings.output_dir)
     register(instance, found)
-    stock = take_stock(instance, found, settings.embedding_version(), build_embeddings(settings).committed())
+    stock = take_stock(instance, found, settings.embedding_version(), build_embeddings(settings).committed)
     wanted = _choose(stock, settings, redo=redo)
     _say_left_out(console, stock, found)
     if not wanted:
@@ -127,22 +130,40 @@ def _run(
 ) -> Summary:
     started = time.monotonic()
     before = instance.event_log_storage.get_maximum_record_id() or 0
-    outcomes: list[Outcome] = []
     with ProgressBar(console, [stock.shards[key] for key in wanted], settings.max_samples) as bar:
-        for first, last, _ in ranges(stock.order, wanted, settings.partitions_per_run):
-            left = settings.max_samples - bar.done if settings.max_samples else 0
-            if left < 0 or (settings.max_samples and not left):
-                break
-            outcomes.append(run_range(settings, instance, first, last, left))
-            if outcomes[-1].error and not outcomes[-1].failed_shards:
-                break
+        workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
+        if workers > 1:
+            outcomes = run_in_workers(_shares(stock.order, wanted, workers, settings.partitions_per_run))
+        else:
+            outcomes = list(_run_here(settings, instance, stock, wanted, bar))
     summary = _summarize(instance, before, time.monotonic() - started)
     for outcome in outcomes:
         summary.failed_shards |= outcome.failed_shards
-        if outcome.error and not outcome.failed_shards:
+        if outcome.stops:
             done = f" {summary.shards} shards were committed before it." if summary.shards else ""
             raise RunError(f"{outcome.error}{done}")
     return summary
+
+
+def _run_here(
+    settings: Settings, instance: dg.DagsterInstance, stock: Catalogue, wanted: list[str], bar: ProgressBar
+) -> Iterator[Outcome]:
+    """Runs one range after another in this process, where the model stays loaded."""
+    for first, last, _ in ranges(stock.order, wanted, settings.partitions_per_run):
+        left = settings.max_samples - bar.done if settings.max_samples else 0
+        if settings.max_samples and left <= 0:
+            return
+        outcome = run_range(settings, instance, first, last, left)
+        yield outcome
+        if outcome.stops:
+            return
+
+
+def _shares(order: list[str], wanted: list[str], workers: int, most: int) -> list[list[tuple[str, str]]]:
+    """Deals shards out to workers, each a stretch of its own, as ranges."""
+    cuts = [len(wanted) * number // workers for number in range(workers + 1)]
+    parts = [wanted[start:end] for start, end in pairwise(cuts)]
+    return [[(first, last) for first, last, _ in ranges(order, part, most)] for part in parts]
 
 
 def _summarize(instance: dg.DagsterInstance, after: int, seconds: float) -> Summary:

@@ -69,6 +69,11 @@ class Outcome:
     error: str = ""
     failed_shards: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def stops(self) -> bool:
+        """Whether it failed for a reason that further runs would meet too."""
+        return bool(self.error) and not self.failed_shards
+
 
 def run_range(
     settings: Settings, instance: dg.DagsterInstance, first: str, last: str, max_samples: int = 0

@@ -41,12 +41,11 @@ def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> 
     ) -> dg.SensorResult | dg.SkipReason:
         try:
             found = source.discover()
-            committed = embeddings.committed()
+            added = register(context.instance, found)
+            stock = take_stock(context.instance, found, settings, embeddings.committed)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
-        added = register(context.instance, found)
-        stock = take_stock(context.instance, found, settings, committed)
         asked = _still_asked(json.loads(context.cursor or "{}"), stock)
         requests = list(_requests(stock, asked, partitions_per_run))
         cursor = json.dumps(asked)

@@ -8,6 +8,7 @@ import dagster as dg
 from pydantic import Field
 
 from boring_assets.engine.decode import Limits
+from boring_assets.engine.decoders import MOST_THREADS, start_server
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.model import load_model
 from boring_assets.engine.pipeline import Options
@@ -78,11 +79,16 @@ class ClipResource(dg.ConfigurableResource):
     def options(self, max_rows: int | None = None) -> Options:
         """How much of the machine the engine's pipeline may take.
 
+        Where decoding takes processes, their server begins to start here, beside the model's loading.
+
         Args:
             max_rows: Most rows over all shards; None takes all.
         """
+        workers = self.decode_workers or len(os.sched_getaffinity(0))
+        if workers > MOST_THREADS:
+            start_server()
         return Options(
-            decode_workers=self.decode_workers or len(os.sched_getaffinity(0)),
+            decode_workers=workers,
             read_ahead_bytes=self.read_ahead_mb * 2**20,
             limits=Limits(self.max_image_pixels, self.max_image_bytes),
             max_rows=max_rows,

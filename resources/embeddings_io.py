@@ -5,25 +5,20 @@ or not at all: a local one is staged and renamed, an object is put in one reques
 aborted when it fails).
 """
 
-import json
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 from pydantic import Field
 
 from boring_assets.engine.pipeline import EmbeddedShard
-from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table, read_facts
+from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table
 from boring_assets.errors import SettingsError, ShardError
 from partitions.root import Root, storage_error
-from partitions.shards import SUFFIX, key_of, uri_of
+from partitions.shards import SUFFIX, uri_of
+from resources.files import committed_facts, write_table
 from resources.storage import check_writable, open_root
 
 if TYPE_CHECKING:
@@ -123,8 +118,8 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
                 f"{result.shard.uri} has columns that do not fit the output ({error}). Expected are "
                 "texts in UTF-8, and url, key and caption that can be read as text."
             ) from error
-        _write(root, _path(FAILURES, key), failures)
-        size = _write(root, _path(EMBEDDINGS, key), table)
+        write_table(root, _path(FAILURES, key), failures)
+        size = write_table(root, _path(EMBEDDINGS, key), table)
         return Written(
             f"{root.uri}/{_path(EMBEDDINGS, key)}", f"{root.uri}/{_path(FAILURES, key)}", size, table, full
         )
@@ -144,7 +139,8 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             return set()
         except Exception as error:
             raise storage_error(error, f"{root.uri}/{EMBEDDINGS}", "list") from error
-        return {key_of(path, folder) for path in paths if path.endswith(SUFFIX)}
+        start = len(folder) + 1
+        return {path[start:].removesuffix(SUFFIX) for path in paths if path.endswith(SUFFIX)}
 
     def facts(self, key: str) -> dict[str, Any]:
         """What a partition's committed file says of how it was made.
@@ -240,88 +236,5 @@ def _is_for_all(context: dg.InputContext, keys: list[str]) -> bool:
     return set(known) == set(keys)
 
 
-def committed_facts(root: Root, path: str) -> dict[str, Any]:
-    """What a committed file's metadata says.
-
-    Args:
-        root: The output.
-        path: The file's path below it.
-
-    Returns:
-        The facts; empty where there is no file, or one that cannot be read as one of ours.
-
-    Raises:
-        StorageError: The output cannot be read.
-    """
-    try:
-        with root.fs.open(f"{root.path}/{path}", "rb") as file:
-            return read_facts(pq.read_schema(file).metadata)
-    except (FileNotFoundError, pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError):
-        return {}
-    except Exception as error:
-        if type(error) is OSError and error.errno is None:  # how pyarrow says that a footer is damaged
-            return {}
-        raise storage_error(error, f"{root.uri}/{path}", "read") from error
-
-
 def _path(kind: str, key: str) -> str:
     return f"{kind}/{uri_of('', key)}"
-
-
-def _write(root: Root, path: str, table: pa.Table) -> int:
-    sink = pa.BufferOutputStream()
-    # Vectors neither repeat nor compress; trying to would cost more than writing them.
-    plain = "embedding.list.element"
-    rest = [name for name in table.column_names if name != "embedding"]
-    pq.write_table(
-        table,
-        sink,
-        row_group_size=50_000,
-        compression={**dict.fromkeys(rest, "zstd"), plain: "none"} if _flat(table.schema) else "zstd",
-        use_dictionary=rest,
-        write_statistics=rest,
-    )
-    data = sink.getvalue()
-    write_bytes(root, path, data)
-    return data.size
-
-
-def _flat(schema: pa.Schema) -> bool:
-    """Whether each column but the vectors is one leaf, so that its name is also its path in parquet."""
-    return not any(pa.types.is_nested(field.type) for field in schema if field.name != "embedding")
-
-
-def write_bytes(root: Root, path: str, data: bytes | pa.Buffer) -> None:
-    """Writes a file whole or not at all.
-
-    Args:
-        root: The output.
-        path: The file's path below it.
-        data: What goes into it.
-
-    Raises:
-        StorageError: It cannot be written; what was there before is untouched.
-    """
-    target = f"{root.path}/{path}"
-    try:
-        if isinstance(root.fs, LocalFileSystem):
-            _write_local(Path(root.path), Path(target), data)
-        else:
-            root.fs.pipe_file(target, bytes(data))
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{path}", "write") from error
-
-
-def _write_local(root: Path, target: Path, data: bytes | pa.Buffer) -> None:
-    staged = root / _STAGING / uuid.uuid4().hex
-    staged.parent.mkdir(parents=True, exist_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with staged.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(target)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise

@@ -13,7 +13,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets import __version__
 from partitions.root import Root, storage_error
-from resources.embeddings_io import EMBEDDINGS, committed_facts, write_bytes
+from resources.embeddings_io import EMBEDDINGS
+from resources.files import committed_facts, write_bytes
 
 _CACHE = ".counts.json"
 _TRIES = 10

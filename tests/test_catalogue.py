@@ -58,7 +58,7 @@ def report_done(settings: Settings, instance: dg.DagsterInstance, key: str, made
 
 def states(settings: Settings, instance: dg.DagsterInstance) -> dict[str, State]:
     found = build_source(settings).discover()
-    committed = build_embeddings(settings).committed()
+    committed = build_embeddings(settings).committed
     return take_stock(instance, found, settings.embedding_version(), committed).states
 
 

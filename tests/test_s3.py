@@ -11,7 +11,7 @@ import s3fs
 
 from boring_assets.definitions import build_embeddings
 from boring_assets.sample_data import write_sample_data
-from resources.embeddings_io import write_bytes
+from resources.files import write_bytes
 from resources.storage import open_root
 from tests.assets.project import Project, stored
 from tests.seaweed import BUCKET, Seaweed, free_ports

@@ -15,7 +15,7 @@ import dagster as dg
 
 from boring_assets import __version__
 from boring_assets.assets.events import materialization
-from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY
+from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
@@ -56,7 +56,7 @@ def define_image_embeddings(partitions_per_run: int, code_version: str) -> dg.As
         backfill_policy=dg.BackfillPolicy.multi_run(partitions_per_run),
         io_manager_key="embeddings",
         output_required=False,
-        pool="gpu",
+        pool=POOL,
         code_version=code_version,
         kinds={"pytorch", "parquet"},
     )
@@ -155,6 +155,7 @@ class _Run:
         return made == (shard.version, self._code_version) and not facts.get("rows_left_out")
 
     def _embed(self, shards: list[Shard], max_rows: int | None) -> Iterator[dg.AssetMaterialization]:
+        options = self._clip.options(max_rows)  # starts what takes a while beside the model's loading
         encoder = self._clip.encoder()
         self._context.log.info(
             f"{len(shards)} shards on {encoder.device} in {encoder.precision}, "
@@ -162,9 +163,7 @@ class _Run:
         )
         facts = self._facts(encoder)
         left = {shard.key for shard in shards}
-        results = embed_shards(
-            shards, encoder, self._clip.options(max_rows), self._source.fetcher(), PROGRESS
-        )
+        results = embed_shards(shards, encoder, options, self._source.fetcher(), PROGRESS)
         for result in results:
             left.discard(result.shard.key)
             if isinstance(result, FailedShard):

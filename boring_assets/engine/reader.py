@@ -6,9 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from boring_assets.engine.channel import Channel
+from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoders import Decoded, make_decoders
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.fetch import Fetcher
@@ -138,11 +136,14 @@ class Reader:
                 if chunk.full():
                     self._send(chunk)
                     chunk = Chunk(job)
-        except (ShardError, OSError, pa.ArrowException) as error:
-            if not isinstance(error, ShardError):
-                detail = f"{type(error).__name__}: {str(error)[:300]}"
-                error = ShardError(f"The images of {shard.uri} cannot be read ({detail}). Try it again.")
+        except Closed:
+            raise
+        except ShardError as error:
             chunk = Chunk(job, error=error)
+        except Exception as error:  # filesystems raise their libraries' own; each costs this shard alone
+            detail = f"{type(error).__name__}: {str(error)[:300]}"
+            why = ShardError(f"The images of {shard.uri} cannot be read ({detail}). Try it again.")
+            chunk = Chunk(job, error=why)
         finally:
             opened.close()
         return self._send(chunk)

@@ -59,7 +59,7 @@ class Project:
     def states(self) -> dict[str, State]:
         """Each shard's state, as the sensor and the command line see it."""
         found = build_source(self.settings).discover()
-        committed = build_embeddings(self.settings).committed()
+        committed = build_embeddings(self.settings).committed
         return take_stock(self.instance, found, self.settings.embedding_version(), committed).states
 
     def path(self, key: str, kind: str = "image_embeddings") -> Path:

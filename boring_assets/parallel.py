@@ -1,0 +1,116 @@
+"""Several devices at once: each worker is a process with a Dagster run, a model and a device of its own.
+
+A worker tells how far it is by JSON lines on its standard output.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from boring_assets.assets.image_embeddings import PROGRESS
+from boring_assets.engine.results import Progress
+from boring_assets.runs import Outcome, open_instance, run_range
+from boring_assets.settings import PREFIX, load_settings
+
+_TICK_SECONDS = 0.25
+_lock = threading.Lock()
+
+Range = tuple[str, str]
+
+
+def run_in_workers(shares: Sequence[Sequence[Range]]) -> list[Outcome]:
+    """Runs each share of ranges in a process of its own, all at once.
+
+    The CPU's cores are divided among the workers; CUDA devices are dealt out one each, in turn. Settings
+    reach them by the environment.
+
+    Args:
+        shares: For each worker its ranges: first and last partition key, in Dagster's order.
+
+    Returns:
+        How each run ended.
+    """
+    devices = _cuda_devices()
+    with ThreadPoolExecutor(len(shares)) as pool:
+        futures = [
+            pool.submit(_follow, share, _environment(number, len(shares), devices))
+            for number, share in enumerate(shares)
+        ]
+        return [outcome for future in futures for outcome in future.result()]
+
+
+def _environment(number: int, workers: int, devices: list[str]) -> dict[str, str]:
+    cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    shared = {"OMP_NUM_THREADS": cores, f"{PREFIX}DECODE_WORKERS": cores}
+    device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
+    return {**shared, **os.environ, **device}
+
+
+def _cuda_devices() -> list[str]:
+    """Names of the CUDA devices that this process may use, found without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device.strip() for device in visible.split(",") if device.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))] if listed.returncode == 0 else []
+
+
+def _follow(share: Sequence[Range], environment: dict[str, str]) -> list[Outcome]:
+    """Starts a worker, counts what it reports into this process's progress, and returns its outcomes."""
+    command = [sys.executable, "-m", "boring_assets.parallel", json.dumps(list(share))]
+    outcomes: list[Outcome] = []
+    before = {"embedded": 0, "failed": 0}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
+        for line in worker.stdout or ():
+            said: dict[str, Any] = json.loads(line)
+            if "error" in said:
+                outcomes.append(Outcome(**said))
+                continue
+            with _lock:
+                PROGRESS.embedded += said["embedded"] - before["embedded"]
+                PROGRESS.failed += said["failed"] - before["failed"]
+            before = said
+    if worker.returncode:
+        outcomes.append(Outcome(f"a worker process ended with code {worker.returncode}"))
+    return outcomes
+
+
+def main() -> None:
+    """A worker's own part: runs the ranges that it is given, one after another."""
+    settings = load_settings()
+    instance = open_instance(settings.output_dir)
+    stop = threading.Event()
+    reporter = threading.Thread(target=_report, args=(PROGRESS, stop), daemon=True)
+    reporter.start()
+    outcomes = []
+    for first, last in json.loads(sys.argv[1]):
+        outcomes.append(run_range(settings, instance, first, last))
+        if outcomes[-1].stops:
+            break
+    stop.set()
+    reporter.join()
+    for outcome in outcomes:
+        _say(vars(outcome))
+
+
+def _report(progress: Progress, stop: threading.Event) -> None:
+    while not stop.wait(_TICK_SECONDS):
+        _say({"embedded": progress.embedded, "failed": progress.failed})
+    _say({"embedded": progress.embedded, "failed": progress.failed})
+
+
+def _say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
