@@ -1,0 +1,139 @@
+"""A process that executes runs one after another, so that imports and the loaded model are paid for once.
+
+`boring_assets.launcher` starts it and talks to it over a socket pair, one line each way:
+
+    launcher                          worker
+    a run to execute, as JSON   ->
+                                <-    TAKEN, or the end of the stream: it did not take the run
+                                <-    DONE, or the end of the stream: the run failed or the process died
+
+A worker ends when nothing came for its idle time, when its launcher is gone, after a run that did not
+succeed, and instead of taking a run when the code that it has loaded is no longer what is on disk.
+"""
+
+import fcntl
+import json
+import select
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+TAKEN, DONE = b"taken\n", b"done\n"
+_CANCEL_SECONDS = 1.0
+# Dagster gives runs the variables of this file, and the definitions read them once.
+_ENV_FILE = Path(".env")
+
+
+def main() -> None:
+    """Serves the launcher that is at the other end of an open socket.
+
+    Arguments of the command: the socket's descriptor, the path of the lock file, the idle time in seconds.
+    """
+    descriptor, lock, idle_seconds = sys.argv[1:]
+    connection = socket.socket(fileno=int(descriptor))
+    connection.set_inheritable(False)
+    with Path(lock).open("wb") as held:
+        # A record lock: unlike flock's, it is not shared with children, so it ends with this very process.
+        fcntl.lockf(held, fcntl.LOCK_EX)
+        try:
+            _serve(connection, float(idle_seconds))
+        finally:
+            Path(lock).unlink(missing_ok=True)
+
+
+def is_alive(lock: Path) -> bool:
+    """Whether the worker of a lock file lives: the kernel ends its lock with it, also when it reboots.
+
+    Args:
+        lock: The worker's lock file.
+
+    Returns:
+        False where the file is missing too. Must not be asked by the worker itself.
+    """
+    try:
+        with lock.open("r+b") as probe:
+            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (BlockingIOError, PermissionError):  # POSIX lets a lock that is held answer either
+        return True
+    return False
+
+
+def _serve(connection: socket.socket, idle_seconds: float) -> None:
+    loaded: dict[str, int] = {}
+    with connection, connection.makefile("rb") as requests:
+        while select.select([connection], [], [], idle_seconds)[0]:
+            request = requests.readline()
+            if not request or any(_changed(path) != was for path, was in loaded.items()):
+                return
+            connection.sendall(TAKEN)
+            if not _execute(**json.loads(request)):
+                return
+            loaded = _code() | loaded
+            try:
+                connection.sendall(DONE)
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the launcher's process has ended
+
+
+def _execute(run_id: str, instance_ref: str) -> bool:
+    """Does what `dagster api execute_run` does; events and failures go to Dagster's storage.
+
+    Returns:
+        True where the run succeeded.
+    """
+    from dagster import DagsterInstance
+    from dagster._cli.api import _execute_run_command_body
+    from dagster._core.instance import InstanceRef
+    from dagster._serdes import deserialize_value
+    from dagster._utils.interrupts import capture_interrupts
+
+    ref = deserialize_value(instance_ref, InstanceRef)
+    ended = threading.Event()
+    with capture_interrupts(), DagsterInstance.from_ref(ref) as instance:
+        watch = threading.Thread(target=_watch, args=(ref, run_id, ended), name="cancellation", daemon=True)
+        watch.start()
+        try:
+            return _execute_run_command_body(run_id, instance, lambda _: None, True) == 0
+        finally:
+            ended.set()
+            watch.join()
+
+
+def _watch(ref: Any, run_id: str, ended: threading.Event) -> None:
+    """Interrupts this process's run once Dagster's storage says that it shall end, or has."""
+    from dagster import DagsterInstance, DagsterRunStatus
+    from dagster._utils import send_interrupt
+
+    over = (DagsterRunStatus.CANCELING, DagsterRunStatus.CANCELED, DagsterRunStatus.FAILURE)
+    if ended.wait(_CANCEL_SECONDS):
+        return
+    with DagsterInstance.from_ref(ref) as instance:
+        while not ended.is_set():
+            run = instance.get_run_by_id(run_id)
+            if (run is None or run.status in over) and not ended.is_set():
+                send_interrupt()
+                return
+            ended.wait(_CANCEL_SECONDS)
+
+
+def _code() -> dict[str, int]:
+    """When each file was last changed that this process has loaded."""
+    files = [getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())]
+    paths = [*(path for path in files if isinstance(path, str)), str(_ENV_FILE)]
+    return {path: _changed(path) for path in paths}
+
+
+def _changed(path: str) -> int:
+    """When a file was last changed, in ns; 0 where there is none."""
+    try:
+        return Path(path).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    main()
