@@ -27,7 +27,7 @@ from boring_assets.errors import SettingsError
 
 PREFIX = "BORING_"
 # A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
-_CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@")
+CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@")
 
 
 class Settings(BaseSettings):
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     )
     pretrained: str = Field(
         "",
-        description="Pretrained tag or checkpoint path; empty takes the model's own weights.",
+        description="Pretrained tag or checkpoint path; empty takes the model's own weights, where it has some.",
     )
     device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -107,7 +107,7 @@ class Settings(BaseSettings):
     @classmethod
     def _hold_no_credentials(cls, uri: str) -> str:
         # Dagster stores the resources' settings with each run, and shows them.
-        if _CREDENTIALS.search(uri):
+        if CREDENTIALS.search(uri):
             raise PydanticCustomError(
                 "credentials",
                 "holds credentials, which would be stored and shown. Take them out, and set "
@@ -174,3 +174,12 @@ def setting_help(name: str) -> str:
     if field is None:
         return f"There is no such setting; the settings are {', '.join(Settings.model_fields)}"
     return f"{field.description} (default: {field.default!r})"
+
+
+def markdown_table() -> str:
+    """All settings as the table of `docs/settings.md`."""
+    lines = ["| Variable | Default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in ("", ()) else f"`{field.default}`"
+        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines)

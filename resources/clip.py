@@ -30,7 +30,8 @@ class ClipResource(dg.ConfigurableResource):
         description="open_clip model name, `hf-hub:` name, local model directory, or `boring-tiny`.",
     )
     pretrained: str = Field(
-        "", description="Pretrained tag or checkpoint path; empty takes the model's own weights."
+        "",
+        description="Pretrained tag or checkpoint path; empty takes the model's own weights, where it has some.",
     )
     device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
     precision: str = Field(

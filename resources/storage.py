@@ -14,6 +14,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from boring_assets.errors import SettingsError
+from boring_assets.settings import CREDENTIALS
 from partitions.root import Root, check_readable, storage_error
 
 __all__ = ["Root", "check_readable", "check_writable", "open_root", "storage_error"]
@@ -86,8 +87,7 @@ def _scheme(uri: str) -> str:
         if match := re.match(r"([a-z][a-z0-9]+):/", uri):
             raise SettingsError(f"{uri} is no URI: after {match[1]}: come two slashes, e.g. {match[1]}://...")
         return ""
-    # A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
-    if re.search(r"://[^/@]*:(?!\d+(/|$)).*@", uri):
+    if CREDENTIALS.search(uri):
         raise SettingsError(
             f"A URI with {scheme}:// holds credentials, which would end up in logs. Take them out, and set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own variables)."

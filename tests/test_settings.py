@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from boring_assets.errors import SettingsError
-from boring_assets.settings import Settings, load_settings
+from boring_assets.settings import Settings, load_settings, markdown_table
 
 
 @pytest.fixture
@@ -127,3 +127,10 @@ def test_what_changes_the_numbers_changes_the_version() -> None:
     assert a != b
     same = Settings(model="/models/v1/clip", batch_size=7, input_dir="/in", quiet_seconds=3)
     assert same.embedding_version() == base
+
+
+def test_the_document_lists_the_settings_as_they_are() -> None:
+    document = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+    assert markdown_table() in document, (
+        "run: python -c 'from boring_assets.settings import *; print(markdown_table())'"
+    )
