@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     )
     pretrained: str = Field(
         "",
-        description="Pretrained tag or checkpoint path; empty takes the model's own weights, where it has some.",
+        description="Pretrained tag or checkpoint path; empty takes the model's own weights, if any.",
     )
     device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(

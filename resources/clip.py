@@ -31,7 +31,7 @@ class ClipResource(dg.ConfigurableResource):
     )
     pretrained: str = Field(
         "",
-        description="Pretrained tag or checkpoint path; empty takes the model's own weights, where it has some.",
+        description="Pretrained tag or checkpoint path; empty takes the model's own weights, if any.",
     )
     device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
     precision: str = Field(
