@@ -1,0 +1,51 @@
+"""Several workers at once, as `boring-assets embed --num-workers N` uses them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from boring_assets.assets.image_embeddings import PROGRESS
+from boring_assets.catalogue import State
+from boring_assets.parallel import run_in_workers
+from boring_assets.sample_data import write_sample_data
+from tests.assets.project import Project
+
+
+def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sample_data(tmp_path / "in", 4, 20, "webdataset", broken=1, image_size=64)
+    mine = Project(tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out")
+    for name in ("input_dir", "output_dir", "model"):
+        monkeypatch.setenv(f"BORING_{name.upper()}", str(getattr(mine.settings, name)))
+    monkeypatch.setenv("BORING_DEVICE", "cpu")
+    monkeypatch.setenv("BORING_PRECISION", "fp32")
+    mine.register()
+    before = (PROGRESS.embedded, PROGRESS.failed)
+
+    outcomes = run_in_workers([[("00000", "00001")], [("00002", "00003")]])
+
+    assert [outcome.error for outcome in outcomes] == ["", ""]
+    assert (PROGRESS.embedded - before[0], PROGRESS.failed - before[1]) == (76, 4)
+    assert set(mine.states().values()) == {State.DONE}
+    runs = mine.instance.get_runs()
+    assert len(runs) == 2
+    assert sum(mine.table(f"0000{number}").num_rows for number in range(4)) == 76
+
+
+def test_a_worker_that_dies_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BORING_BATCH_SIZE", "0")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    outcomes = run_in_workers([[("00000", "00000")]])
+    assert [outcome.stops for outcome in outcomes] == [True]
+    assert "code 1" in outcomes[0].error
+
+
+def test_each_worker_sees_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from boring_assets.parallel import _cuda_devices, _environment
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    devices = _cuda_devices()
+    seen = [_environment(number, 3, devices)["CUDA_VISIBLE_DEVICES"] for number in range(3)]
+    assert seen == ["2", "5", "2"]
+    cores = len(os.sched_getaffinity(0))
+    assert int(_environment(0, 2, devices)["BORING_DECODE_WORKERS"]) == max(1, cores // 2)
