@@ -5,6 +5,7 @@ way from pixels to embeddings is one captured graph over a batch of fixed shape:
 the Python threads that decode cannot slow it, with copies on a stream of their own.
 """
 
+import gc
 import logging
 import time
 from collections import deque
@@ -167,20 +168,23 @@ class Encoder:
             pixels = torch.cat(pieces)
             return Pending(len(pixels), self._forward(pixels))
         except (torch.OutOfMemoryError, MemoryError) as error:
-            return self._submit_smaller(torch.cat(pieces), error)
+            why = str(error)
+        # Not within the handler: the exception's frames hold on to the very memory that ran out.
+        return self._submit_smaller(torch.cat(pieces), why)
 
-    def _submit_smaller(self, images: "Tensor", error: BaseException) -> Pending:
+    def _submit_smaller(self, images: "Tensor", why: str) -> Pending:
         import torch
 
         if len(images) == 1:
             raise ModelError(
                 f"{self.device} has too little memory to embed one image with {self.model.name}. Free the "
-                "device, or set BORING_MODEL to a smaller model."
-            ) from error
+                f"device, or set BORING_MODEL to a smaller model. ({why})"
+            )
         self._graph = None
         self.batch_size = max(1, min(self.batch_size, len(images)) // 2)
         log.warning("The memory of %s ran out; the batch size is now %d.", self.device, self.batch_size)
         if self.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
         parts, start = [], 0
         while start < len(images):  # the batch size may shrink again on the way
