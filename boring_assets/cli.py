@@ -1,11 +1,13 @@
 """The command line: `boring-assets embed | register | status | failures | sample-data`.
 
-Exit codes: 0 all is done; 1 an error, nothing was changed by it; 2 wrong usage; 3 some shards failed, the
-others are committed; 4 (`status`) there is work to do.
+Exit codes: 0 all is done; 1 an error, what was committed before it stays; 2 wrong usage; 3 some shards
+failed, the others are committed; 4 (`status`) there is work to do; 130 interrupted, what was committed stays.
 """
 
 import json
+import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,29 +15,61 @@ from typing import Any, get_args
 
 import click
 
-from boring_assets.errors import BoringError, SettingsError
+from boring_assets.engine.samples import Reason
+from boring_assets.errors import BoringError, SettingsError, StorageError
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
-from boring_assets.settings import PREFIX, Settings, load_settings, setting_help
+from boring_assets.settings import PREFIX, Settings, load_settings
+from boring_assets.wording import first_of, plain, some
 
 FAILED_SHARDS = 3
 WORK_TO_DO = 4
+INTERRUPTED = 130
 
 
 class _Commands(click.Group):
-    """Says our own errors in a line; anything else is a bug and keeps its traceback."""
+    """Says our own errors and Ctrl-C in a line; anything else is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except BoringError as error:
-            click.secho(f"Error: {error}", fg="red", err=True)
+            said = plain(_with_options(str(error), self.commands.get(ctx.invoked_subcommand or "")))
+            click.secho(f"Error: {said}", fg="red", err=True)
             sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted. What is committed stays; the same command does the rest.", err=True)
+            sys.stdout.flush()
+            for child in multiprocessing.active_children():
+                child.kill()
+            # The engine's threads are still at work; an orderly end under them aborts in native code.
+            os._exit(INTERRUPTED)
+
+
+def _with_options(text: str, command: click.Command | None) -> str:
+    """Adds to each variable that an error names the option of the command that stands for it."""
+    options = {
+        str(one.name): one.opts[0] if isinstance(one, click.Option) else one.human_readable_name
+        for one in (command.params if command else [])
+    }
+
+    def both(match: re.Match[str]) -> str:
+        option = options.get(match[1].lower())
+        return f"{match[0]} ({option})" if option else match[0]
+
+    return re.sub(rf"\b{PREFIX}([A-Z_]+)\b(?! \()", both, text)
 
 
 def _setting(name: str, *flags: str, **extra: Any) -> Callable[..., Any]:
     """An option that stands for a setting: the same name, the same help."""
     flag = flags or (f"--{name.replace('_', '-')}",)
-    return click.option(*flag, name, default=None, help=setting_help(name), **extra)
+    field = Settings.model_fields[name]
+    default = field.default if field.default not in ("", ()) else "none"
+    return click.option(*flag, name, help=f"{field.description}  [default: {default}]", **extra)
+
+
+_config = click.option(
+    "--config", metavar="FILE", help="TOML file with settings, one `name = value` a line.  [default: none]"
+)
 
 
 def _apply(options: dict[str, Any]) -> Settings:
@@ -46,7 +80,10 @@ def _apply(options: dict[str, Any]) -> Settings:
     return load_settings()
 
 
-_CODES = "Exit codes: 0 done, 1 error, 2 wrong usage, 3 some shards failed, 4 there is work to do."
+_CODES = (
+    "Exit codes: 0 done, 1 error, 2 wrong usage, 3 some shards failed, 4 there is work to do (status), "
+    "130 interrupted."
+)
 
 
 @click.group(cls=_Commands, context_settings={"show_default": True}, epilog=_CODES)
@@ -60,20 +97,23 @@ def main() -> None:
 @click.argument("output_dir", metavar="OUTPUT")
 @_setting("model")
 @_setting("pretrained")
-@_setting("batch_size")
-@_setting("num_workers")
-@_setting("max_samples")
+@_setting("batch_size", metavar="auto|N")
+@_setting("num_workers", metavar="N")
+@_setting("max_samples", metavar="N")
 @_setting("device")
-@_setting("precision")
-@_setting("quiet_seconds")
-@_setting("allowed_url_prefixes")
-@click.option("--config", type=click.Path(dir_okay=False), help="TOML file with settings.")
+@_setting("precision", metavar="auto|fp32|bf16|fp16")
+@_setting("quiet_seconds", metavar="SECONDS")
+@_setting("allowed_url_prefixes", metavar="PREFIX,...")
+@_config
 @click.option("--redo", is_flag=True, help="Also embed again what was made by other settings.")
 def embed(redo: bool, **options: Any) -> None:
-    """Embeds every shard below INPUT that is new or changed, and writes below OUTPUT.
+    """Embeds the new and changed shards of INPUT into OUTPUT.
 
     INPUT and OUTPUT are paths or URIs (s3://bucket/prefix, gs://..., az://...). Each shard is registered as
     a partition and materialized through Dagster; what is done already is left alone.
+
+    Every option is a setting too: BORING_BATCH_SIZE in the environment, or batch_size in the TOML file. The
+    option wins over the variable, the variable over the file.
     """
     from boring_assets.embedding import embed_all
 
@@ -85,20 +125,21 @@ def embed(redo: bool, **options: Any) -> None:
 @main.command()
 @_setting("input_dir", "--input")
 @_setting("output_dir", "--output")
-@_setting("quiet_seconds")
+@_setting("quiet_seconds", metavar="SECONDS")
+@_config
 def register(**options: Any) -> None:
-    """Registers the input's new shards as partitions, without embedding them."""
+    """Registers new shards as partitions, embedding none."""
     from boring_assets.catalogue import register as register_shards
     from boring_assets.runs import open_instance
 
     settings = _apply(options)
     found = _source(settings).discover()
     added = register_shards(open_instance(settings.output_dir), found)
-    click.echo(f"{len(added)} shards registered, {len(found.shards) - len(added)} were known.")
-    for key in found.growing:
-        click.echo(f"Still being written: {key}")
-    for path, why in found.refused.items():
-        click.echo(f"Refused: {path}: {why}")
+    known = len(found.shards) - len(added)
+    click.echo(f"{some(len(added), 'shard')} registered" + (f", {known:,} known before." if known else "."))
+    if found.growing:
+        click.echo(f"{some(len(found.growing), 'shard')} still being written: {first_of(found.growing)}")
+    _say_refused(found.refused)
 
 
 @main.command()
@@ -106,11 +147,26 @@ def register(**options: Any) -> None:
 @_setting("output_dir", "--output")
 @_setting("model")
 @_setting("pretrained")
-@_setting("precision")
-@_setting("quiet_seconds")
+@_setting("precision", metavar="auto|fp32|bf16|fp16")
+@_setting("quiet_seconds", metavar="SECONDS")
+@_config
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(as_json: bool, **options: Any) -> None:
-    """Says what is done, new, changed, failed or running."""
+    r"""Says which shards are done, new, changed, failed, ...
+
+    The exit code is 0 where all is done, and 4 where there is work to do.
+
+    \b
+    new             never embedded
+    changed         embedded, but the shard has changed since
+    other settings  embedded with another model, precision or output type
+    failed          its last run failed; `embed` tries again
+    lost            embedded, but its file is no longer below the output
+    running         in a run now
+    done            embedded, and up to date
+    gone            no longer in the input; what was embedded stays
+    growing         still being written
+    """
     from boring_assets.catalogue import PENDING, State, take_stock
     from boring_assets.definitions import build_embeddings
     from boring_assets.runs import open_instance
@@ -128,24 +184,32 @@ def status(as_json: bool, **options: Any) -> None:
         for state in State:
             if count[state]:
                 keys = sorted(key for key, its in stock.states.items() if its is state)
-                shown = ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")
-                click.echo(f"{state.value:>15}  {count[state]:>8}  {shown}")
+                click.echo(f"{state.value:<15}  {count[state]:>8,}  {first_of(keys)}")
         if not stock.states:
             click.echo("There are no shards.")
-        for path, why in found.refused.items():
-            click.echo(f"Refused: {path}: {why}")
+        _say_refused(found.refused)
     work = sum(count[state] for state in (*PENDING, State.OTHER_SETTINGS, State.GROWING, State.RUNNING))
     sys.exit(WORK_TO_DO if work else 0)
 
 
+def _say_refused(refused: dict[str, str]) -> None:
+    for path, why in refused.items():
+        click.echo(plain(f"Refused: {path}: {why}"))
+
+
 @main.command()
 @_setting("output_dir", "--output")
-@click.option("--shard", help="Only this partition.")
-@click.option("--reason", help="Only this reason, e.g. decode_error.")
-@click.option("--limit", default=20, show_default=True, help="Most rows shown; 0 is all.")
+@_config
+@click.option("--shard", metavar="KEY", help="Only this shard, e.g. 00000.  [default: all]")
+@click.option(
+    "--reason",
+    type=click.Choice([reason.value for reason in Reason]),
+    help="Only this reason.  [default: all]",
+)
+@click.option("--limit", default=20, type=click.IntRange(0), help="Most rows shown; 0 is all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a row.")
 def failures(shard: str | None, reason: str | None, limit: int, as_json: bool, **options: Any) -> None:
-    """Shows the samples that could not be embedded, and why."""
+    """Shows which samples could not be embedded, and why."""
     import polars as pl
 
     from boring_assets.definitions import build_embeddings
@@ -162,33 +226,49 @@ def failures(shard: str | None, reason: str | None, limit: int, as_json: bool, *
             click.echo(json.dumps(row))
         return
     for name, count in table["reason"].value_counts(sort=True).iter_rows():
-        click.echo(f"{count:>8}  {name}")
+        click.echo(f"{count:>8,}  {name}")
+    width = max((len(row["reason"]) for row in shown.iter_rows(named=True)), default=0)
     for row in shown.iter_rows(named=True):
-        click.echo(f"{row['key']}  {row['reason']}  {row['detail']}  {row['url'] or ''}")
+        reason = f"{row['reason']:<{width}}"
+        click.echo(plain(f"{row['key']}  {reason}  {row['detail']}  {row['url'] or ''}".rstrip()))
     if len(table) > len(shown):
-        click.echo(f"... and {len(table) - len(shown)} more; --limit 0 shows all.")
+        click.echo(f"... and {len(table) - len(shown):,} more; --limit 0 shows all.")
     if not len(table):
         click.echo("No failures.")
 
 
 @main.command("sample-data")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--num-shards", default=3, type=click.IntRange(1))
-@click.option("--samples-per-shard", default=100, type=click.IntRange(1))
-@click.option("--format", "layout", default="webdataset", type=click.Choice(get_args(Layout)), help="Layout.")
-@click.option("--encode-format", default="jpg", type=click.Choice(get_args(EncodeFormat)))
-@click.option("--broken", default=0, type=click.IntRange(0), help="Broken samples in each shard.")
-@click.option("--image-size", default=256, type=click.IntRange(8, 4096), help="Pixels of a side.")
-@click.option("--seed", default=0, help="Equal seeds give equal bytes.")
-@click.option("--first-shard", default=0, type=click.IntRange(0), help="Number of the first shard.")
+@click.option("--num-shards", default=3, type=click.IntRange(1, 100_000), help="How many shards.")
+@click.option(
+    "--samples-per-shard", default=100, type=click.IntRange(1, 1_000_000), help="Samples in each shard."
+)
+@click.option(
+    "--format", "layout", default="webdataset", type=click.Choice(get_args(Layout)),
+    help="Where the images go: a tar or a folder beside each parquet, or a column of it.",
+)  # fmt: skip
+@click.option(
+    "--encode-format", default="jpg", type=click.Choice(get_args(EncodeFormat)), help="Format of the images."
+)
+@click.option("--broken", default=0, type=click.IntRange(0), help="How many of a shard's samples are broken.")
+@click.option("--image-size", default=256, type=click.IntRange(16, 4096), help="Pixels of a side.")
+@click.option("--seed", default=0, type=click.IntRange(0, 2**32), help="Equal seeds give equal bytes.")
+@click.option("--first-shard", default=0, type=click.IntRange(0, 99_999), help="Number of the first shard.")
 def sample_data(
     folder: Path, num_shards: int, samples_per_shard: int, broken: int, **options: Any
 ) -> None:  # fmt: skip
-    """Writes shards of generated, captioned pictures to DIR, just as img2dataset writes them."""
+    """Writes shards of drawn, captioned pictures to DIR.
+
+    They are laid out as img2dataset lays them out. Shards that are there already are replaced.
+    """
     if broken > samples_per_shard:
         raise SettingsError(f"--broken is {broken}, more than --samples-per-shard {samples_per_shard}.")
-    paths = write_sample_data(folder, num_shards, samples_per_shard, broken=broken, **options)
-    click.echo(f"{len(paths)} shards of {samples_per_shard} samples in {folder}, {broken} broken in each.")
+    try:
+        paths = write_sample_data(folder, num_shards, samples_per_shard, broken=broken, **options)
+    except OSError as error:
+        raise StorageError(f"Cannot write {folder}: {error}. Give a folder that you may write.") from error
+    each = f", {broken:,} broken in each" if broken else ""
+    click.echo(f"{some(len(paths), 'shard')} of {some(samples_per_shard, 'sample')} in {folder}{each}.")
 
 
 def _source(settings: Settings) -> Any:

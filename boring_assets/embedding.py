@@ -1,50 +1,39 @@
 """`boring-assets embed`: from an input and an output to embeddings, all the way through Dagster."""
 
-import os
-import shlex
+import fcntl
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import dagster as dg
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from rich.console import Console
 
-from boring_assets.catalogue import ASSET_KEY, PENDING, Catalogue, State, ranges, register, take_stock
+from boring_assets.catalogue import (
+    ADOPT_TAG,
+    ASSET_KEY,
+    PENDING,
+    Catalogue,
+    State,
+    ranges,
+    register,
+    take_stock,
+)
 from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError
+from boring_assets.jobs import embed_job
 from boring_assets.parallel import run_in_workers
 from boring_assets.progress_bar import ProgressBar, count_rows
+from boring_assets.report import Summary, made_by, say_done, say_left_out
 from boring_assets.runs import Outcome, open_instance, run_range
 from boring_assets.settings import Settings
+from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
 from partitions.root import check_readable
-
-_TICK_SECONDS = 0.25
-
-
-@dataclass
-class Summary:
-    """What one `embed` call did.
-
-    Attributes:
-        shards: Shards committed.
-        failed_shards: Keys of the shards that failed, and why.
-        rows: Their samples.
-        embedded: Samples embedded.
-        failed: Samples failed, by reason.
-        seconds: From the first run's start to the last one's end.
-    """
-
-    shards: int = 0
-    failed_shards: dict[str, str] = field(default_factory=dict)
-    rows: int = 0
-    embedded: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
 
 
 def embed_all(settings: Settings, *, redo: bool = False, console: Console | None = None) -> Summary:
@@ -61,21 +50,57 @@ def embed_all(settings: Settings, *, redo: bool = False, console: Console | None
     Raises:
         SettingsError: A setting is wrong, or the output was made by other settings and `redo` is off.
         StorageError: The input cannot be read, holds no shards, or the output cannot be written.
+        RunError: A run could not go on; what was committed before stays.
+        KeyboardInterrupt: SIGINT came; what was committed before stays.
     """
     console = console or Console(highlight=False)
     found = _discover(settings)
-    build_embeddings(settings).check()
+    embeddings = build_embeddings(settings)
+    embeddings.check()
     instance = open_instance(settings.output_dir)
-    register(instance, found)
-    stock = take_stock(instance, found, settings.embedding_version(), build_embeddings(settings).committed)
-    wanted = _choose(stock, settings, redo=redo)
-    _say_left_out(console, stock, found)
-    if not wanted:
-        console.print(f"Nothing to do: all {len(stock.keys((State.DONE,)))} shards are embedded.")
-        return Summary()
-    summary = _run(settings, instance, stock, wanted, console)
-    _report(console, settings, summary)
+    with _alive(instance):
+        register(instance, found)
+        stock = take_stock(instance, found, settings.embedding_version(), embeddings.committed)
+        wanted = _choose(stock, settings, redo=redo)
+        say_left_out(console, stock, found)
+        if not wanted:
+            done = len(stock.keys((State.DONE,)))
+            rest = "" if done == len(stock.shards) + len(found.growing) else " else"
+            console.print(f"Nothing{rest} to do: {some(done, 'shard')} embedded already.")
+            return Summary()
+        summary = _run(settings, instance, stock, wanted, console)
+    say_done(console, settings, summary)
     return summary
+
+
+@contextmanager
+def _alive(instance: dg.DagsterInstance) -> Iterator[None]:
+    """Holds a lock as long as this process lives, so that the next one can tell which runs are dead.
+
+    A run in a process that was killed never ends by itself, and its partitions would count as running.
+    """
+    with (Path(instance.root_directory) / ".embed.lock").open("a+") as lock:
+        _end_dead_runs(instance, lock)
+        # A record lock: unlike flock's, it is not shared with children, so it ends with this very process.
+        fcntl.lockf(lock, fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            _end_dead_runs(instance, lock)
+
+
+def _end_dead_runs(instance: dg.DagsterInstance, lock: IO[str]) -> None:
+    """Ends the unfinished runs of command lines, where no other command line lives."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX lets a lock that is held answer either
+        return
+    unfinished = dg.RunsFilter(
+        job_name=embed_job.name, statuses=NOT_FINISHED_STATUSES, tags={ADOPT_TAG: "true"}
+    )
+    for run in instance.get_runs(unfinished):
+        if run.remote_job_origin is None:  # the daemon's runs have one, and it watches them
+            instance.report_run_failed(run, "The process of this run was ended before the run was.")
 
 
 def _discover(settings: Settings) -> Discovery:
@@ -83,10 +108,14 @@ def _discover(settings: Settings) -> Discovery:
     check_readable(source.root())
     found = source.discover()
     if not found.shards:
-        wait = f" {len(found.growing)} are still being written: wait, or set --quiet-seconds 0."
+        refused = "".join(f" {path} cannot be read: {why}" for path, why in list(found.refused.items())[:3])
+        wait = (
+            f" {some(len(found.growing), 'shard')} may still grow: without a `_stats.json`, a shard "
+            "counts as complete when it is unchanged for --quiet-seconds. Wait, or set that to 0."
+        )
         raise StorageError(
-            f"There are no complete shards below {source.root().uri}.{wait if found.growing else ''} "
-            "Expected parquet files, with a tar or folder beside each, an image column, or URLs."
+            f"There are no complete shards below {source.root().uri}.{wait if found.growing else ''}{refused}"
+            " Expected are parquet files, with a tar or folder beside each, an image column, or URLs."
         )
     return found
 
@@ -96,9 +125,9 @@ def _choose(stock: Catalogue, settings: Settings, *, redo: bool) -> list[str]:
     other = stock.keys((State.OTHER_SETTINGS,))
     if other and not redo:
         raise SettingsError(
-            f"{len(other)} shards of {settings.output_dir} were made by other settings than "
-            f"{settings.embedding_version()} (first: {other[0]}). Add --redo to embed them again, or "
-            "give another output."
+            f"{settings.output_dir} holds {some(len(other), 'shard')} made by other settings than "
+            f"{made_by(settings)}: {first_of(other)}. Add --redo to embed them again, or give "
+            "the settings that they were made with, or another output."
         )
     keys = stock.keys((*PENDING, *((State.OTHER_SETTINGS,) if redo else ())))
     if not settings.max_samples:
@@ -112,19 +141,6 @@ def _choose(stock: Catalogue, settings: Settings, *, redo: bool) -> list[str]:
     return chosen
 
 
-def _say_left_out(console: Console, stock: Catalogue, found: Discovery) -> None:
-    for path, why in found.refused.items():
-        console.print(f"[yellow]Left out:[/] {path}: {why}")
-    if growing := [key for key, state in stock.states.items() if state is State.GROWING]:
-        console.print(
-            f"[yellow]Left out:[/] {len(growing)} shards are still being written: {', '.join(growing[:5])}"
-        )
-    if running := stock.keys((State.RUNNING,)):
-        console.print(
-            f"[yellow]Left out:[/] {len(running)} shards are in a run now: {', '.join(running[:5])}"
-        )
-
-
 def _run(
     settings: Settings, instance: dg.DagsterInstance, stock: Catalogue, wanted: list[str], console: Console
 ) -> Summary:
@@ -136,11 +152,12 @@ def _run(
             outcomes = run_in_workers(_shares(stock.order, wanted, workers, settings.partitions_per_run))
         else:
             outcomes = list(_run_here(settings, instance, stock, wanted, bar))
-    summary = _summarize(instance, before, time.monotonic() - started)
+    mine = {outcome.run_id for outcome in outcomes}
+    summary = _summarize(_events(instance, before, mine), time.monotonic() - started)
     for outcome in outcomes:
         summary.failed_shards |= outcome.failed_shards
         if outcome.stops:
-            done = f" {summary.shards} shards were committed before it." if summary.shards else ""
+            done = f" {some(summary.shards, 'shard')} committed before it." if summary.shards else ""
             raise RunError(f"{outcome.error}{done}")
     return summary
 
@@ -166,11 +183,11 @@ def _shares(order: list[str], wanted: list[str], workers: int, most: int) -> lis
     return [[(first, last) for first, last, _ in ranges(order, part, most)] for part in parts]
 
 
-def _summarize(instance: dg.DagsterInstance, after: int, seconds: float) -> Summary:
-    """Adds up the events of this call."""
+def _summarize(events: Iterable[dg.AssetMaterialization], seconds: float) -> Summary:
+    """Adds up what was committed."""
     summary = Summary(seconds=seconds)
-    for event in _events(instance, after):
-        metadata = {name: value.value for name, value in event.metadata.items()}
+    for event in events:
+        metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
         summary.shards += 1
         summary.rows += metadata["rows"]
         summary.embedded += metadata["embedded"]
@@ -180,43 +197,15 @@ def _summarize(instance: dg.DagsterInstance, after: int, seconds: float) -> Summ
     return summary
 
 
-def _events(instance: dg.DagsterInstance, after: int) -> Any:
+def _events(instance: dg.DagsterInstance, after: int, runs: set[str]) -> Iterator[Any]:
+    """The materializations of some runs; another command line may be at work beside this one."""
     filter_ = dg.AssetRecordsFilter(ASSET_KEY, after_storage_id=after)
     cursor = None
     while True:
         page = instance.fetch_materializations(filter_, limit=1000, cursor=cursor, ascending=True)
         for record in page.records:
-            if record.asset_materialization:
+            if record.asset_materialization and record.run_id in runs:
                 yield record.asset_materialization
         if not page.has_more:
             return
         cursor = page.cursor
-
-
-def _report(console: Console, settings: Settings, summary: Summary) -> None:
-    """What happened, where it lies, and what to type next."""
-    failed = sum(summary.failed.values())
-    rate = summary.rows / summary.seconds if summary.seconds else 0.0
-    console.print(
-        f"Shards    {summary.shards} embedded"
-        + (f", {len(summary.failed_shards)} failed" if summary.failed_shards else "")
-    )
-    console.print(f"Images    {summary.rows:,}: {summary.embedded:,} embedded, {failed:,} failed")
-    for reason, count in summary.failed.most_common():
-        console.print(f"          {count:>6,}  {reason}")
-    console.print(
-        f"Speed     {rate:,.0f} images a second over {summary.seconds:.1f} s, loading the model included"
-    )
-    console.print(f"Output    {settings.output_dir}/image_embeddings/*.parquet", soft_wrap=True)
-    for key, why in summary.failed_shards.items():
-        console.print(f"[red]Failed[/]    {key}: {why}", soft_wrap=True)
-    console.print("\nNext:")
-    console.print(f"  boring-assets failures --output {shlex.quote(settings.output_dir)}", soft_wrap=True)
-    variables = {
-        "DAGSTER_HOME": os.environ["DAGSTER_HOME"],
-        "BORING_INPUT_DIR": settings.input_dir,
-        "BORING_OUTPUT_DIR": settings.output_dir,
-        "BORING_MODEL": settings.model,
-    }
-    environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
-    console.print(f"  {environment} dagster dev -m boring_assets.definitions", soft_wrap=True)

@@ -37,12 +37,14 @@ def run_in_workers(shares: Sequence[Sequence[Range]]) -> list[Outcome]:
         How each run ended.
     """
     devices = _cuda_devices()
-    with ThreadPoolExecutor(len(shares)) as pool:
-        futures = [
-            pool.submit(_follow, share, _environment(number, len(shares), devices))
-            for number, share in enumerate(shares)
-        ]
-        return [outcome for future in futures for outcome in future.result()]
+    workers = [_start(share, _environment(n, len(shares), devices)) for n, share in enumerate(shares)]
+    with ThreadPoolExecutor(len(workers)) as pool:
+        try:
+            return [outcome for outcomes in pool.map(_follow, workers) for outcome in outcomes]
+        except BaseException:  # Ctrl-C, above all: no worker goes on without its parent
+            for worker in workers:
+                worker.terminate()
+            raise
 
 
 def _environment(number: int, workers: int, devices: list[str]) -> dict[str, str]:
@@ -64,12 +66,16 @@ def _cuda_devices() -> list[str]:
     return [str(number) for number in range(len(lines))] if listed.returncode == 0 else []
 
 
-def _follow(share: Sequence[Range], environment: dict[str, str]) -> list[Outcome]:
-    """Starts a worker, counts what it reports into this process's progress, and returns its outcomes."""
+def _start(share: Sequence[Range], environment: dict[str, str]) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "boring_assets.parallel", json.dumps(list(share))]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def _follow(worker: "subprocess.Popen[str]") -> list[Outcome]:
+    """Counts what a worker reports into this process's progress, and returns its outcomes."""
     outcomes: list[Outcome] = []
     before = {"embedded": 0, "failed": 0}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as worker:
+    with worker:
         for line in worker.stdout or ():
             said: dict[str, Any] = json.loads(line)
             if "error" in said:

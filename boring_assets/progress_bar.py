@@ -66,10 +66,10 @@ class ProgressBar:
             self._show()
 
     def _show(self) -> None:
-        text = "embedding" if self.done else "loading the model"
-        self._bar.update(
-            self._task, completed=self.done, failed=PROGRESS.failed - self._failed, description=text
-        )
+        done, total = self.done, self._bar.tasks[0].total
+        # The last images' shards are still to be written when all images are answered.
+        text = "loading the model" if not done else "writing" if total and done >= total else "embedding"
+        self._bar.update(self._task, completed=done, failed=PROGRESS.failed - self._failed, description=text)
 
 
 class _Count(ProgressColumn):

@@ -7,8 +7,10 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+from dagster._core.instance import InstanceRef
 
 from boring_assets.assets.image_embeddings import FAILED_SHARDS, MAX_SAMPLES_TAG
 from boring_assets.definitions import build_definitions
@@ -16,6 +18,10 @@ from boring_assets.errors import SettingsError
 from boring_assets.jobs import embed_job, range_tags
 from boring_assets.settings import Settings
 
+_NO_COMPUTE_LOGS = {
+    "module": "dagster._core.storage.noop_compute_log_manager",
+    "class": "NoOpComputeLogManager",
+}
 _PROJECT = Path(__file__).parent.parent
 
 
@@ -42,7 +48,10 @@ def open_instance(output_dir: str) -> dg.DagsterInstance:
             if not config.exists() and shipped.exists():
                 shutil.copyfile(shipped, config)
             os.environ["DAGSTER_HOME"] = str(home)
-            instance = dg.DagsterInstance.get()
+            # Dagster's copy of what a process prints would route the terminal through a file, and its
+            # helper processes print tracebacks on Ctrl-C.
+            ref = InstanceRef.from_dir(str(home), overrides={"compute_logs": _NO_COMPUTE_LOGS})
+            instance = dg.DagsterInstance.from_ref(ref)
             instance.get_dynamic_partitions("")
             return instance
     except OSError as error:
@@ -64,10 +73,12 @@ class Outcome:
     Attributes:
         error: Why it failed; empty where it succeeded.
         failed_shards: Why each shard failed that did, where the run itself went on.
+        run_id: Dagster's id of the run.
     """
 
     error: str = ""
     failed_shards: dict[str, str] = field(default_factory=dict)
+    run_id: str = ""
 
     @property
     def stops(self) -> bool:
@@ -89,13 +100,16 @@ def run_range(
 
     Returns:
         How it ended.
+
+    Raises:
+        KeyboardInterrupt: SIGINT came in the middle of it.
     """
     job = build_definitions(settings).resolve_job_def(embed_job.name)
     tags = range_tags(first, last) | ({MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {})
     # The command line says what happened; Dagster's own log is in the UI.
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     result = job.execute_in_process(instance=instance, tags=tags, run_config=quiet, raise_on_error=False)
-    return Outcome() if result.success else _explain(result)
+    return Outcome(run_id=result.run_id) if result.success else _explain(result)
 
 
 def _explain(result: dg.ExecuteInProcessResult) -> Outcome:
@@ -107,6 +121,9 @@ def _explain(result: dg.ExecuteInProcessResult) -> Outcome:
         said = data.user_failure_data
         if said is not None:
             failed = said.metadata.get(FAILED_SHARDS)
-            return Outcome(said.description or "", failed.value if failed else {})  # type: ignore[arg-type]
-        return Outcome(data.error.message if data.error else "the step failed")
+            shards: Any = failed.value if failed else {}
+            return Outcome(said.description or "", shards, result.run_id)
+        if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
+            raise KeyboardInterrupt
+        return Outcome(data.error.message if data.error else "the step failed", run_id=result.run_id)
     return Outcome(f"run {result.run_id} failed before its step; the Dagster UI has its log")

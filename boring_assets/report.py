@@ -1,0 +1,89 @@
+"""What `boring-assets embed` prints besides its progress bar."""
+
+import os
+import shlex
+from collections import Counter
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.text import Text
+
+from boring_assets.catalogue import Catalogue, State
+from boring_assets.settings import PREFIX, Settings
+from boring_assets.wording import first_of, plain, some
+from partitions.discovery import Discovery
+
+
+@dataclass
+class Summary:
+    """What one `embed` call did.
+
+    Attributes:
+        shards: Shards committed.
+        failed_shards: Keys of the shards that failed, and why.
+        rows: Their samples.
+        embedded: Samples embedded.
+        failed: Samples failed, by reason.
+        seconds: From the first run's start to the last one's end.
+    """
+
+    shards: int = 0
+    failed_shards: dict[str, str] = field(default_factory=dict)
+    rows: int = 0
+    embedded: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+
+
+def made_by(settings: Settings) -> str:
+    """What decides an embedding's numbers, in words."""
+    tag = f" {settings.pretrained}" if settings.pretrained else ""
+    return f"model {settings.model}{tag}, precision {settings.precision}, {settings.output_dtype}"
+
+
+def say_left_out(console: Console, stock: Catalogue, found: Discovery) -> None:
+    """Which shards of the input this call does not take, and why."""
+    left_out = [f"{path}: {why}" for path, why in found.refused.items()]
+    for state, why in ((State.GROWING, "still being written"), (State.RUNNING, "in another run now")):
+        if keys := [key for key, its in stock.states.items() if its is state]:
+            left_out.append(f"{some(len(keys), 'shard')} {why}: {first_of(keys)}")
+    for what in left_out:
+        _line(console, "Left out", what, "yellow")
+
+
+def say_done(console: Console, settings: Settings, summary: Summary) -> None:
+    """What happened, where it lies, and what to type next."""
+    failed = sum(summary.failed.values())
+    bad = len(summary.failed_shards)
+    _line(console, "Shards", f"{summary.shards:,} embedded" + (f", {bad:,} failed" if bad else ""))
+    if summary.rows:
+        rate = summary.rows / summary.seconds
+        _line(console, "Images", f"{summary.rows:,}: {summary.embedded:,} embedded, {failed:,} failed")
+        for reason, count in summary.failed.most_common():
+            _line(console, " ", f"{count:>6,}  {reason}")
+        took = f"{summary.seconds:,.1f} s, loading the model included"
+        _line(console, "Speed", f"{rate:,.0f} images a second over {took}")
+        _line(console, "Output", f"{settings.output_dir.rstrip('/')}/image_embeddings/*.parquet")
+    for key, why in summary.failed_shards.items():
+        _line(console, "Failed", f"{key}: {why}", "red")
+    console.print("\nNext:")
+    if failed:
+        _line(console, "", f"boring-assets failures --output {shlex.quote(settings.output_dir)}")
+    _line(console, "", f"{_environment(settings)} dagster dev -m boring_assets.definitions")
+
+
+def _environment(settings: Settings) -> str:
+    """The variables with which Dagster's UI shows the same partitions, as a shell takes them."""
+    variables = {"DAGSTER_HOME": os.environ["DAGSTER_HOME"]}
+    decisive = ("input_dir", "output_dir", "model", "pretrained", "precision", "output_dtype")
+    for name in decisive:
+        value = getattr(settings, name)
+        if value != Settings.model_fields[name].default:
+            variables[PREFIX + name.upper()] = value
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+
+
+def _line(console: Console, label: str, text: str, style: str = "") -> None:
+    """One line, never wrapped, and never read as rich's markup: names and errors come from the data."""
+    indent = f"{label:<10}" if label else "  "
+    console.print(Text.assemble((indent, style), plain(text)), soft_wrap=True)

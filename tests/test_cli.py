@@ -1,0 +1,249 @@
+"""The commands as their users type them: help, wrong input, status, register, failures, sample-data."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from boring_assets.cli import main
+from boring_assets.settings import Settings
+from tests.command_line import PROGRAM, CommandLine
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(tmp_path)
+
+
+def test_help_says_every_option_with_its_meaning_and_default(cli: CommandLine) -> None:
+    assert set(main.commands) == {"embed", "failures", "register", "sample-data", "status"}
+    overview = cli("--help").output
+    assert "130 interrupted" in overview
+    assert "..." not in overview.partition("Commands:")[2].replace("failed, ...", "")
+    for name, command in main.commands.items():
+        said = " ".join(cli(name, "--help").output.split())
+        for option in command.params:
+            if not isinstance(option, click.Option):
+                continue
+            assert option.help, option.name
+            assert f"{option.opts[0]} " in said
+            assert option.is_flag or re.search(rf"{option.opts[0]} .*?\[default: [^\]]+\]", said), option.name
+            if option.name in Settings.model_fields:
+                assert Settings.model_fields[option.name].description in option.help
+    names = {option.opts[0] for option in main.commands["embed"].params if isinstance(option, click.Option)}
+    asked = (
+        "model",
+        "pretrained",
+        "batch-size",
+        "num-workers",
+        "max-samples",
+        "device",
+        "precision",
+        "config",
+    )
+    assert names >= {f"--{name}" for name in asked}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere", "out"), ["/nowhere: there is nothing at that place", "Check the spelling"]),
+        (("empty", "out"), ["no complete shards below", "/empty", "Expected are parquet files"]),
+        (("file", "out"), ["/file is a file, not a folder", "Give the folder"]),
+        (("in", "file"), ["Cannot write", "/file: a part of the path is a file", "Choose another path"]),
+        (("in", "file/below"), ["/file/below: a part of the path is a file", "Choose another path"]),
+        (("", "out"), ["Set BORING_INPUT_DIR (INPUT) to the folder"]),
+        (("in", "ftps3://out"), ["'ftps3', which is not known", "s3://bucket/prefix"]),
+        (("in", "out", "--batch-size", "0"), ["BORING_BATCH_SIZE (--batch-size) is '0'", "greater than 0"]),
+        (("in", "out", "--batch-size", "x"), ["BORING_BATCH_SIZE (--batch-size) is 'x'", "'auto'"]),
+        (("in", "out", "--max-samples", "-1"), ["BORING_MAX_SAMPLES (--max-samples) is '-1'"]),
+        (("in", "out", "--num-workers", "0"), ["BORING_NUM_WORKERS (--num-workers) is '0'"]),
+        (("in", "out", "--precision", "x"), ["BORING_PRECISION (--precision) is 'x'", "'bf16' or 'fp16'"]),
+        (("in", "out", "--device", "x"), ["BORING_DEVICE (--device) is 'x'", "cpu"]),
+        (("in", "out", "--config", "no.toml"), ["BORING_CONFIG (--config) names no.toml", "TOML file"]),
+        (
+            ("in", "out", "--config", "bad.toml"),
+            ["BORING_BATCH_SISE is 3", "There is no such setting", "batch_size"],
+        ),
+    ],
+    ids=lambda value: "-".join(value).strip("-") or "none" if isinstance(value, tuple) else "",
+)
+def test_wrong_input_is_named_with_its_fix(
+    cli: CommandLine, arguments: tuple[str, ...], said: list[str]
+) -> None:
+    Path("empty").mkdir()
+    Path("file").touch()
+    Path("bad.toml").write_text("batch_sise = 3\n")
+    cli.sample_data("in", shards=1, samples=2)
+    result = cli("embed", *arguments, code=1)
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    for part in said:
+        assert part in result.stderr
+    assert not cli.stamps(Path("out"))
+
+
+def test_wrong_settings_leave_earlier_output_as_it_was(cli: CommandLine) -> None:
+    cli.sample_data("in")
+    cli("embed", "in", "out")
+    before = cli.stamps(Path("out"))
+
+    def totals() -> dict:
+        return json.loads(Path("out/metadata.json").read_bytes()) | {"timestamp": ""}
+
+    totals_before = totals()
+    cli.sample_data("in", "--first-shard", 2, shards=1)
+    (cli.folder / "model").mkdir()
+    for options, said in (
+        (("--model", "ViT-B-23"), "other settings than model ViT-B-23"),
+        (("--model", "ViT-B-23", "--redo"), "Near matches: ViT-B-32"),
+        (("--model", "./modle", "--redo"), "no model './modle', nor a directory of that name"),
+        (("--model", "./model", "--redo"), "./model has no open_clip_config.json"),
+    ):
+        assert said in cli("embed", "in", "out", *options, code=1).stderr
+        assert cli.stamps(Path("out")) == before
+        assert totals() == totals_before
+    assert "Shards    1 embedded\n" in cli("embed", "in", "out").stdout
+    assert {key: stamp for key, stamp in cli.stamps(Path("out")).items() if key in before} == before
+
+
+def test_cuda_that_is_not_there(cli: CommandLine) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    cli.sample_data("in", shards=1, samples=2)
+    said = cli("embed", "in", "out", "--device", "cuda", code=1).stderr
+    assert "BORING_DEVICE (--device) is 'cuda', but this machine shows 0 CUDA devices" in said
+
+
+def test_parquet_that_leads_to_no_images(cli: CommandLine) -> None:
+    Path("in").mkdir()
+    pq.write_table(pa.table({"[red]a": [1, 2], "b\x1b[31m": ["x", "y"]}), "in/00000.parquet")
+    result = cli("embed", "in", "out", "--quiet-seconds", 0, code=3)
+    assert "Shards    0 embedded, 1 failed\n" in result.stdout
+    assert "in/00000.parquet leads to no images: it has the columns ['[red]a', 'b" in result.stdout
+    assert "Expected a binary column" in result.stdout
+    assert "\x1b" not in result.stdout
+    assert "Images" not in result.stdout
+
+
+def test_status_says_what_there_is_to_do(cli: CommandLine) -> None:
+    options = ("--input", "in", "--output", "out")
+    assert "BORING_INPUT_DIR (--input)" in cli("status", "--output", "out", code=1).stderr
+    cli.sample_data("in", shards=1)
+    assert cli("register", *options).stdout == "1 shard registered.\n"
+    cli.sample_data("in", shards=7)
+    assert cli("register", *options).stdout == "6 shards registered, 1 known before.\n"
+    keys = "00000, 00001, 00002, 00003, 00004, ..."
+    assert cli("status", *options, code=4).stdout == f"new                     7  {keys}\n"
+    cli("embed", "in", "out")
+    assert cli("status", *options).stdout == f"done                    7  {keys}\n"
+
+    cli.sample_data("in", "--seed", 1, shards=1)
+    Path("out/image_embeddings/00001.parquet").unlink()
+    Path("in/00002.parquet").unlink()
+    Path("in/00007.parquet").touch()
+    said = cli("status", *options, code=4).stdout.splitlines()
+    assert [line.split()[:3] for line in said] == [
+        ["changed", "1", "00000"],
+        ["lost", "1", "00001"],
+        ["done", "4", "00003,"],
+        ["gone", "1", "00002"],
+        ["growing", "1", "00007"],
+    ]
+    assert len({line.index(line.split()[2]) for line in said}) == 1
+    told = json.loads(cli("status", *options, "--json", code=4).stdout)
+    assert told["counts"]["done"] == 4
+    assert told["counts"]["new"] == 0
+    assert told["shards"]["00000"] == "changed"
+
+    Path("other.toml").write_text('output_dtype = "float16"\ninput_dir = "in"\noutput_dir = "out"\n')
+    told = json.loads(cli("status", "--config", "other.toml", "--json", code=4).stdout)
+    assert told["counts"]["other settings"] == 4
+
+
+def test_status_of_an_empty_input(cli: CommandLine) -> None:
+    Path("in").mkdir()
+    assert cli("status", "--input", "in", "--output", "out").stdout == "There are no shards.\n"
+
+
+def test_failures_can_be_asked_for(cli: CommandLine) -> None:
+    cli.sample_data("in", "--broken", 4, shards=3)
+    assert "boring-assets failures --output out\n" in cli("embed", "in", "out").stdout
+    lines = cli("failures", "--output", "out").stdout.splitlines()
+    assert [line.split() for line in lines[:2]] == [["9", "decode_error"], ["3", "not_downloaded"]]
+    assert len(lines) == 2 + 12
+    assert len({re.match(r"\d+ +\w+ +", line).end() for line in lines[2:]}) == 1  # type: ignore[union-attr]
+
+    chosen = ("--reason", "not_downloaded", "--shard", "00001", "--json")
+    (row,) = map(json.loads, cli("failures", "--output", "out", *chosen).stdout.splitlines())
+    assert row["reason"] == "not_downloaded"
+    assert "404" in row["detail"]
+    assert row["url"].startswith("https://example.com/")
+    table = pq.read_table("in/00001.parquet").slice(row["row"], 1).to_pylist()[0]
+    assert (table["key"], table["status"]) == (row["key"], "failed_to_download")
+
+    lines = cli("failures", "--output", "out", "--limit", 2).stdout.splitlines()
+    assert len(lines) == 5
+    assert lines[-1] == "... and 10 more; --limit 0 shows all."
+    assert len(cli("failures", "--output", "out", "--limit", 0).stdout.splitlines()) == 14
+    assert cli("failures", "--output", "out", "--reason", "too_large").stdout == "No failures.\n"
+    assert "decode_error" in cli("failures", "--output", "out", "--reason", "typo", code=2).stderr
+    assert (
+        "/none.parquet: there is nothing"
+        in cli("failures", "--output", "out", "--shard", "none", code=1).stderr
+    )
+    assert "BORING_OUTPUT_DIR (--output)" in cli("failures", code=1).stderr
+
+
+def test_what_a_shard_says_of_a_failure_cannot_steer_the_terminal(cli: CommandLine) -> None:
+    Path("in").mkdir()
+    evil = "\x1b[2J\x1b]0;title\x07"
+    row = {"url": f"https://example.com/{evil}", "caption": "a", "key": "1", "status": "failed_to_download"}
+    table = pa.Table.from_pylist([{**row, "error_message": evil}])
+    pq.write_table(table.append_column("jpg", pa.array([None], pa.binary())), "in/0.parquet")
+    cli("embed", "in", "out", "--quiet-seconds", 0)
+    process = subprocess.run(
+        [PROGRAM, "failures", "--output", "out"], env=os.environ | cli.env, capture_output=True, check=True
+    )
+    assert b"not_downloaded" in process.stdout
+    assert rb"\x1b[2J" in process.stdout
+    assert not set(process.stdout) & (set(range(32)) - {10})
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "files", "parquet"])
+def test_sample_data_of_each_format_is_embedded_by_the_next_command(cli: CommandLine, layout: str) -> None:
+    sizes = ("--num-shards", 1, "--samples-per-shard", 9, "--broken", 2, "--image-size", 32)
+    said = cli("sample-data", "in", *sizes, "--format", layout).stdout
+    assert said == "1 shard of 9 samples in in, 2 broken in each.\n"
+    assert "Images    9: 7 embedded, 2 failed\n" in cli("embed", "in", "out").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--num-shards", 0), 2, "--num-shards"),
+        (("--samples-per-shard", "x"), 2, "--samples-per-shard"),
+        (("--format", "tfrecord"), 2, "'webdataset', 'files', 'parquet'"),
+        (("--image-size", 15), 2, "--image-size"),
+        (("--seed", -1), 2, "--seed"),
+        (("--samples-per-shard", 3, "--broken", 4), 1, "--broken is 4, more than --samples-per-shard 3"),
+    ],
+)
+def test_sample_data_refuses_numbers(cli: CommandLine, options: tuple, code: int, said: str) -> None:
+    assert said in cli("sample-data", "in", *options, code=code).stderr
+    assert not Path("in").exists()
+
+
+def test_sample_data_that_cannot_be_written(cli: CommandLine) -> None:
+    Path("file").touch()
+    assert "Cannot write file/below" in cli("sample-data", "file/below", code=1).stderr

@@ -1,0 +1,160 @@
+"""The program itself: its terminal, Ctrl-C, `kill -9`, and Dagster's home."""
+
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import termios
+import time
+from pathlib import Path
+
+import pytest
+
+from boring_assets.errors import SettingsError
+from boring_assets.runs import open_instance
+from tests.command_line import CommandLine
+
+SHARDS = 40
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(tmp_path)
+
+
+def interrupted(cli: CommandLine, process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Ends a program's process group, as a terminal does, when it has committed some shards."""
+    deadline = time.monotonic() + 120
+    while len(cli.stamps(Path("out"))) < 5:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "nothing was committed"
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+
+
+def check_the_rest_is_done(cli: CommandLine) -> None:
+    """The next call does what is left, and only that."""
+    before = cli.stamps(Path("out"))
+    assert 5 <= len(before) < SHARDS
+    said = cli("embed", "in", "out").stdout
+    # A shard that was written but not yet told of is taken over; it counts as embedded by this call.
+    embedded = int(re.match(r"Shards    (\d+) embedded\n", said)[1])  # type: ignore[index]
+    assert SHARDS - len(before) <= embedded <= SHARDS - len(before) + 1
+    after = cli.stamps(Path("out"))
+    assert len(after) == SHARDS
+    assert {key: after[key] for key in before} == before
+    assert cli("status", "--input", "in", "--output", "out").stdout.split()[:2] == ["done", str(SHARDS)]
+
+
+def test_ctrl_c_keeps_what_is_committed(cli: CommandLine) -> None:
+    cli.sample_data("in", shards=SHARDS, samples=4)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with cli.start("embed", "in", "out", start_new_session=True, **pipes) as process:
+        interrupted(cli, process, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == b""
+    assert err == b"Interrupted. What is committed stays; the same command does the rest.\n"
+    said = cli("status", "--input", "in", "--output", "out", code=4).stdout
+    assert "running" not in said
+    check_the_rest_is_done(cli)
+
+
+def test_a_killed_call_leaves_nothing_that_runs_for_ever(cli: CommandLine) -> None:
+    cli.sample_data("in", shards=SHARDS, samples=4)
+    with cli.start("embed", "in", "out", start_new_session=True, stdout=subprocess.DEVNULL) as process:
+        interrupted(cli, process, signal.SIGKILL)
+        process.wait(60)
+    check_the_rest_is_done(cli)
+
+
+def test_a_second_call_leaves_the_first_ones_shards_to_it(cli: CommandLine) -> None:
+    cli.sample_data("in", shards=SHARDS, samples=4)
+    with cli.start("embed", "in", "out", stdout=subprocess.PIPE) as process:
+        while not cli.stamps(Path("out")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        said = cli("embed", "in", "out").stdout
+        before = cli.stamps(Path("out"))
+        process.communicate(timeout=120)
+    # The second call starts in seconds; the first may be done by then.
+    assert re.match(r"Left out  \d+ shards? in another run now: 000|Nothing to do", said)
+    after = cli.stamps(Path("out"))
+    assert {key: after[key] for key in before} == before
+    assert process.returncode == 0
+    assert len(after) == SHARDS
+    assert cli("embed", "in", "out").stdout == f"Nothing to do: {SHARDS} shards embedded already.\n"
+
+
+def test_the_bar_of_a_terminal(cli: CommandLine) -> None:
+    cli.sample_data("in", "--broken", 1, shards=30, samples=20)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    with cli.start("embed", "in", "out", stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # how Linux says that nobody writes any more
+                break
+    os.close(ours)
+    assert process.returncode == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "loading the model" in text
+    counts = [(int(done), int(bad)) for done, bad in re.findall(r" (\d+)/600 images, (\d+) failed", text)]
+    assert counts == sorted(counts)
+    assert counts[-1] == (600, 30)
+    assert len({done for done, _ in counts if 0 < done < 600}) >= 1
+    assert re.search(r"\d+/600 images, \d+ failed \d+ images/s +0:00:\d\d", text)
+    assert "Shards    30 embedded\r\n" in text
+    assert "Images    600: 570 embedded, 30 failed\r\n" in text
+    assert "Warning" not in text
+
+
+def test_a_pipe_gets_plain_text_and_no_noise(cli: CommandLine) -> None:
+    cli.sample_data("in", "--broken", 1, shards=1)
+    with cli.start("embed", "in", "out", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert err == b""
+    assert not set(out) & (set(range(32)) - {10})
+    assert out.startswith(b"Shards    1 embedded\nImages    8: 7 embedded, 1 failed\n")
+    with cli.start("embed", "nowhere", "out", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
+
+
+def test_without_a_dagster_home_each_output_has_its_own(cli: CommandLine) -> None:
+    del cli.env["DAGSTER_HOME"]
+    cli.env["HOME"] = str(cli.folder)
+    cli.sample_data("in", shards=2, samples=3)
+    cli.sample_data("in2", "--first-shard", 5, shards=1, samples=3)
+    said = cli("embed", "in", "a/out").stdout
+    home = re.search(r"DAGSTER_HOME=(\S+)", said)
+    assert home
+    assert Path(home[1]).parent == cli.folder / ".boring_assets"
+    assert Path(home[1]).name.startswith("out-")
+    cli("embed", "in2", "b/out")
+    assert len(list((cli.folder / ".boring_assets").iterdir())) == 2
+    assert cli("status", "--input", "in", "--output", "a/out").stdout.split() == [
+        "done",
+        "2",
+        "00000,",
+        "00001",
+    ]
+    assert cli("status", "--input", "in2", "--output", "b/out").stdout.split() == ["done", "1", "00005"]
+    assert cli("embed", "in", str(cli.folder / "a/out/")).stdout.startswith("Nothing to do")
+
+
+def test_a_home_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(
+        SettingsError, match=r"DAGSTER_HOME .*/file/home cannot be used .* Set it to a folder"
+    ):
+        open_instance("out")
