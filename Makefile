@@ -7,7 +7,7 @@ DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDI
 	BORING_OUTPUT_DIR=$(CURDIR)/$(DEMO)/output BORING_MODEL=boring-tiny
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo dev test lint clean
+.PHONY: demo dev test lint clean bench
 
 demo: .venv/installed $(DEMO)/input
 	@$(DEMO_ENV) $(BIN)/boring-assets embed $(DEMO)/input $(DEMO)/output
@@ -22,6 +22,10 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Against other ways to embed the same shards; docs/performance.md says how to read it.
+bench: .venv/installed-test
+	$(BIN)/python -m benchmarks.end_to_end
 
 lint: .venv/installed-test
 	$(BIN)/ruff format .

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import resource
-import sys
 import tempfile
 import threading
 import time
@@ -91,15 +90,16 @@ def measure(side: str, model: sides.Model, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Runs one side and prints its numbers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("side", choices=[*sides.SIDES, *sides.CEILINGS])
     parser.add_argument("model")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint", default="", help="file with the model's weights")
     args = parser.parse_args()
     numbers = measure(args.side, sides.Model(args.model, args.checkpoint), args.folder)
-    sys.stdout.flush()
-    print(json.dumps(numbers), flush=True)
+    print(f"\n{json.dumps(numbers)}", flush=True)  # some sides leave a line unfinished
 
 
 if __name__ == "__main__":

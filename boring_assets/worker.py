@@ -13,17 +13,20 @@ succeed, and instead of taking a run when the code that it has loaded is no long
 
 import fcntl
 import json
+import os
 import select
 import socket
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 TAKEN, DONE = b"taken\n", b"done\n"
 _CANCEL_SECONDS = 1.0
 # Dagster gives runs the variables of this file, and the definitions read them once.
-_ENV_FILE = Path(".env")
+_ENV_FILE = ".env"
 
 
 def main() -> None:
@@ -64,26 +67,29 @@ def is_alive(lock: Path) -> bool:
 
 def _serve(connection: socket.socket, idle_seconds: float) -> None:
     loaded: dict[str, int] = {}
-    with connection, connection.makefile("rb") as requests:
+    execute: Callable[..., bool] | None = None
+    with connection, connection.makefile("rb") as requests, ExitStack() as stack:
         while select.select([connection], [], [], idle_seconds)[0]:
             request = requests.readline()
             if not request or any(_changed(path) != was for path, was in loaded.items()):
                 return
             connection.sendall(TAKEN)
-            if not _execute(**json.loads(request)):
+            order = json.loads(request)
+            execute = execute or stack.enter_context(_instance(order["instance_ref"]))
+            if not execute(order["run_id"]):
                 return
-            loaded = _code() | loaded
             try:
                 connection.sendall(DONE)
             except (BrokenPipeError, ConnectionResetError):
                 return  # the launcher's process has ended
+            loaded = _code() | loaded
 
 
-def _execute(run_id: str, instance_ref: str) -> bool:
-    """Does what `dagster api execute_run` does; events and failures go to Dagster's storage.
+@contextmanager
+def _instance(serialized_ref: str) -> Iterator[Callable[[str], bool]]:
+    """Opens Dagster's storage, and gives what executes a run by its id; True where the run succeeded.
 
-    Returns:
-        True where the run succeeded.
+    A run is executed as by `dagster api execute_run`: events and failures go to the storage.
     """
     from dagster import DagsterInstance
     from dagster._cli.api import _execute_run_command_body
@@ -91,16 +97,21 @@ def _execute(run_id: str, instance_ref: str) -> bool:
     from dagster._serdes import deserialize_value
     from dagster._utils.interrupts import capture_interrupts
 
-    ref = deserialize_value(instance_ref, InstanceRef)
-    ended = threading.Event()
-    with capture_interrupts(), DagsterInstance.from_ref(ref) as instance:
-        watch = threading.Thread(target=_watch, args=(ref, run_id, ended), name="cancellation", daemon=True)
-        watch.start()
-        try:
-            return _execute_run_command_body(run_id, instance, lambda _: None, True) == 0
-        finally:
-            ended.set()
-            watch.join()
+    ref = deserialize_value(serialized_ref, InstanceRef)
+    with DagsterInstance.from_ref(ref) as instance:
+
+        def execute(run_id: str) -> bool:
+            ended = threading.Event()
+            with capture_interrupts():
+                watch = threading.Thread(target=_watch, args=(ref, run_id, ended), daemon=True)
+                watch.start()
+                try:
+                    return _execute_run_command_body(run_id, instance, lambda _: None, True) == 0
+                finally:
+                    ended.set()
+                    watch.join()
+
+        yield execute
 
 
 def _watch(ref: Any, run_id: str, ended: threading.Event) -> None:
@@ -123,14 +134,13 @@ def _watch(ref: Any, run_id: str, ended: threading.Event) -> None:
 def _code() -> dict[str, int]:
     """When each file was last changed that this process has loaded."""
     files = [getattr(module, "__dict__", {}).get("__file__") for module in list(sys.modules.values())]
-    paths = [*(path for path in files if isinstance(path, str)), str(_ENV_FILE)]
-    return {path: _changed(path) for path in paths}
+    return {path: _changed(path) for path in [*files, _ENV_FILE] if isinstance(path, str)}
 
 
 def _changed(path: str) -> int:
     """When a file was last changed, in ns; 0 where there is none."""
     try:
-        return Path(path).stat().st_mtime_ns
+        return os.stat(path).st_mtime_ns  # noqa: PTH116 - thousands of files before each run
     except OSError:
         return 0
 

@@ -1,0 +1,116 @@
+"""How the engine behaves as shards, workers and storage change.
+
+    python -m benchmarks.scale
+
+With the small model, whole seconds of reading, embedding and committing, the model loaded before: one large
+shard against many small ones; 1 to 8 decode workers; and the local disk against a SeaweedFS on this machine.
+The sides take turns; shown are medians over the rounds.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.gpu import decode_only
+from benchmarks.pictures import write_shards
+from benchmarks.sides import TINY
+from benchmarks.table import machine, print_table
+from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.model import load_model
+from boring_assets.engine.pipeline import EmbeddedShard, Options, embed_shards
+from boring_assets.engine.samples import Shard
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.storage import open_root
+from tests.seaweed import Seaweed
+
+_CORES = len(os.sched_getaffinity(0))
+WORKERS = (1, 2, 4, 8)
+
+
+def shards_below(uri: str) -> list[Shard]:
+    """The shards right below a folder or a bucket prefix."""
+    root = open_root(uri)
+    paths = sorted(path for path in root.fs.ls(root.path, detail=False) if path.endswith(".parquet"))
+    return [
+        Shard(Path(path).stem, root.fs.unstrip_protocol(path), root.fs, path, root.path, "1")
+        for path in paths
+    ]
+
+
+def job(encoder: Encoder, source: str, out: str, workers: int = _CORES) -> float:
+    """Embeds and commits every shard of a source.
+
+    Args:
+        encoder: The loaded model.
+        source: Path or URI of the shards.
+        out: Path or URI of the output; a new prefix below it is used.
+        workers: Decode workers.
+
+    Returns:
+        Images a second, from listing to the last commit.
+    """
+    embeddings = EmbeddingsIOManager(output_dir=f"{out}/{uuid.uuid4().hex}")
+    start, count = time.perf_counter(), 0
+    for result in embed_shards(shards_below(source), encoder, Options(decode_workers=workers)):
+        assert isinstance(result, EmbeddedShard), result
+        embeddings.commit(result, {})
+        count += len(result.embedded)
+    return count / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Runs all sides in turns, and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    encoder = Encoder(load_model(TINY))
+    numbers = encoder.model.preprocess
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        one, many, out = str(folder / "one"), str(folder / "many"), str(folder / "out")
+        write_shards(Path(one), 1, args.images)
+        write_shards(Path(many), 40, args.images // 40)
+        server = stack.enter_context(Seaweed(folder / "seaweed"))
+        os.environ |= server.env
+        bucket = server.new_prefix()
+        server.filesystem().put(many, f"{bucket}/many", recursive=True)
+        server.filesystem().put(one, f"{bucket}/one", recursive=True)
+        sides: dict[str, Callable[[], float]] = {
+            "1 large shard": lambda: job(encoder, one, out),
+            "40 small shards": lambda: job(encoder, many, out),
+            "1 large shard, SeaweedFS": lambda: job(encoder, f"{bucket}/one", f"{bucket}/out"),
+            "40 small shards, SeaweedFS": lambda: job(encoder, f"{bucket}/many", f"{bucket}/out"),
+        }
+        sides |= {
+            f"{count} decode workers": lambda count=count: job(encoder, one, out, count) for count in WORKERS
+        }
+        sides |= {
+            f"decode only, {count} workers": lambda count=count: decode_only(numbers, count, 3)
+            for count in WORKERS
+        }
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(args.rounds):
+            for name, run in sides.items():
+                rates[name].append(run())
+                shutil.rmtree(out, ignore_errors=True)
+    print(f"{TINY}, {args.images} images; load {os.getloadavg()[0]:.1f}. {machine()}")
+    base = statistics.median(rates["1 large shard"])
+    rows = [["side", "images/s", "lowest to highest", "of 1 large shard"]]
+    for name, its in rates.items():
+        middle = statistics.median(its)
+        rows.append([name, f"{middle:,.0f}", f"{min(its):,.0f} to {max(its):,.0f}", f"{middle / base:.2f}x"])
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()

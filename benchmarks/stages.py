@@ -1,0 +1,106 @@
+"""Each stage of the engine alone, so that the bottleneck has a name.
+
+    python -m benchmarks.stages [--models ...]
+
+Read is a tar's members into memory, decode is the decoders on encoded images in memory, forward is the
+model on preloaded tensors, write is a finished shard through the IO manager. Stages take turns; shown are
+medians over the rounds. The slowest stage bounds the engine; where decoding and the model share the cores,
+as on a CPU, both take from the same time, and the bound is `1 / (1 / decode + 1 / forward)`.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gpu import decode_only, forward_only, random_model, shards_in
+from benchmarks.pictures import write_shards
+from benchmarks.sides import TINY
+from benchmarks.table import machine, print_table
+from boring_assets.engine.decode import Limits
+from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.fetch import Fetcher
+from boring_assets.engine.model import load_model
+from boring_assets.engine.results import EmbeddedShard
+from boring_assets.engine.samples import Shard
+from boring_assets.engine.sources import open_shard
+from resources.embeddings_io import EmbeddingsIOManager
+
+_CORES = len(os.sched_getaffinity(0))
+
+
+def read_rate(shards: list[Shard]) -> float:
+    """Images a second of reading shards: opening, the tar's members, nothing decoded."""
+    limits = Limits()
+    start, count = time.perf_counter(), 0
+    for shard in shards:
+        opened = open_shard(shard, limits, Fetcher(max_bytes=limits.bytes))
+        count += sum(1 for _ in opened.images())
+        opened.close()
+    return count / (time.perf_counter() - start)
+
+
+def write_rate(shards: list[Shard], dim: int, out: Path) -> float:
+    """Images a second of writing and committing finished shards, both files, synced to disk."""
+    embeddings = EmbeddingsIOManager(output_dir=str(out))
+    done = [_finished(shard, dim) for shard in shards]
+    start = time.perf_counter()
+    for result in done:
+        embeddings.commit(result, {})
+    return sum(len(result.embedded) for result in done) / (time.perf_counter() - start)
+
+
+def _finished(shard: Shard, dim: int) -> EmbeddedShard:
+    limits = Limits()
+    opened = open_shard(shard, limits, Fetcher(max_bytes=limits.bytes))
+    opened.close()
+    count = opened.rows.num_rows
+    vectors = np.random.default_rng(0).standard_normal((count, dim), np.float32)
+    return EmbeddedShard(
+        shard, opened.rows, opened.columns, np.arange(count), vectors, {}, seconds=1.0, image_bytes=0, cut=0
+    )
+
+
+def main() -> None:
+    """Measures the stages for each model, and prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=[TINY, "ViT-B-32"])
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    rows = [["model", "read", "decode", "forward", "write", "slowest", "bound on shared cores"]]
+    with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
+        write_shards(Path(temporary) / "in", 4, 1000)
+        shards = shards_in(Path(temporary) / "in")
+        for name in args.models:
+            encoder = Encoder(load_model(name) if name == TINY else random_model(name))
+            rows.append(_measure(name, encoder, shards, Path(temporary) / "out", args.rounds))
+    print(f"Images a second of each stage alone; load {os.getloadavg()[0]:.1f}. {machine()}")
+    print_table(rows)
+
+
+def _measure(name: str, encoder: Encoder, shards: list[Shard], out: Path, rounds: int) -> list[str]:
+    stages: dict[str, Callable[[], float]] = {
+        "read": lambda: read_rate(shards),
+        "decode": lambda: decode_only(encoder.model.preprocess, _CORES, 3),
+        "forward": lambda: forward_only(encoder, 5),
+        "write": lambda: write_rate(shards, encoder.dim, out),
+    }
+    rates: dict[str, list[float]] = {stage: [] for stage in stages}
+    for _ in range(rounds):
+        for stage, measure in stages.items():
+            rates[stage].append(measure())
+    middle = {stage: statistics.median(its) for stage, its in rates.items()}
+    bound = 1 / (1 / middle["decode"] + 1 / middle["forward"])
+    told = f"{bound:,.1f}" if encoder.device.type == "cpu" else ""
+    return [name, *(f"{rate:,.1f}" for rate in middle.values()), min(middle, key=lambda s: middle[s]), told]
+
+
+if __name__ == "__main__":
+    main()
