@@ -31,7 +31,6 @@ from resources.storage import open_root
 from tests.seaweed import Seaweed
 
 _CORES = len(os.sched_getaffinity(0))
-WORKERS = (1, 2, 4, 8)
 
 
 def shards_below(uri: str) -> list[Shard]:
@@ -72,6 +71,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
     args = parser.parse_args()
     encoder = Encoder(load_model(TINY))
     numbers = encoder.model.preprocess
@@ -92,11 +92,12 @@ def main() -> None:
             "40 small shards, SeaweedFS": lambda: job(encoder, f"{bucket}/many", f"{bucket}/out"),
         }
         sides |= {
-            f"{count} decode workers": lambda count=count: job(encoder, one, out, count) for count in WORKERS
+            f"{count} decode workers": lambda count=count: job(encoder, one, out, count)
+            for count in args.workers
         }
         sides |= {
             f"decode only, {count} workers": lambda count=count: decode_only(numbers, count, 3)
-            for count in WORKERS
+            for count in args.workers
         }
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(args.rounds):

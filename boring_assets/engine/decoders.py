@@ -140,7 +140,8 @@ class ProcessDecoders:
 
     def close(self, *, cancel: bool) -> None:
         """See `Decoders`."""
-        self._pool.shutdown(wait=cancel, cancel_futures=cancel)
+        # A process that starts late must still find the memory, so all of them have ended before it goes.
+        self._pool.shutdown(wait=True, cancel_futures=cancel)
         self._memory.unlink()
 
 

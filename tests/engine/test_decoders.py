@@ -85,3 +85,10 @@ def test_a_killed_process_is_said_and_does_not_hang(images: list[bytes]) -> None
     with pytest.raises(BrokenProcessPool):
         until_it_is_noticed()
     mine.close(cancel=True)
+
+
+def test_a_job_that_ends_before_its_processes_have_started_is_done(images: list[bytes]) -> None:
+    mine = ProcessDecoders(6, len(images), NUMBERS, Limits(), 0)
+    under_way = [mine.submit(images) for _ in range(6)]
+    mine.close(cancel=False)
+    assert [len(future.result(60).pixels) for future in under_way] == [len(images) - 2] * 6
