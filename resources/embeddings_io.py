@@ -74,6 +74,18 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             )
         return open_root(self.output_dir)
 
+    def uri(self, key: str, kind: str = EMBEDDINGS) -> str:
+        """Where a partition's file of a kind is, or will be.
+
+        Args:
+            key: The partition key.
+            kind: `image_embeddings` or `image_failures`.
+
+        Returns:
+            Its URI.
+        """
+        return f"{self.root().uri}/{_path(kind, key)}"
+
     def check(self) -> None:
         """Finds out before a run whether its output can be written.
 
@@ -120,9 +132,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             ) from error
         write_table(root, _path(FAILURES, key), failures)
         size = write_table(root, _path(EMBEDDINGS, key), table)
-        return Written(
-            f"{root.uri}/{_path(EMBEDDINGS, key)}", f"{root.uri}/{_path(FAILURES, key)}", size, table, full
-        )
+        return Written(self.uri(key), self.uri(key, FAILURES), size, table, full)
 
     def committed(self) -> set[str]:
         """Keys of the partitions whose embeddings file is there, by one listing.

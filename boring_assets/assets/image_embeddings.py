@@ -146,8 +146,7 @@ class _Run:
                 todo.append(shard)
                 continue
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
-            uri = f"{self._embeddings.root().uri}/{ASSET_KEY.to_user_string()}/{shard.key}.parquet"
-            yield materialization(shard, facts, uri, adopted=True)
+            yield materialization(shard, facts, self._embeddings.uri(shard.key), adopted=True)
         return todo
 
     def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
