@@ -36,6 +36,7 @@ class Batcher:
         self._pieces: list[Tensor] = []
         self._batch: _Batch = []
         self._count = 0
+        self._size = encoder.batch_size  # of this batch; the encoder's own may shrink while it is filled
         self._pending: deque[tuple[Pending, _Batch]] = deque()
         self._last_answer = time.monotonic()
 
@@ -86,13 +87,12 @@ class Batcher:
                 self._fail(chunk.job, row, failure)
         start = 0
         while start < len(rows):
-            room = self._encoder.batch_size - self._count
-            taken = rows[start : start + room]
+            taken = rows[start : start + self._size - self._count]
             self._batch.append((chunk.job, taken))
             self._pieces.append(decoded.pixels[start : start + len(taken)])
             self._count += len(taken)
             start += len(taken)
-            if self._count >= self._encoder.batch_size:
+            if self._count == self._size:
                 self._submit()
 
     def _fail(self, job: Job, row: int, failure: Failure) -> None:
@@ -103,6 +103,7 @@ class Batcher:
     def _submit(self) -> None:
         self._pending.append((self._encoder.submit(self._pieces), self._batch))
         self._pieces, self._batch, self._count = [], [], 0
+        self._size = self._encoder.batch_size
         while len(self._pending) > self._encoder.in_flight:
             self._collect()
 

@@ -1,18 +1,21 @@
 """The model on its device: uint8 pixels in, L2-normalized float32 embeddings out.
 
 Pixels travel as uint8, a quarter of float32's bytes, and are normalized on the device. On CUDA the whole
-way from pixels to embeddings is one captured graph over a batch of fixed shape: a single launch, so that
-the Python threads that decode cannot slow it, with copies on a stream of their own.
+way from pixels to embeddings is one captured graph over a batch of fixed shape (`cuda.py`). On the CPU
+several batches are computed at once, each by few cores: threads that share one batch wait for each other
+at every layer, and busy decoders make those waits long.
 """
 
 import gc
 import logging
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from boring_assets.engine.cuda import SLOTS, Graph
 from boring_assets.engine.model import ClipModel
 from boring_assets.errors import ModelError
 
@@ -21,12 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger(__name__)
-CPU_BATCH = 32
+CPU_BATCH = 16
+# Batches that the CPU computes at once; with more cores, each batch is given several.
+_CPU_STREAMS = 8
 CUDA_BATCHES = (64, 128, 256, 512, 1024)
 # A larger batch must be this much faster to be worth its memory.
 _WORTH = 1.02
-# Batches under way on the device: one computes while the next is copied and the last is read back.
-_SLOTS = 3
 
 
 def pick_device(name: str) -> "torch.device":
@@ -71,17 +74,12 @@ def pick_precision(name: str, device: "torch.device") -> str:
     return "bf16" if fast else "fp32"
 
 
-class Pending:
-    """A batch that the device was given; `result` waits for it."""
-
-    def __init__(self, count: int, out: "Tensor", done: "torch.cuda.Event | None" = None) -> None:
-        self._count, self._out, self._done = count, out, done
+class Pending(Protocol):
+    """A batch that the device was given."""
 
     def result(self) -> np.ndarray:
-        """Returns the embeddings, float32 [count, dim], L2-normalized."""
-        if self._done is not None:
-            self._done.synchronize()
-        return self._out[: self._count].numpy().copy()
+        """Waits for the embeddings, float32 [count, dim], L2-normalized."""
+        ...
 
 
 class Encoder:
@@ -109,7 +107,7 @@ class Encoder:
             model: The model; its image tower is moved and converted in place.
             device: See `pick_device`.
             precision: See `pick_precision`.
-            batch_size: Images in a batch; `auto` is 32 on the CPU, and on CUDA the smallest of 64 to 1024
+            batch_size: Images in a batch; `auto` is 16 on the CPU, and on CUDA the smallest of 64 to 1024
                 that runs within 2% of the fastest.
 
         Raises:
@@ -126,9 +124,15 @@ class Encoder:
         # (pixel / 255 - mean) / std, as one multiplication and one addition.
         self._scale = (1 / (255 * std)).view(3, 1, 1).to(self.device)
         self._shift = (-mean / std).view(3, 1, 1).to(self.device)
-        self._graph: _Graph | None = None
-        self._threads = torch.get_num_threads()
-        self.in_flight = _SLOTS - 1 if self.device.type == "cuda" else 0
+        self._graph: Graph | None = None
+        self._streams: ThreadPoolExecutor | None = None
+        if self.device.type == "cuda":
+            self.in_flight = SLOTS - 1
+        else:
+            cores = torch.get_num_threads()
+            self.in_flight = min(cores, _CPU_STREAMS)
+            share = cores // self.in_flight
+            self._streams = ThreadPoolExecutor(self.in_flight, "forward", torch.set_num_threads, (share,))
         try:
             model.module.visual.to(device=self.device, dtype=self._dtype)
             self.dim = self._forward(self._blank(1)).shape[1]
@@ -137,14 +141,13 @@ class Encoder:
             raise ModelError(f"{self.device} has too little memory for {model.name}: {error}") from error
 
     def prepare_thread(self) -> None:
-        """Gives the calling thread its share of torch's threads: decoders limit theirs, and it is inherited.
+        """Limits torch to one core in the calling thread, which submits batches but does not compute them.
 
-        On the CPU it computes with all of them. For CUDA it only copies, and threads that wait for each
-        other beside busy decoders would cost more than they bring.
+        With more, the copies into pinned memory would fight the decoders for cores.
         """
         import torch
 
-        torch.set_num_threads(self._threads if self.device.type == "cpu" else 1)
+        torch.set_num_threads(1)
 
     def submit(self, pieces: "list[Tensor]") -> Pending:
         """Gives one batch to the device.
@@ -155,48 +158,57 @@ class Encoder:
             pieces: uint8 [n, height, width, 3] each, at most `batch_size` images together.
 
         Returns:
-            The batch under way. On the CPU it is finished already.
+            The batch under way. Its `result` raises ModelError as this does.
 
         Raises:
             ModelError: The device's memory does not suffice for a single image.
         """
         import torch
 
+        if self._streams is not None:
+            return self._streams.submit(self._on_cpu, pieces)
         try:
-            if self.device.type == "cuda":
-                return self._captured().submit(pieces)
-            pixels = torch.cat(pieces)
-            return Pending(len(pixels), self._forward(pixels))
-        except (torch.OutOfMemoryError, MemoryError) as error:
+            return self._captured().submit(pieces)
+        except torch.OutOfMemoryError as error:
             why = str(error)
         # Not within the handler: the exception's frames hold on to the very memory that ran out.
-        return self._submit_smaller(torch.cat(pieces), why)
+        self._graph = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        answer: Future[np.ndarray] = Future()
+        answer.set_result(self._in_parts(torch.cat(pieces), why, lambda part: self.submit([part]).result()))
+        return answer
 
-    def _submit_smaller(self, images: "Tensor", why: str) -> Pending:
+    def _on_cpu(self, pieces: "list[Tensor]") -> np.ndarray:
         import torch
 
+        pixels = torch.cat(pieces)
+        try:
+            return self._forward(pixels).numpy()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            why = str(error)
+        return self._in_parts(pixels, why, lambda part: self._on_cpu([part]))
+
+    def _in_parts(self, images: "Tensor", why: str, embed: "Callable[[Tensor], np.ndarray]") -> np.ndarray:
+        """Embeds what was too much at once, in smaller batches, as all later ones will be."""
         if len(images) == 1:
             raise ModelError(
                 f"{self.device} has too little memory to embed one image with {self.model.name}. Free the "
                 f"device, or set BORING_MODEL to a smaller model. ({why})"
             )
-        self._graph = None
-        self.batch_size = max(1, min(self.batch_size, len(images)) // 2)
+        self.batch_size = min(self.batch_size, len(images) // 2)
         log.warning("The memory of %s ran out; the batch size is now %d.", self.device, self.batch_size)
-        if self.device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
         parts, start = [], 0
         while start < len(images):  # the batch size may shrink again on the way
-            piece = images[start : start + self.batch_size]
-            parts.append(self.submit([piece]).result())
-            start += len(piece)
-        return Pending(len(images), torch.from_numpy(np.concatenate(parts)))
+            part = images[start : start + self.batch_size]
+            parts.append(embed(part))
+            start += len(part)
+        return np.concatenate(parts)
 
-    def _captured(self) -> "_Graph":
+    def _captured(self) -> Graph:
         if self._graph is None or self._graph.batch_size != self.batch_size:
             self._graph = None
-            self._graph = _Graph(self, self.batch_size)
+            self._graph = Graph(self._forward, self._blank(self.batch_size))
         return self._graph
 
     def _forward(self, pixels: "Tensor") -> "Tensor":
@@ -246,54 +258,3 @@ class Encoder:
             torch.cuda.synchronize(self.device)
             seconds.append(time.perf_counter() - start)
         return size / min(seconds[1:])
-
-
-class _Graph:
-    """The forward of one batch shape as a CUDA graph, with pinned buffers on both sides."""
-
-    def __init__(self, encoder: Encoder, batch_size: int) -> None:
-        import torch
-
-        self.batch_size = batch_size
-        self._input = encoder._blank(batch_size)
-        self._copy_stream = torch.cuda.Stream(encoder.device)
-        self._stream = torch.cuda.Stream(encoder.device)
-        with torch.cuda.device(encoder.device), torch.cuda.stream(self._stream):
-            for _ in range(2):  # libraries choose their kernels before the capture
-                encoder._forward(self._input)
-            self._stream.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
-                self._output = encoder._forward(self._input)
-        self._slots = deque(_Slot(self._input, self._output) for _ in range(_SLOTS))
-
-    def submit(self, pieces: "list[Tensor]") -> Pending:
-        import torch
-
-        slot = self._slots[0]
-        self._slots.rotate(-1)
-        count = sum(map(len, pieces))
-        torch.cat(pieces, out=slot.host_in[:count])
-        with torch.cuda.stream(self._copy_stream):
-            slot.device_in[:count].copy_(slot.host_in[:count], non_blocking=True)
-            slot.copied.record(self._copy_stream)
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(slot.copied)
-            self._input.copy_(slot.device_in, non_blocking=True)
-            self._graph.replay()
-            slot.host_out.copy_(self._output, non_blocking=True)
-            slot.done.record(self._stream)
-        return Pending(count, slot.host_out, slot.done)
-
-
-class _Slot:
-    """Buffers of one batch under way; reused once its result was taken."""
-
-    def __init__(self, like_in: "Tensor", like_out: "Tensor") -> None:
-        import torch
-
-        self.host_in = torch.empty(like_in.shape, dtype=torch.uint8, pin_memory=True)
-        self.device_in = torch.empty_like(like_in)
-        self.host_out = torch.empty(like_out.shape, dtype=torch.float32, pin_memory=True)
-        self.copied = torch.cuda.Event()
-        self.done = torch.cuda.Event()
