@@ -44,6 +44,20 @@ def test_the_model_that_ships_is_loaded_whole() -> None:
     assert (numbers.mean, numbers.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
+def test_a_checkpoint_fills_every_weight(tmp_path: Path) -> None:
+    """The random weights of a new model are not drawn: nothing of that may be left after loading."""
+    import open_clip
+    import torch
+
+    wanted = open_clip.create_model(SMALL, pretrained_text=False)
+    torch.save(wanted.state_dict(), tmp_path / "checkpoint.pt")
+    loaded = load_model(SMALL, str(tmp_path / "checkpoint.pt")).module
+    for kind in ("named_parameters", "named_buffers"):
+        theirs, ours = dict(getattr(wanted, kind)()), dict(getattr(loaded, kind)())
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
 def test_the_digest_names_the_weights(tmp_path: Path) -> None:
     """Same weights, same digest, wherever they lie; one changed number, another digest."""
     from safetensors.numpy import load_file, save_file
