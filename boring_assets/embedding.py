@@ -34,6 +34,7 @@ from boring_assets.settings import Settings
 from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
 from partitions.root import check_readable
+from resources.totals import refresh_totals
 
 
 def embed_all(settings: Settings, *, redo: bool = False, console: Console | None = None) -> Summary:
@@ -64,6 +65,7 @@ def embed_all(settings: Settings, *, redo: bool = False, console: Console | None
         wanted = _choose(stock, settings, redo=redo)
         say_left_out(console, stock, found)
         if not wanted:
+            refresh_totals(embeddings.root())  # a run that was killed at its very end has not
             done = len(stock.keys((State.DONE,)))
             rest = "" if done == len(stock.shards) + len(found.growing) else " else"
             console.print(f"Nothing{rest} to do: {some(done, 'shard')} embedded already.")

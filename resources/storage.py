@@ -7,7 +7,7 @@ e.g. `FSSPEC_S3='{"anon": true}'` for a public bucket.
 
 import os
 import re
-import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,12 @@ def check_writable(root: Root) -> None:
     Raises:
         StorageError: It cannot be written, or what was written cannot be removed.
     """
-    probe = f"{root.path.rstrip('/')}/.write-check-{uuid.uuid4().hex}"
+    # Always the same name: what a run that was killed here has left, the next one removes.
+    probe = f"{root.path.rstrip('/')}/.write-check"
     try:
         root.fs.pipe_file(probe, b"boring_assets looks whether it may write here\n")
-        root.fs.rm_file(probe)
+        with suppress(FileNotFoundError):  # another run that looks at the same time was faster
+            root.fs.rm_file(probe)
     except Exception as error:
         raise storage_error(error, root.uri, "write") from error
 

@@ -22,7 +22,7 @@ from boring_assets.engine.samples import Shard
 from boring_assets.errors import BoringError, ShardError
 from partitions.shards import SHARDS
 from resources.clip import ClipResource
-from resources.embeddings_io import EmbeddingsIOManager
+from resources.embeddings_io import EMBEDDINGS, FAILURES, EmbeddingsIOManager
 from resources.source import ShardSource
 from resources.totals import refresh_totals
 
@@ -146,7 +146,8 @@ class _Run:
                 todo.append(shard)
                 continue
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
-            yield materialization(shard, facts, self._embeddings.uri(shard.key), adopted=True)
+            uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
+            yield materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True)
         return todo
 
     def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
