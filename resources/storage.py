@@ -104,16 +104,27 @@ def _options(scheme: str) -> dict[str, Any]:
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme not in ("s3", "s3a"):
         return options
-    # Seconds, and connections for reading ahead. s3fs tries a read that timed out four times more on top.
-    config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 20, "max_pool_connections": 32}
+    import s3fs.core
+
+    # s3fs tries five times what fails on the way; with this, also what a server calls its own fault.
+    s3fs.core.set_custom_error_handler(_is_servers_fault)
+    # Seconds, and connections for reading ahead. A server that is silent is given up after ten times that.
+    config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 15, "max_pool_connections": 32}
     if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
-        config["retries"] = {"mode": "standard", "total_max_attempts": 3}
+        config["retries"] = {"mode": "standard", "total_max_attempts": 2}
     options["config_kwargs"] = config
     # botocore, unlike AWS's other SDKs, reads AWS_DEFAULT_REGION alone.
     region = os.environ.get("AWS_REGION")
     if region and not os.environ.get("AWS_DEFAULT_REGION"):
         options["client_kwargs"] = {"region_name": region}
     return options
+
+
+def _is_servers_fault(error: Exception) -> bool:
+    """Whether S3 has answered with a status from 500 up: it may be better at the next try."""
+    response = getattr(error, "response", None)
+    answer = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    return int(answer.get("HTTPStatusCode") or 0) >= 500
 
 
 def _how_to_install(scheme: str) -> str:

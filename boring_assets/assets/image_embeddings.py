@@ -20,6 +20,7 @@ from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import BoringError, ShardError
+from partitions.root import is_down, storage_error
 from partitions.shards import SHARDS
 from resources.clip import ClipResource
 from resources.embeddings_io import EMBEDDINGS, FAILURES, EmbeddingsIOManager
@@ -163,10 +164,12 @@ class _Run:
         )
         facts = self._facts(encoder)
         left = {shard.key for shard in shards}
-        results = embed_shards(shards, encoder, options, self._source.fetcher(), PROGRESS)
+        results = embed_shards(shards, encoder, options, self._source.fetcher(), PROGRESS, self._source.check)
         for result in results:
             left.discard(result.shard.key)
             if isinstance(result, FailedShard):
+                if is_down(result.error):  # the others would fail alike, each after its retries
+                    raise storage_error(result.error, result.shard.uri, "read") from result.error
                 self._fail(result.shard.key, result.error)
                 continue
             event = self._commit(result, facts)
