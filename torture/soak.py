@@ -2,7 +2,7 @@
 
     python -m torture.soak --images 100000
 
-The images are few, written over and over under keys of their own: what is tested is the run, not the pictures.
+The images are few, written over and over as shards of their own: what is tested is the run, not the pictures.
 """
 
 import argparse
