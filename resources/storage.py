@@ -106,8 +106,8 @@ def _options(scheme: str) -> dict[str, Any]:
         return options
     import s3fs.core
 
-    # s3fs tries five times what fails on the way; with this, also what a server calls its own fault.
-    s3fs.core.set_custom_error_handler(_is_servers_fault)
+    # s3fs tries five times what breaks off on the way; with this, also what a server calls its own fault.
+    s3fs.core.set_custom_error_handler(_may_pass)
     # Seconds, and connections for reading ahead. A server that is silent is given up after ten times that.
     config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 15, "max_pool_connections": 32}
     if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
@@ -120,8 +120,12 @@ def _options(scheme: str) -> dict[str, Any]:
     return options
 
 
-def _is_servers_fault(error: Exception) -> bool:
-    """Whether S3 has answered with a status from 500 up: it may be better at the next try."""
+def _may_pass(error: Exception) -> bool:
+    """Whether S3 has answered with a status from 500 up, or the connection was refused or reset."""
+    from botocore.exceptions import ConnectionError as NotConnected
+
+    if isinstance(error, NotConnected):
+        return True
     response = getattr(error, "response", None)
     answer = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     return int(answer.get("HTTPStatusCode") or 0) >= 500
