@@ -7,7 +7,7 @@ DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDI
 	BORING_OUTPUT_DIR=$(CURDIR)/$(DEMO)/output BORING_MODEL=boring-tiny
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo dev test lint clean bench
+.PHONY: demo dev test lint clean bench torture
 
 demo: .venv/installed $(DEMO)/input
 	@$(DEMO_ENV) $(BIN)/boring-assets embed $(DEMO)/input $(DEMO)/output
@@ -26,6 +26,12 @@ test: .venv/installed-test
 # Against other ways to embed the same shards; docs/performance.md says how to read it.
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks.end_to_end
+
+# Crashes, faults of storage, a long run and hostile input; docs/reliability.md has the figures. An hour or more.
+torture: .venv/installed-test
+	@failed=0; for part in crashes s3_faults soak hostile; do \
+		test -e torture/$$part.py || continue; $(BIN)/python -m torture.$$part || failed=1; \
+	done; exit $$failed
 
 lint: .venv/installed-test
 	$(BIN)/ruff format .

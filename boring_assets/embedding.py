@@ -25,7 +25,7 @@ from boring_assets.catalogue import (
 from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError
-from boring_assets.jobs import embed_job
+from boring_assets.jobs import ALIVE_LOCK, embed_job, is_of_command_line
 from boring_assets.parallel import run_in_workers
 from boring_assets.progress_bar import ProgressBar, count_rows
 from boring_assets.report import Summary, made_by, say_done, say_left_out
@@ -34,6 +34,7 @@ from boring_assets.settings import Settings
 from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
 from partitions.root import check_readable
+from resources.totals import refresh_totals
 
 
 def embed_all(settings: Settings, *, redo: bool = False, console: Console | None = None) -> Summary:
@@ -64,6 +65,7 @@ def embed_all(settings: Settings, *, redo: bool = False, console: Console | None
         wanted = _choose(stock, settings, redo=redo)
         say_left_out(console, stock, found)
         if not wanted:
+            refresh_totals(embeddings.root())  # a run that was killed at its very end has not
             done = len(stock.keys((State.DONE,)))
             rest = "" if done == len(stock.shards) + len(found.growing) else " else"
             console.print(f"Nothing{rest} to do: {some(done, 'shard')} embedded already.")
@@ -79,7 +81,7 @@ def _alive(instance: dg.DagsterInstance) -> Iterator[None]:
 
     A run in a process that was killed never ends by itself, and its partitions would count as running.
     """
-    with (Path(instance.root_directory) / ".embed.lock").open("a+") as lock:
+    with (Path(instance.root_directory) / ALIVE_LOCK).open("a+") as lock:
         _end_dead_runs(instance, lock)
         # A record lock: unlike flock's, it is not shared with children, so it ends with this very process.
         fcntl.lockf(lock, fcntl.LOCK_SH)
@@ -99,7 +101,7 @@ def _end_dead_runs(instance: dg.DagsterInstance, lock: IO[str]) -> None:
         job_name=embed_job.name, statuses=NOT_FINISHED_STATUSES, tags={ADOPT_TAG: "true"}
     )
     for run in instance.get_runs(unfinished):
-        if run.remote_job_origin is None:  # the daemon's runs have one, and it watches them
+        if is_of_command_line(run):  # the daemon watches its own
             instance.report_run_failed(run, "The process of this run was ended before the run was.")
 
 

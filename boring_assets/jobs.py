@@ -4,12 +4,29 @@ import dagster as dg
 
 from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
 
+ALIVE_LOCK = ".embed.lock"
+"""In `DAGSTER_HOME`: every command line that embeds holds a shared lock on it as long as it lives."""
+
 embed_job = dg.define_asset_job(
     "embed_shards",
     selection=dg.AssetSelection.assets(ASSET_KEY),
     description="Embeds a range of shards in one process with one loaded model.",
     executor_def=dg.in_process_executor,
 )
+
+
+def is_of_command_line(run: dg.DagsterRun) -> bool:
+    """Whether a run is executed by a command line's own process, and not by one that a launcher started.
+
+    Args:
+        run: Any run.
+
+    Returns:
+        True for the runs of `boring-assets embed`.
+    """
+    return (
+        run.job_name == embed_job.name and run.tags.get(ADOPT_TAG) == "true" and run.remote_job_origin is None
+    )
 
 
 def range_tags(first: str, last: str) -> dict[str, str]:

@@ -33,6 +33,7 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster._serdes import ConfigurableClassData, serialize_value
 
+from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
 from boring_assets.worker import DONE, TAKEN, is_alive
 
 WORKER_TAG = "boring_assets/worker"
@@ -195,6 +196,8 @@ class WarmRunLauncher(DefaultRunLauncher):
         Returns:
             RUNNING or FAILED; RUNNING too for a run that Dagster's own launcher launched, which it watches.
         """
+        if is_of_command_line(run) and not is_alive(Path(self._instance.root_directory) / ALIVE_LOCK):
+            return CheckRunHealthResult(WorkerStatus.FAILED, "its command line has ended before it")
         if WORKER_TAG not in run.tags:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "launched without a worker")
         worker = run.tags[WORKER_TAG]

@@ -110,7 +110,10 @@ def main() -> None:
 
 def _report(progress: Progress, stop: threading.Event) -> None:
     while not stop.wait(_TICK_SECONDS):
-        _say({"embedded": progress.embedded, "failed": progress.failed})
+        try:
+            _say({"embedded": progress.embedded, "failed": progress.failed})
+        except BrokenPipeError:  # the command line was killed: its next call would meet this run
+            os._exit(1)
     _say({"embedded": progress.embedded, "failed": progress.failed})
 
 

@@ -106,6 +106,21 @@ def storage_error(error: BaseException, uri: str, doing: str) -> StorageError:
     return StorageError(f"Cannot {doing} {uri}: {why}")
 
 
+def is_down(error: BaseException) -> bool:
+    """Whether an error says that the storage as a whole refuses or does not answer, and not one file's fault.
+
+    Args:
+        error: What was raised; its causes are looked at too.
+
+    Returns:
+        True where whatever is read next would meet the same.
+    """
+    chain = list(_causes(error))
+    codes = {str(_response(one).get("Code", "")) for one in chain}
+    names = {base.__name__ for one in chain for base in type(one).__mro__}
+    return bool(codes & _WRONG_CREDENTIALS or names & (_NO_CREDENTIALS | _UNREACHABLE))
+
+
 def _explain(
     chain: list[BaseException], codes: set[str], names: set[str], numbers: set[int | None], uri: str
 ) -> str:

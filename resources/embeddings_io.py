@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 EMBEDDINGS = "image_embeddings"
 FAILURES = "image_failures"
-_STAGING = ".staging"
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """Files of the output: written whole or not at all, and what they say of themselves."""
 
+import fcntl
+import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +18,9 @@ from boring_assets.engine.schema import read_facts
 from partitions.root import Root, storage_error
 
 _STAGING = ".staging"
+# s3fs sends what is at least twice a chunk of this size in parts.
+_MULTIPART_BYTES = 100 * 2**20
+_TRIES = 5
 
 
 def committed_facts(root: Root, path: str) -> dict[str, Any]:
@@ -76,13 +83,14 @@ def _flat(schema: pa.Schema) -> bool:
     return not any(pa.types.is_nested(field.type) for field in schema if field.name != "embedding")
 
 
-def write_bytes(root: Root, path: str, data: bytes | pa.Buffer) -> None:
-    """Writes a file whole or not at all.
+def write_bytes(root: Root, path: str, data: bytes | pa.Buffer, **conditions: str) -> None:
+    """Writes a file whole or not at all; what an earlier try for the same file left behind is swept.
 
     Args:
         root: The output.
         path: The file's path below it.
         data: What goes into it.
+        conditions: Further arguments of S3's PutObject.
 
     Raises:
         StorageError: It cannot be written; what was there before is untouched.
@@ -90,23 +98,75 @@ def write_bytes(root: Root, path: str, data: bytes | pa.Buffer) -> None:
     target = f"{root.path}/{path}"
     try:
         if isinstance(root.fs, LocalFileSystem):
-            _write_local(Path(root.path), Path(target), data)
+            _write_local(Path(root.path), path, data)
+        elif len(data) >= _MULTIPART_BYTES and hasattr(root.fs, "abort_mpu"):
+            _write_parts(root, target, bytes(data))
         else:
-            root.fs.pipe_file(target, bytes(data))
+            root.fs.pipe_file(target, bytes(data), **conditions)
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "write") from error
 
 
-def _write_local(root: Path, target: Path, data: bytes | pa.Buffer) -> None:
-    staged = root / _STAGING / uuid.uuid4().hex
-    staged.parent.mkdir(parents=True, exist_ok=True)
+def _write_parts(root: Root, target: str, data: bytes) -> None:
+    """Sends a large object; a process that died in the middle of that has left parts that cost money.
+
+    Another run may be at work on the same object. Its upload is ended here, and it begins again.
+    """
+    bucket, key, _ = root.fs.split_path(target)
+    found = root.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+    for upload in found.get("Uploads", []):
+        if upload["Key"] == key:
+            with suppress(FileNotFoundError):  # it has just ended by itself
+                root.fs.abort_mpu(bucket, key, upload["UploadId"])
+    for left in reversed(range(_TRIES)):
+        try:
+            root.fs.pipe_file(target, data)
+        except FileNotFoundError as error:  # NoSuchUpload, or a missing bucket
+            if left == 0 or "NoSuchUpload" not in str(getattr(error.__cause__, "response", "")):
+                raise
+        else:
+            return
+
+
+def _write_local(root: Path, path: str, data: bytes | pa.Buffer) -> None:
+    target = root / path
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with staged.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(target)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
+    staging = root / _STAGING
+    staging.mkdir(parents=True, exist_ok=True)
+    prefix = hashlib.sha256(path.encode()).hexdigest()[:16]
+    _sweep(staging, prefix)
+    with _staged(staging, prefix) as (name, file):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        name.replace(target)
+
+
+@contextmanager
+def _staged(staging: Path, prefix: str) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Opens a staging file that is locked as long as its writer lives; gone in the end, if not renamed."""
+    while True:
+        name = staging / f"{prefix}-{uuid.uuid4().hex}"
+        with name.open("xb") as file:
+            try:
+                _lock(file)
+                if os.fstat(file.fileno()).st_nlink == 0:
+                    continue  # swept between its making and its lock
+                yield name, file
+            except BaseException:
+                name.unlink(missing_ok=True)
+                raise
+        return
+
+
+def _sweep(staging: Path, prefix: str) -> None:
+    """Removes the staging files of one target whose writers have died: nobody holds their locks."""
+    for stale in staging.glob(f"{prefix}-*"):
+        with suppress(OSError), stale.open("r+b") as file:  # it was renamed, or its writer lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stale.unlink()
+
+
+def _lock(file: IO[bytes]) -> None:
+    with suppress(OSError):  # a filesystem without locks: nobody else can lock it, so nobody sweeps it
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -75,6 +75,22 @@ class ShardSource(dg.ConfigurableResource):
             return {key: there.get(key) or _find(root, key) for key in keys}
         return {key: _find(root, key) for key in keys}
 
+    def check(self, shard: Shard) -> None:
+        """Sees that a shard is still what it was when it was found; two requests on object storage.
+
+        Args:
+            shard: What was found.
+
+        Raises:
+            ShardError: It has changed or is gone; what was read of it may be a mixture.
+            StorageError: The input as a whole cannot be read.
+        """
+        if find_shard(self.root(), shard.key).version != shard.version:
+            raise ShardError(
+                f"{shard.uri}, or the tar beside it, has changed since this run began, so what was read may "
+                "be a mixture. Nothing of it is kept; the run's retry, or the next run, embeds what is there."
+            )
+
     def fetcher(self) -> Fetcher:
         """What fetches images that are only known by their URL."""
         return Fetcher(tuple(self.allowed_url_prefixes), self.max_image_bytes, self.fetch_timeout_seconds)

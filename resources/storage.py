@@ -7,7 +7,7 @@ e.g. `FSSPEC_S3='{"anon": true}'` for a public bucket.
 
 import os
 import re
-import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +70,12 @@ def check_writable(root: Root) -> None:
     Raises:
         StorageError: It cannot be written, or what was written cannot be removed.
     """
-    probe = f"{root.path.rstrip('/')}/.write-check-{uuid.uuid4().hex}"
+    # Always the same name: what a run that was killed here has left, the next one removes.
+    probe = f"{root.path.rstrip('/')}/.write-check"
     try:
         root.fs.pipe_file(probe, b"boring_assets looks whether it may write here\n")
-        root.fs.rm_file(probe)
+        with suppress(FileNotFoundError):  # another run that looks at the same time was faster
+            root.fs.rm_file(probe)
     except Exception as error:
         raise storage_error(error, root.uri, "write") from error
 
@@ -102,16 +104,31 @@ def _options(scheme: str) -> dict[str, Any]:
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme not in ("s3", "s3a"):
         return options
-    # Seconds, and connections for reading ahead. s3fs tries a read that timed out four times more on top.
-    config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 20, "max_pool_connections": 32}
+    import s3fs.core
+
+    # s3fs tries five times what breaks off on the way; with this, also what a server calls its own fault.
+    s3fs.core.set_custom_error_handler(_may_pass)
+    # Seconds, and connections for reading ahead. A server that is silent is given up after ten times that.
+    config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 15, "max_pool_connections": 32}
     if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
-        config["retries"] = {"mode": "standard", "total_max_attempts": 3}
+        config["retries"] = {"mode": "standard", "total_max_attempts": 2}
     options["config_kwargs"] = config
     # botocore, unlike AWS's other SDKs, reads AWS_DEFAULT_REGION alone.
     region = os.environ.get("AWS_REGION")
     if region and not os.environ.get("AWS_DEFAULT_REGION"):
         options["client_kwargs"] = {"region_name": region}
     return options
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether S3 has answered with a status from 500 up, or the connection was refused or reset."""
+    from botocore.exceptions import ConnectionError as NotConnected
+
+    if isinstance(error, NotConnected):
+        return True
+    response = getattr(error, "response", None)
+    answer = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    return int(answer.get("HTTPStatusCode") or 0) >= 500
 
 
 def _how_to_install(scheme: str) -> str:

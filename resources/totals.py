@@ -1,28 +1,34 @@
 """`metadata.json`: what an output holds in all, derived from what is committed.
 
-Any number of runs may write it at once. Each counts what is there, writes, and looks again: the run that
-commits last also counts last, so what stays is right.
+Any number of runs may write it at once, each after its own last commit. One that has counted must not write
+over one that has counted later: on a local disk they take turns, on S3 a write is refused when the file has
+changed since the count began, and elsewhere each looks again after it has written.
 """
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets import __version__
+from boring_assets.errors import StorageError
 from partitions.root import Root, storage_error
 from resources.embeddings_io import EMBEDDINGS
 from resources.files import committed_facts, write_bytes
 
-_CACHE = ".counts.json"
+_TOTALS, _CACHE = "metadata.json", ".counts.json"
 _TRIES = 10
 _FACTS = ("embedded", "failed", "model", "pretrained", "weights_digest", "precision", "dim")
 
 
 def refresh_totals(root: Root) -> dict[str, Any]:
-    """Counts what is committed and writes `metadata.json`.
+    """Counts what is committed and writes `metadata.json`, if it does not say so already.
 
     Only files that changed since the last count are opened.
 
@@ -30,23 +36,83 @@ def refresh_totals(root: Root) -> dict[str, Any]:
         root: The output.
 
     Returns:
-        What was written.
+        What it says now.
 
     Raises:
         StorageError: The output cannot be read or written.
     """
     try:
-        for _ in range(_TRIES):
-            files = _list(root)
-            counts = _count(root, files)
-            totals = _sum(counts)
-            write_bytes(root, "metadata.json", json.dumps(totals, indent=2).encode())
-            if _list(root) == files:
-                break
-        write_bytes(root, _CACHE, json.dumps(counts).encode())
+        with _turn(root):
+            return _refresh(root)
     except Exception as error:
         raise storage_error(error, root.uri, "read") from error
-    return totals
+
+
+def _refresh(root: Root) -> dict[str, Any]:
+    tries = 0
+    while True:
+        before, conditions = _read(root)
+        files = _list(root)
+        counts, known = _count(root, files)
+        totals = _sum(counts)
+        if counts != known:
+            write_bytes(root, _CACHE, json.dumps(counts).encode())
+        if before and before | {"timestamp": ""} == totals | {"timestamp": ""}:
+            return before
+        if not _write(root, totals, conditions):
+            continue  # another run has written since, and so got on
+        tries += 1
+        if tries == _TRIES or _list(root) == files:
+            return totals
+
+
+@contextmanager
+def _turn(root: Root) -> Iterator[None]:
+    """Lets one run after another count, where the output's folder can be locked."""
+    folder = None
+    if isinstance(root.fs, LocalFileSystem):
+        root.fs.makedirs(root.path, exist_ok=True)
+        folder = os.open(root.path, os.O_RDONLY)
+        with suppress(OSError):  # some network disks lock no folders
+            fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+def _read(root: Root) -> tuple[dict[str, Any], dict[str, str]]:
+    """What `metadata.json` says, empty where there is none; on S3 also what it must still be when written."""
+    path = f"{root.path}/{_TOTALS}"
+    conditions = {}
+    if "s3" in root.fs.protocol:
+        try:
+            conditions = {"IfMatch": root.fs.info(path)["ETag"]}
+        except FileNotFoundError:
+            conditions = {"IfNoneMatch": "*"}
+    try:
+        said = json.loads(root.fs.cat_file(path))
+    except (FileNotFoundError, ValueError):
+        return {}, conditions
+    return said if isinstance(said, dict) else {}, conditions
+
+
+def _write(root: Root, totals: dict[str, Any], conditions: dict[str, str]) -> bool:
+    """Writes `metadata.json`; False where another run has done so since it was read."""
+    try:
+        write_bytes(root, _TOTALS, json.dumps(totals, indent=2).encode(), **conditions)
+    except StorageError as error:
+        if _is_refused(error.__cause__):
+            return False
+        raise
+    return True
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether S3 has refused a write by its condition."""
+    response = getattr(getattr(error, "__cause__", None), "response", {})
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
 
 
 def _list(root: Root) -> dict[str, str]:
@@ -60,14 +126,15 @@ def _list(root: Root) -> dict[str, str]:
     }
 
 
-def _count(root: Root, files: dict[str, str]) -> dict[str, Any]:
-    """The facts of each file, from the last count where the file is still the same."""
-    known = _read_cache(root)
+def _count(root: Root, files: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The facts of each file, from the last count where the file is still the same; and that last count."""
+    last = _read_cache(root)
+    known = dict(last)
     changed = [path for path, version in files.items() if known.get(path, {}).get("version") != version]
     with ThreadPoolExecutor(4 if isinstance(root.fs, LocalFileSystem) else 16) as pool:
         for path, facts in zip(changed, pool.map(lambda path: _facts(root, path), changed), strict=True):
             known[path] = {"version": files[path], **facts}
-    return {path: known[path] for path in files}
+    return {path: known[path] for path in files}, last
 
 
 def _facts(root: Root, path: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from boring_assets.jobs import ALIVE_LOCK, range_tags
 from boring_assets.launcher import WORKER_TAG, WarmRunLauncher
 from boring_assets.worker import is_alive
 from tests.e2e.processes import wait_for
@@ -198,3 +199,34 @@ def test_another_python_is_left_to_dagsters_own_launcher(project: Project) -> No
 
 def is_running(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+HOLD = """
+import fcntl, sys, time
+with open(sys.argv[1], "a+") as lock:
+    fcntl.lockf(lock, fcntl.LOCK_SH)
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_whose_command_line_was_killed_is_seen(project: Project) -> None:
+    """It has no worker, and nobody may start another command line for days."""
+    run = project.instance.create_run_for_job(
+        _empty_job(), tags=range_tags("a", "b"), status=DagsterRunStatus.STARTED
+    )
+    command = [sys.executable, "-c", HOLD, str(project.home / ALIVE_LOCK)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as command_line:
+        assert command_line.stdout is not None
+        command_line.stdout.readline()
+        assert project.launcher.check_run_worker_health(run).status is WorkerStatus.RUNNING
+        command_line.kill()
+    assert project.launcher.check_run_worker_health(run).status is WorkerStatus.FAILED
+
+
+def _empty_job() -> dg.JobDefinition:
+    @dg.job(name="embed_shards")
+    def nothing() -> None:
+        pass
+
+    return nothing

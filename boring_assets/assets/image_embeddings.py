@@ -20,9 +20,10 @@ from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import BoringError, ShardError
+from partitions.root import is_down, storage_error
 from partitions.shards import SHARDS
 from resources.clip import ClipResource
-from resources.embeddings_io import EmbeddingsIOManager
+from resources.embeddings_io import EMBEDDINGS, FAILURES, EmbeddingsIOManager
 from resources.source import ShardSource
 from resources.totals import refresh_totals
 
@@ -146,7 +147,8 @@ class _Run:
                 todo.append(shard)
                 continue
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
-            yield materialization(shard, facts, self._embeddings.uri(shard.key), adopted=True)
+            uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
+            yield materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True)
         return todo
 
     def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
@@ -162,10 +164,12 @@ class _Run:
         )
         facts = self._facts(encoder)
         left = {shard.key for shard in shards}
-        results = embed_shards(shards, encoder, options, self._source.fetcher(), PROGRESS)
+        results = embed_shards(shards, encoder, options, self._source.fetcher(), PROGRESS, self._source.check)
         for result in results:
             left.discard(result.shard.key)
             if isinstance(result, FailedShard):
+                if is_down(result.error):  # the others would fail alike, each after its retries
+                    raise storage_error(result.error, result.shard.uri, "read") from result.error
                 self._fail(result.shard.key, result.error)
                 continue
             event = self._commit(result, facts)

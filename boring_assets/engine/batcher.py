@@ -72,11 +72,11 @@ class Batcher:
             self._fail(job, row, failure)
         if decoded is not None:
             self._take_pixels(chunk, decoded)
-        if chunk.error is not None:
+        if chunk.error is None:
+            self._finish(job)
+        elif not job.closed:  # else its rows were all answered, and `checked` tells the error
             job.closed = True
             self._finished.put(FailedShard(job.shard, chunk.error))
-        else:
-            self._finish(job)
 
     def _take_pixels(self, chunk: Chunk, decoded: Decoded) -> None:
         rows = []
@@ -138,6 +138,7 @@ def _wait(chunk: Chunk) -> Decoded | None:
         return chunk.decoded.result() if chunk.decoded else None
     except BrokenProcessPool as error:
         raise ModelError(
-            f"A decoding process died at {chunk.job.shard.uri}: it was killed, or the machine is out of "
-            "memory. Run again; where memory is short, lower BORING_DECODE_WORKERS or BORING_READ_AHEAD_MB."
+            f"Decoding processes die again and again, at {chunk.job.shard.uri}: something kills them, or the "
+            "machine is out of memory. Run again; where memory is short, lower BORING_DECODE_WORKERS or "
+            "BORING_READ_AHEAD_MB."
         ) from error

@@ -4,24 +4,32 @@ Decoding releases Python's lock, but the calls around it do not: on 16 cores 8 t
 5 times what one does. Processes scale; their pixels come back in shared memory, without a copy.
 """
 
+import logging
+import os
 import queue
+import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import forkserver, get_context
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import forkserver, get_context, parent_process
 from multiprocessing.shared_memory import SharedMemory
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from boring_assets.engine.decode import Limits, Preprocess, decode_all
-from boring_assets.engine.samples import Failure
+from boring_assets.engine.samples import Failure, Reason
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 # Up to so many workers threads do as well as processes, and start at once.
 MOST_THREADS = 4
+# So many deaths of lone decoders, with no image decoded in between, are not the images' doing.
+_MOST_DEATHS = 40
 
 
 class Decoded(NamedTuple):
@@ -93,7 +101,12 @@ class ThreadDecoders:
 
 
 class ProcessDecoders:
-    """Decodes in processes of their own, into slots of shared memory."""
+    """Decodes in processes of their own, into slots of shared memory.
+
+    A process that dies takes the pool with it, and nobody knows at which image. The pool is started again,
+    and what it had in hand is decoded by one process alone, beside the others: first chunk by chunk, and
+    where that process dies too, image by image. An image at which it dies a third time is what kills it.
+    """
 
     def __init__(
         self, workers: int, chunk: int, preprocess: Preprocess, limits: Limits, pixel_bytes: int
@@ -107,9 +120,15 @@ class ProcessDecoders:
         for slot in range(slots):
             self._free.put(slot)
         start_server()
-        self._pool = ProcessPoolExecutor(
-            workers, get_context("forkserver"), _attach, (self._memory.name, self._shape, preprocess, limits)
+        self._new_pool = partial(
+            ProcessPoolExecutor,
+            mp_context=get_context("forkserver"),
+            initializer=_attach,
+            initargs=(self._memory.name, self._shape, preprocess, limits),
         )
+        self._workers = workers
+        self._pool = self._new_pool(workers)
+        self._rescuer = _Rescuer(self._new_pool)
 
     def submit(self, images: "Sequence[bytes]") -> "Future[Decoded]":
         """See `Decoders`."""
@@ -118,31 +137,122 @@ class ProcessDecoders:
         except queue.Empty:
             slot = -1  # the pixels come back by the pipe: slower, but nobody can wait for anybody
         done: Future[Decoded] = Future()
-        work = self._pool.submit(_decode_into, images, slot)
-        work.add_done_callback(lambda finished: self._receive(finished, slot, done))
+        try:
+            work = self._pool.submit(_decode_into, images, slot)
+        except BrokenProcessPool:
+            self._pool = self._new_pool(self._workers)
+            work = self._pool.submit(_decode_into, images, slot)
+        work.add_done_callback(partial(self._receive, self._pool, images, slot, done))
         return done
 
-    def _receive(self, finished: "Future", slot: int, done: "Future") -> None:
+    def _receive(
+        self, pool: ProcessPoolExecutor, images: "Sequence[bytes]", slot: int, done: "Future", work: "Future"
+    ) -> None:
         """Turns a worker's answer into tensors over its slot; it is free again when all of them are gone."""
-        import torch
-
-        error = finished.exception() if not finished.cancelled() else None
-        if finished.cancelled() or error:
+        error = work.exception() if not work.cancelled() else None
+        if isinstance(error, BrokenProcessPool):
+            self._rescuer.rescue(images, done, partial(self._bury, pool, slot))
+            return
+        if work.cancelled() or error:
             if slot >= 0:
                 self._free.put(slot)
             done.set_exception(error) if error else done.cancel()
             return
-        pixels, answers = finished.result()
+        pixels, answers = work.result()
         if pixels is None:
             pixels = np.ndarray(self._shape, np.uint8, self._memory.buf, slot * self._slot_bytes)
             weakref.finalize(pixels, self._free.put, slot).atexit = False
-        done.set_result(Decoded(torch.from_numpy(pixels)[: answers.count(None)], answers))
+        done.set_result(_decoded(pixels, answers))
+
+    def _bury(self, pool: ProcessPoolExecutor, slot: int) -> None:
+        """Frees a slot of a broken pool; its other processes write to theirs until they have ended."""
+        pool.shutdown(wait=True)
+        if slot >= 0:
+            self._free.put(slot)
 
     def close(self, *, cancel: bool) -> None:
         """See `Decoders`."""
         # A process that starts late must still find the memory, so all of them have ended before it goes.
         self._pool.shutdown(wait=True, cancel_futures=cancel)
+        self._rescuer.close(cancel=cancel)
         self._memory.unlink()
+
+
+class _Rescuer:
+    """Decodes what a broken pool had in hand, by one process that may die as often as it must."""
+
+    def __init__(self, new_pool: "partial[ProcessPoolExecutor]") -> None:
+        self._new_pool = new_pool
+        self._pool: ProcessPoolExecutor | None = None
+        self._thread = ThreadPoolExecutor(1, "rescue")
+        self._deaths = 0
+
+    def rescue(self, images: "Sequence[bytes]", done: "Future[Decoded]", first: "partial[None]") -> None:
+        """Begins to decode some images, once `first` was called; sets `done` in the end."""
+
+        def work() -> None:
+            try:
+                first()
+                done.set_result(self._decode(images))
+            except BaseException as error:
+                done.set_exception(error)
+
+        try:
+            waiting = self._thread.submit(work)
+        except RuntimeError:  # closed: nobody wants it any more
+            done.cancel()
+        else:
+            waiting.add_done_callback(lambda ended: ended.cancelled() and done.cancel())
+
+    def close(self, *, cancel: bool) -> None:
+        """Ends the process, once it is done or as soon as it can."""
+        self._thread.shutdown(wait=True, cancel_futures=cancel)
+        if self._pool:
+            self._pool.shutdown(wait=True)
+
+    def _decode(self, images: "Sequence[bytes]") -> Decoded:
+        answer = self._try(images)
+        if answer is not None:
+            return answer
+        pixels: list[Tensor] = []
+        answers: list[Failure | None] = []
+        for image in images:
+            alone = self._try([image])
+            if alone is None:
+                log.warning("An image killed its decoder three times; it is recorded as a decode_error.")
+                answers.append(Failure(Reason.DECODE_ERROR, "the decoder's process died at it"))
+            else:
+                pixels.append(alone.pixels)
+                answers += alone.answers
+        return Decoded(_joined(pixels), answers)
+
+    def _try(self, images: "Sequence[bytes]") -> Decoded | None:
+        """The images decoded; None where the process died at them."""
+        self._pool = self._pool or self._new_pool(1)
+        try:
+            pixels, answers = self._pool.submit(_decode_into, images, -1).result()
+            assert pixels is not None
+        except BrokenProcessPool:
+            self._pool.shutdown(wait=True)
+            self._pool = None
+            self._deaths += 1
+            if self._deaths >= _MOST_DEATHS:
+                raise
+            return None
+        self._deaths = 0
+        return _decoded(pixels, answers)
+
+
+def _decoded(pixels: np.ndarray, answers: list[Failure | None]) -> Decoded:
+    import torch
+
+    return Decoded(torch.from_numpy(pixels)[: answers.count(None)], answers)
+
+
+def _joined(pixels: "list[Tensor]") -> "Tensor":
+    import torch
+
+    return torch.cat(pixels) if pixels else torch.empty((0, 0, 0, 3), dtype=torch.uint8)
 
 
 def start_server() -> None:
@@ -162,11 +272,8 @@ def _one_thread() -> None:
 
 
 def _decode_all(images: "Sequence[bytes]", preprocess: Preprocess, limits: Limits) -> Decoded:
-    import torch
-
     pixels = np.empty((len(images), preprocess.height, preprocess.width, 3), np.uint8)
-    answers = _fill(pixels, images, preprocess, limits)
-    return Decoded(torch.from_numpy(pixels)[: answers.count(None)], answers)
+    return _decoded(pixels, _fill(pixels, images, preprocess, limits))
 
 
 def _fill(
@@ -196,8 +303,17 @@ class _Worker:
 
 def _attach(name: str, shape: tuple[int, ...], preprocess: Preprocess, limits: Limits) -> None:
     _one_thread()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     _Worker.memory, _Worker.shape = SharedMemory(name), shape
     _Worker.preprocess, _Worker.limits = preprocess, limits
+
+
+def _die_with_parent() -> None:
+    """Ends this process when the run is killed; it would wait for images for ever, and hold the memory."""
+    run = parent_process()
+    assert run is not None
+    run.join()
+    os._exit(1)
 
 
 def _decode_into(images: "Sequence[bytes]", slot: int) -> "tuple[np.ndarray | None, list[Failure | None]]":

@@ -1,5 +1,7 @@
 """A shard under way: which of its rows are answered, and how."""
 
+from concurrent.futures import Future
+
 import numpy as np
 
 from boring_assets.engine.results import EmbeddedShard
@@ -19,6 +21,7 @@ class Job:
         self.done = np.zeros(self.total, bool)
         self.failures: dict[int, Failure] = {}
         self.closed = False
+        self.checked: Future[None] = Future()
 
     def finish(self) -> EmbeddedShard:
         """The finished shard."""
@@ -34,4 +37,5 @@ class Job:
             seconds=self.seconds,
             image_bytes=self.image_bytes,
             cut=self.cut,
+            checked=self.checked,
         )

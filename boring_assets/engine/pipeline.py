@@ -23,6 +23,7 @@ from boring_assets.engine.fetch import Fetcher
 from boring_assets.engine.reader import Chunk, Reader
 from boring_assets.engine.results import EmbeddedShard, FailedShard, Options, Progress
 from boring_assets.engine.samples import Shard
+from boring_assets.errors import ShardError
 
 __all__ = ["EmbeddedShard", "FailedShard", "Options", "Progress", "embed_shards"]
 
@@ -35,6 +36,7 @@ def embed_shards(
     options: Options | None = None,
     fetcher: Fetcher | None = None,
     progress: Progress | None = None,
+    check: Callable[[Shard], None] | None = None,
 ) -> Iterator[EmbeddedShard | FailedShard]:
     """Embeds shards; each is given back as soon as it is finished.
 
@@ -44,6 +46,8 @@ def embed_shards(
         options: How much of the machine to take.
         fetcher: Fetches images behind URLs; by default only those below the dataset's own root.
         progress: Counted up as batches are answered.
+        check: Called for each shard that was read to its end, in another thread; raises ShardError where it
+            is no longer what it was. Its answer is waited for here, off the model's path.
 
     Yields:
         Each shard once, nearly in order: its embeddings, or why it could not be read. With `max_rows`,
@@ -51,12 +55,13 @@ def embed_shards(
 
     Raises:
         ModelError: The device cannot go on.
+        Exception: What `check` raised, if that was no ShardError.
     """
     options = options or Options()
     fetcher = fetcher or Fetcher(max_bytes=options.limits.bytes)
     pixels: Channel[Chunk] = Channel(options.read_ahead_bytes)
     finished: Channel[EmbeddedShard | FailedShard] = Channel(_FINISHED_BYTES)
-    reader = Reader(options, fetcher, encoder, pixels)
+    reader = Reader(options, fetcher, encoder, pixels, check)
     batcher = Batcher(encoder, pixels, finished, progress or Progress())
     threads = [
         threading.Thread(target=_run, args=(work, pixels, finished), name=name, daemon=True)
@@ -66,7 +71,7 @@ def embed_shards(
         thread.start()
     try:
         while True:
-            yield finished.get()
+            yield _confirmed(finished.get())
     except Closed:
         return
     finally:
@@ -74,6 +79,17 @@ def embed_shards(
         finished.close()
         for thread in threads:
             thread.join()
+
+
+def _confirmed(result: EmbeddedShard | FailedShard) -> EmbeddedShard | FailedShard:
+    """A shard whose source was found unchanged after it was read; otherwise it has failed."""
+    if isinstance(result, FailedShard) or result.checked is None:
+        return result
+    try:
+        result.checked.result()
+    except ShardError as error:
+        return FailedShard(result.shard, error)
+    return result
 
 
 def _run(work: Callable[[], None], *channels: Channel) -> None:

@@ -1,10 +1,9 @@
 """Streams the shards' images to the decoders, opening shards ahead of their turn."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoders import Decoded, make_decoders
@@ -15,9 +14,6 @@ from boring_assets.engine.results import Options
 from boring_assets.engine.samples import Failure, Shard
 from boring_assets.engine.sources import OpenShard, open_shard
 from boring_assets.errors import ShardError
-
-if TYPE_CHECKING:
-    pass
 
 CHUNK_IMAGES = 16
 _CHUNK_BYTES = 4 * 2**20
@@ -65,7 +61,15 @@ class Chunk:
 class Reader:
     """Streams the shards' images, in chunks, to the decoders."""
 
-    def __init__(self, options: Options, fetcher: Fetcher, encoder: Encoder, pixels: Channel[Chunk]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        fetcher: Fetcher,
+        encoder: Encoder,
+        pixels: Channel[Chunk],
+        check: Callable[[Shard], None] | None = None,
+    ) -> None:
+        self._check, self._checks = check, ThreadPoolExecutor(_OPEN_AHEAD, "check")
         self._options, self._fetcher, self._dim, self._pixels = options, fetcher, encoder.dim, pixels
         numbers = encoder.model.preprocess
         self._pixel_bytes = numbers.height * numbers.width * 3
@@ -89,6 +93,7 @@ class Reader:
             self._pixels.close()
             finished = True
         finally:
+            self._checks.shutdown(wait=False)
             self._decoders.close(cancel=not finished)
 
     def _open_ahead(self, shards: Iterable[Shard]) -> Iterator[tuple[Shard, OpenShard | ShardError]]:
@@ -124,6 +129,8 @@ class Reader:
             return open_shard(shard, self._options.limits, self._fetcher, most_rows)
         except ShardError as error:
             return error
+        except Exception as error:
+            return _unreadable(shard, error)
 
     def _read_shard(self, shard: Shard, opened: OpenShard | ShardError) -> None:
         if isinstance(opened, ShardError):
@@ -136,17 +143,31 @@ class Reader:
                 if chunk.full():
                     self._send(chunk)
                     chunk = Chunk(job)
+            self._look_again(job)
         except Closed:
             raise
         except ShardError as error:
             chunk = Chunk(job, error=error)
-        except Exception as error:  # filesystems raise their libraries' own; each costs this shard alone
-            detail = f"{type(error).__name__}: {str(error)[:300]}"
-            why = ShardError(f"The images of {shard.uri} cannot be read ({detail}). Try it again.")
-            chunk = Chunk(job, error=why)
+        except Exception as error:
+            chunk = Chunk(job, error=_unreadable(shard, error))
         finally:
             opened.close()
+        if chunk.error:
+            job.checked.set_exception(chunk.error)
         return self._send(chunk)
+
+    def _look_again(self, job: Job) -> None:
+        """Has a shard that was read to its end compared with what it was, beside what is still computed."""
+
+        def look() -> None:
+            try:
+                if self._check:
+                    self._check(job.shard)
+                job.checked.set_result(None)
+            except Exception as error:
+                job.checked.set_exception(error)
+
+        self._checks.submit(look)
 
     def _send(self, chunk: Chunk) -> None:
         weight = chunk.size + len(chunk.rows) * self._pixel_bytes
@@ -154,3 +175,11 @@ class Reader:
             chunk.decoded = self._decoders.submit(chunk.images)
             chunk.images = []
         self._pixels.put(chunk, weight)
+
+
+def _unreadable(shard: Shard, error: Exception) -> ShardError:
+    """What filesystems raise is their libraries' own; it costs this shard alone, unless all would meet it."""
+    detail = f"{type(error).__name__}: {str(error)[:300]}"
+    why = ShardError(f"{shard.uri} or its images cannot be read ({detail}). Try it again.")
+    why.__cause__ = error
+    return why

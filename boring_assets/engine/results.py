@@ -1,5 +1,6 @@
 """What the pipeline is asked for and what it gives back."""
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +42,7 @@ class EmbeddedShard:
         seconds: Its share of the run's time; where shards share a batch, by their part of it.
         image_bytes: Encoded bytes of its images.
         cut: Rows of the shard that `max_rows` left out.
+        checked: Ends when its source was looked at after it was read; with an error where it had changed.
     """
 
     shard: Shard
@@ -52,6 +54,7 @@ class EmbeddedShard:
     seconds: float
     image_bytes: int
     cut: int
+    checked: Future[None] | None = None
 
 
 @dataclass(frozen=True)

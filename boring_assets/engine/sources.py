@@ -11,6 +11,7 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.decode import Limits
 from boring_assets.engine.fetch import Fetcher
@@ -302,6 +303,9 @@ class FolderShard(OpenShard):
         try:
             return row, self.shard.fs.cat_file(path)
         except OSError as error:
+            # A storage that fails is no fault of the image: it costs the shard, which is then done again.
+            if not isinstance(error, FileNotFoundError) and not isinstance(self.shard.fs, LocalFileSystem):
+                raise
             return row, Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])
 
 

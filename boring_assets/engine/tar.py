@@ -54,7 +54,7 @@ class BlockReader:
         self.size: int = fs.size(path)
         self._pool = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
         self._asked = 0
-        self._pending: list[Future[bytes]] = []
+        self._pending: list[tuple[int, Future[bytes]]] = []
         self._buffer = b""
         self._at = 0
         self._ask(1)
@@ -66,7 +66,8 @@ class BlockReader:
     def _ask(self, most: int) -> None:
         while len(self._pending) < most and self._asked < self.size:
             end = min(self._asked + self._block, self.size)
-            self._pending.append(self._pool.submit(self._fs.cat_file, self._path, start=self._asked, end=end))
+            block = self._pool.submit(self._fs.cat_file, self._path, start=self._asked, end=end)
+            self._pending.append((end - self._asked, block))
             self._asked = end
 
     def read(self, count: int) -> bytes:
@@ -103,7 +104,13 @@ class BlockReader:
         self._ask(self._ahead)
         if not self._pending:
             return False
-        self._buffer, self._at = self._pending.pop(0).result(), 0
+        size, block = self._pending.pop(0)
+        self._buffer, self._at = block.result(), 0
+        if len(self._buffer) != size:  # never to be taken for the end of the file
+            raise ShardError(
+                f"Reading {self._path} gave {len(self._buffer)} bytes where {size} were asked for: it was "
+                "cut short, or has changed meanwhile. Try it again."
+            )
         self._ask(self._ahead)
         return True
 

@@ -11,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.errors import StorageError
 from partitions.root import Root
+from resources import totals
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.storage import open_root
 from resources.totals import refresh_totals
@@ -126,3 +127,25 @@ def test_an_output_that_cannot_be_reached_is_named(s3: Seaweed, monkeypatch: pyt
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(StorageError, match=r"s3://boring/out.*does not answer"):
         refresh_totals(open_root("s3://boring/out"))
+
+
+def test_an_old_count_never_replaces_a_newer_one(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run commits and counts each time that this one has counted and not yet written."""
+    output = s3_env.new_prefix()
+    manager = EmbeddingsIOManager(output_dir=output)
+    manager.commit(finished_shard("first"), FACTS)
+    inner, left = totals._list, list(range(12))
+
+    def overtaken(root: Root) -> dict[str, str]:
+        found = inner(root)
+        if left:
+            number = left.pop()
+            with monkeypatch.context() as patch:
+                patch.setattr(totals, "_list", inner)
+                manager.commit(finished_shard(f"{number:05}"), FACTS)
+                refresh_totals(manager.root())
+        return found
+
+    monkeypatch.setattr(totals, "_list", overtaken)
+    assert refresh_totals(manager.root())["num_shards"] == 13
+    assert written(open_root(output))["num_shards"] == 13

@@ -1,0 +1,172 @@
+"""Outputs on a local disk or on S3, looked at from outside: which files, since when, with which rows."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from boring_assets.catalogue import ASSET_KEY, State, take_stock
+from boring_assets.definitions import build_embeddings, build_source
+from boring_assets.sample_data import write_sample_data
+from boring_assets.settings import Settings
+from torture.starter import Run, Starter
+
+PROGRAM = str(Path(sys.executable).parent / "boring-assets")
+EMBEDDINGS, FAILURES = "image_embeddings", "image_failures"
+OWN_NOTES = {"metadata.json", ".counts.json"}
+FIXED = {
+    "BORING_MODEL": "boring-tiny",
+    "BORING_DEVICE": "cpu",
+    "BORING_PRECISION": "fp32",
+    "BORING_QUIET_SECONDS": "0",
+    # A batch of one image is computed the same whatever was computed before it: rows are equal to the bit.
+    "BORING_BATCH_SIZE": "1",
+}
+
+
+def write_input(folder: Path, shards: int, images: int) -> list[str]:
+    """Writes shards of both kinds, some images of each broken; gives their partition keys."""
+    layouts = ("webdataset", "parquet")
+    for number, layout in enumerate(layouts):
+        count = shards // 2 + (shards % 2 if number == 0 else 0)
+        write_sample_data(folder / layout, count, images, layout, broken=2, image_size=64, seed=number)
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.parquet"))
+
+
+@dataclass
+class Place:
+    """An input and an output with a Dagster home of their own, and the program over them.
+
+    Attributes:
+        home: `DAGSTER_HOME`.
+        input, output: Path or URI.
+        fs: Sees the output, and shares nothing with the program.
+        path: The output's path on it.
+        env: Further environment variables of the program.
+    """
+
+    home: Path
+    input: str
+    output: str
+    fs: fsspec.AbstractFileSystem
+    path: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    def start(self, starter: Starter | None = None, **more: str) -> "Run | subprocess.Popen[bytes]":
+        """Starts `boring-assets embed` in a session of its own; without a starter, with all its imports."""
+        self.home.parent.mkdir(parents=True, exist_ok=True)
+        log = self.home.parent / "log.txt"
+        env = {**_clean(os.environ), **FIXED, **self.env, **more, "DAGSTER_HOME": str(self.home)}
+        arguments = ["embed", self.input, self.output]
+        if starter:
+            return starter.start(arguments, env, str(log))
+        with log.open("ab") as sink:
+            return subprocess.Popen(
+                [PROGRAM, *arguments], env=env, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def log(self) -> str:
+        """The end of what the program has printed."""
+        return (self.home.parent / "log.txt").read_text(errors="replace")[-2000:]
+
+    def files(self) -> dict[str, str]:
+        """Every file of the output, hidden ones too, and what changes when it is written again."""
+        self.fs.invalidate_cache()
+        found = self.fs.find(self.path, detail=True) if self.fs.exists(self.path) else {}
+        return {
+            path.removeprefix(f"{self.path}/"): str(
+                (info.get("ino"), info.get("mtime"), info.get("ETag"), info.get("LastModified"))
+            )
+            for path, info in found.items()
+            if info["type"] == "file"
+        }
+
+    def table(self, path: str) -> pa.Table:
+        """A file's rows."""
+        return pq.read_table(io.BytesIO(self.fs.cat_file(f"{self.path}/{path}")))
+
+    def tables(self, keys: list[str]) -> dict[str, pa.Table]:
+        """The rows of both files of each partition."""
+        return {path: self.table(path) for path in expected(keys)}
+
+    def totals(self) -> dict[str, Any]:
+        """`metadata.json` without the time of its writing."""
+        said = json.loads(self.fs.cat_file(f"{self.path}/metadata.json"))
+        return {name: value for name, value in said.items() if name != "timestamp"}
+
+    def states(self) -> dict[str, State]:
+        """Each partition's state, as `boring-assets status` says."""
+        with self._settings() as settings, self._instance() as instance:
+            found = build_source(settings).discover()
+            committed = build_embeddings(settings).committed
+            return take_stock(instance, found, settings.embedding_version(), committed).states
+
+    def computed(self) -> dict[str, int]:
+        """How often each partition was reported as embedded, adoptions left out."""
+        times: dict[str, int] = {}
+        with self._instance() as instance:
+            for record in instance.fetch_materializations(ASSET_KEY, limit=10_000).records:
+                event = record.asset_materialization
+                if event and "adopted" not in event.metadata:
+                    times[str(event.partition)] = times.get(str(event.partition), 0) + 1
+        return times
+
+    @contextmanager
+    def _settings(self) -> Iterator[Settings]:
+        before = dict(os.environ)
+        os.environ.update({**FIXED, **self.env})
+        try:
+            yield Settings(input_dir=self.input, output_dir=self.output)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    @contextmanager
+    def _instance(self) -> Iterator[dg.DagsterInstance]:
+        with dg.DagsterInstance.from_config(str(self.home)) as instance:
+            yield instance
+
+    def remove(self) -> None:
+        """Deletes the output and the home."""
+        if self.fs.exists(self.path):
+            self.fs.rm(self.path, recursive=True)
+        shutil.rmtree(self.home.parent, ignore_errors=True)
+
+
+def expected(keys: list[str]) -> set[str]:
+    """Paths of the files that partitions have below an output."""
+    return {f"{kind}/{key}.parquet" for kind in (EMBEDDINGS, FAILURES) for key in keys}
+
+
+def compare(place: Place, keys: list[str], tables: Mapping[str, pa.Table], totals: object) -> list[str]:
+    """What of an output is not as an undisturbed run has left it; nothing where all is equal."""
+    there = set(place.files())
+    wrong = [f"{path} is missing" for path in sorted((expected(keys) | {"metadata.json"}) - there)]
+    wrong += [f"{path} is a stray file" for path in sorted(there - expected(keys) - OWN_NOTES)]
+    wrong += [
+        f"{path} has other rows"
+        for path in expected(keys) & there
+        if not place.table(path).equals(tables[path])
+    ]
+    if "metadata.json" in there and place.totals() != totals:
+        wrong.append(f"metadata.json says {place.totals()}, and not {totals}")
+    return wrong
+
+
+def _clean(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without settings and credentials of this machine."""
+    foreign = ("BORING_", "DAGSTER_", "AWS_", "FSSPEC_")
+    return {name: value for name, value in environment.items() if not name.startswith(foreign)}

@@ -1,0 +1,131 @@
+"""Embeds very many small images in one run, and watches its memory and its open files.
+
+    python -m torture.soak --images 100000
+
+The images are few, written over and over as shards of their own: what is tested is the run, not the pictures.
+"""
+
+import argparse
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from boring_assets.sample_data import write_sample_data
+from torture.outputs import EMBEDDINGS, Place
+from torture.report import finish
+
+_PER_SHARD = 1000
+# Memory that comes and goes with read-ahead, shards in hand and the allocator's own habits.
+_SLACK_MB = 150
+_SLACK_FILES = 16
+_TICK_SECONDS = 2.0
+
+
+@dataclass
+class Watch:
+    """What was seen of a process, from time to time.
+
+    Attributes:
+        memory: Resident MiB, of its children too.
+        files: Open descriptors.
+        threads: Threads.
+        done: Shards committed by then.
+    """
+
+    memory: list[float] = field(default_factory=list)
+    files: list[int] = field(default_factory=list)
+    threads: list[int] = field(default_factory=list)
+    done: list[int] = field(default_factory=list)
+
+    def look(self, process: psutil.Process, done: int) -> None:
+        """Notes how a process is now."""
+        family = [process, *process.children(recursive=True)]
+        self.memory.append(sum(one.memory_info().rss for one in family) / 2**20)
+        self.files.append(process.num_fds())
+        self.threads.append(process.num_threads())
+        self.done.append(done)
+
+    def grown(self, values: list[float] | list[int], shards: int) -> float:
+        """By how much the highest value of the last third is above that of the second tenth to third."""
+        early = [value for value, done in zip(values, self.done, strict=True) if 0.1 <= done / shards < 0.4]
+        late = [value for value, done in zip(values, self.done, strict=True) if 0.7 <= done / shards < 1]
+        return max(late) - max(early) if early and late else float("nan")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    shards = max(10, options.images // _PER_SHARD)
+    rows = options.images // shards
+    with tempfile.TemporaryDirectory(prefix="torture-") as name:
+        folder = Path(name)
+        _write_input(folder / "input", shards, rows, options.seed)
+        output = folder / "out"
+        place = Place(
+            folder / "soak" / "home", str(folder / "input"), str(output), LocalFileSystem(), str(output)
+        )
+        started, watch = time.monotonic(), Watch()
+        # Batches of one, as `place` has them, would only take longer.
+        run = place.start(BORING_BATCH_SIZE="64", BORING_READ_AHEAD_MB="64")
+        assert isinstance(run, subprocess.Popen)
+        process = psutil.Process(run.pid)
+        while run.poll() is None:
+            try:
+                watch.look(process, len(list((output / EMBEDDINGS).glob("*.parquet"))))
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(_TICK_SECONDS)
+        seconds = time.monotonic() - started
+        violations = [place.log()] if run.wait() else []
+        violations += _missing(output, shards, rows)
+    grown = {what: watch.grown(getattr(watch, what), shards) for what in ("memory", "files", "threads")}
+    for what, most in (("memory", _SLACK_MB), ("files", _SLACK_FILES), ("threads", _SLACK_FILES)):
+        if not grown[what] <= most:
+            violations.append(f"{what} grew by {grown[what]:.0f}, more than {most}")
+    figures = {
+        "images": shards * rows,
+        "shards": shards,
+        "seconds": f"{seconds:.0f}",
+        "images a second": f"{shards * rows / seconds:.0f}",
+        "highest memory, MiB": f"{max(watch.memory):.0f}",
+        "memory grown from first to last third, MiB": f"{grown['memory']:+.0f}",
+        "highest open files": max(watch.files),
+        "open files grown": f"{grown['files']:+.0f}",
+        "threads grown": f"{grown['threads']:+.0f}",
+    }
+    finish("Soak", figures, violations)
+
+
+def _write_input(folder: Path, shards: int, rows: int, seed: int) -> None:
+    """One shard's images under every shard's name; each is a file of its own, with times of its own."""
+    (first,) = write_sample_data(folder, 1, rows, "webdataset", broken=2, image_size=32, seed=seed)
+    for number in range(1, shards):
+        for path in sorted(folder.glob(f"{first.stem}*")):
+            (folder / path.name.replace(first.stem, f"{number:05}", 1)).write_bytes(path.read_bytes())
+
+
+def _missing(output: Path, shards: int, rows: int) -> list[str]:
+    """What is not accounted for."""
+    files = sorted((output / EMBEDDINGS).glob("*.parquet"))
+    embedded = sum(pq.ParquetFile(path).metadata.num_rows for path in files)
+    failed = sum(
+        pq.ParquetFile(path).metadata.num_rows for path in (output / "image_failures").glob("*.parquet")
+    )
+    if (len(files), embedded, failed) == (shards, shards * (rows - 2), shards * 2):
+        return []
+    return [
+        f"{len(files)} of {shards} shards, {embedded} embedded and {failed} failed of {shards * rows} rows"
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Starts `boring-assets` over and over without its imports, which take longer than what is to be killed.
+
+A starter has imported the program and forks for each start. What is forked is a process of its own that runs
+the program's `main` with an environment, a session and a Dagster home of its own, and dies like any other.
+"""
+
+import importlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+_IMPORTED = (
+    "torch", "torchvision", "open_clip", "s3fs", "polars", "pyarrow.dataset", "simplejpeg",
+    "safetensors.torch", "boring_assets.cli", "boring_assets.embedding", "boring_assets.engine.model",
+)  # fmt: skip
+
+
+class Run:
+    """A started program; like a `Popen` of it."""
+
+    def __init__(self, starter: "subprocess.Popen[bytes]", pid: int) -> None:
+        self._starter, self.pid = starter, pid
+        self.returncode: int | None = None
+
+    def poll(self, seconds: float = 0) -> int | None:
+        """Its exit status, negative for a signal; None while it runs."""
+        out = self._starter.stdout
+        assert out is not None
+        if self.returncode is None and select.select([out], [], [], seconds)[0]:
+            self.returncode = os.waitstatus_to_exitcode(json.loads(out.readline()))
+        return self.returncode
+
+    def wait(self, seconds: float = 300) -> int:
+        """Waits for its end."""
+        end = time.monotonic() + seconds
+        while (status := self.poll(1)) is None:
+            if time.monotonic() > end:
+                raise TimeoutError(f"The process {self.pid} goes on after {seconds} s.")
+        return status
+
+
+class Starter:
+    """Forks one run at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "torture.starter"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def start(self, arguments: Sequence[str], env: Mapping[str, str], log: str) -> Run:
+        """Starts `boring-assets` with some arguments."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        order = {"arguments": list(arguments), "env": dict(env), "log": log}
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
+        return Run(self._process, int(self._process.stdout.readline()))
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.communicate()
+
+
+def main() -> None:
+    """The starter's own process: orders by its standard input, process ids and statuses by its output."""
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    for line in sys.stdin.buffer:
+        order = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            _become(order)
+        _say(pid)
+        _say(os.waitpid(pid, 0)[1])
+
+
+def _become(order: dict[str, Any]) -> NoReturn:
+    """Turns this process into the program that was ordered."""
+    os.setsid()
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor, target in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
+        os.dup2(descriptor, target)
+    os.environ.clear()
+    os.environ.update(order["env"])
+    from boring_assets.cli import main as program
+
+    program(order["arguments"])
+    raise AssertionError("click ends the process")
+
+
+def _say(number: int) -> None:
+    sys.stdout.buffer.write(f"{number}\n".encode())
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
