@@ -109,7 +109,7 @@ def test_views_inside_of_other_types_are_committed_as_what_they_view(
 def test_text_that_is_no_text_costs_its_shard_and_not_the_output(
     tmp_path: Path, encoder: Encoder, name: str
 ) -> None:
-    """Parquet does not look at what it calls text; other readers of the output would refuse the whole file."""
+    """Parquet does not look at what it calls text; readers of the output would refuse all of it."""
     broken = pa.Array.from_buffers(
         pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")]
     )
