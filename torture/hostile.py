@@ -2,8 +2,8 @@
 
     python -m torture.hostile --images 5000 --files 500
 
-Each part runs in a process of its own, so that a crash is seen and named, and a hang is ended. The exit code is
-1 if anything crashed, hung, took more time or memory than allowed, or was not accounted for.
+Each part runs in a process of its own, so that a crash is seen and named, and a hang is ended. The exit code
+is 1 if anything crashed, hung, took more time or memory than allowed, or was not accounted for.
 """
 
 import argparse
