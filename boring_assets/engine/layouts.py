@@ -182,10 +182,11 @@ class FolderShard(OpenShard):
 
     def _leads_outside(self, path: str, info: dict[str, Any]) -> Failure | None:
         fs, root = self.shard.fs, self.shard.root
-        if info["type"] != "file":  # a pipe would be waited for
-            return Failure(Reason.NOT_ALLOWED, "it is no regular file")
-        if info.get("islink") and not is_below(real_path(fs, path), real_path(fs, root)):
+        target = real_path(fs, path) if info.get("islink") else path
+        if target != path and not is_below(target, real_path(fs, root)):
             return Failure(Reason.NOT_ALLOWED, "a link that leads out of the input")
+        if info["type"] != "file" and not fs.isfile(target):  # a pipe would be waited for
+            return Failure(Reason.NOT_ALLOWED, "it is no regular file")
         return None
 
     def _read(self, item: tuple[str, int]) -> Image:
