@@ -30,11 +30,11 @@ def read_rows(
         ShardError: There are more rows or bytes than the limits allow.
         pa.ArrowException: The file is damaged, or has text that is not UTF-8.
     """
-    _check(file.metadata.num_rows, _footer_bytes(file, names), uri, limits)
+    _check(file.metadata.num_rows, 0, uri, limits)
     if not names:
         return file.read(columns=[])
     batches, count, size = [], 0, 0
-    for batch in file.iter_batches(batch_size=_batch_rows(file, names, limits), columns=names):
+    for batch in file.iter_batches(batch_size=_batch_rows(file, limits), columns=names):
         count, size = count + batch.num_rows, size + batch.nbytes
         _check(count, size, uri, limits)
         batches.append(batch)
@@ -60,27 +60,14 @@ def _check(rows: int, size: int, uri: str, limits: Limits) -> None:
         )
 
 
-def _footer_bytes(file: pq.ParquetFile, names: list[str]) -> int:
-    """What the footer says that the columns take; they never take less in memory, but may take more."""
-    return sum(size for size, _ in _chunks(file, names))
+def _batch_rows(file: pq.ParquetFile, limits: Limits) -> int:
+    """Rows to decode at once: each of them may be the longest entry of a dictionary.
 
-
-def _batch_rows(file: pq.ParquetFile, names: list[str], limits: Limits) -> int:
-    """Rows to decode at once: each of them may be the longest entry of a dictionary."""
-    longest = max((size for size, dictionary in _chunks(file, names) if dictionary), default=1)
-    return min(_MOST_BATCH, max(_LEAST_BATCH, limits.shard_bytes // max(1, longest)))
-
-
-def _chunks(file: pq.ParquetFile, names: list[str]) -> list[tuple[int, bool]]:
-    """Uncompressed bytes of each column chunk, and whether it has a dictionary."""
-    wanted = set(names)
+    Row groups say their size; to ask their columns would abort the process where a footer is damaged.
+    """
     groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-    chunks = (group.column(number) for group in groups for number in range(group.num_columns))
-    return [
-        (chunk.total_uncompressed_size, chunk.has_dictionary_page)
-        for chunk in chunks
-        if chunk.path_in_schema.split(".")[0] in wanted or chunk.path_in_schema in wanted
-    ]
+    longest = max((group.total_byte_size for group in groups), default=1)
+    return min(_MOST_BATCH, max(_LEAST_BATCH, limits.shard_bytes // max(1, longest)))
 
 
 def _without_views(rows: pa.Table) -> pa.Table:
