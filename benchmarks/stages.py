@@ -22,9 +22,9 @@ from benchmarks.gpu import decode_only, forward_only, random_model, shards_in
 from benchmarks.pictures import write_shards
 from benchmarks.sides import TINY
 from benchmarks.table import machine, print_table
-from boring_assets.engine.decode import Limits
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.fetch import Fetcher
+from boring_assets.engine.limits import Limits
 from boring_assets.engine.model import load_model
 from boring_assets.engine.results import EmbeddedShard
 from boring_assets.engine.samples import Shard

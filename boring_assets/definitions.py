@@ -30,6 +30,10 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         read_ahead_mb=settings.read_ahead_mb,
         max_image_pixels=settings.max_image_pixels,
         max_image_bytes=settings.max_image_bytes,
+        max_image_seconds=settings.max_image_seconds,
+        extra_image_formats=list(settings.extra_image_formats),
+        max_shard_rows=settings.max_shard_rows,
+        max_shard_mb=settings.max_shard_mb,
     )
     version = settings.embedding_version()
     return dg.Definitions(

@@ -95,6 +95,20 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(
         64 * 2**20, ge=1, description="An image with more encoded bytes fails as `too_large`."
     )
+    max_image_seconds: float = Field(
+        20.0, gt=0, description="An image that keeps a core decoding for longer fails as `too_large`."
+    )
+    extra_image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Comma-separated image formats, by Pillow's names, to read besides JPEG, PNG, WebP, GIF, "
+        "BMP, TIFF and AVIF, e.g. `JPEG2000,ICO`. Their decoders are less well tried.",
+    )
+    max_shard_rows: int = Field(
+        2_000_000, ge=1, description="A shard with more rows fails: it would not fit into memory."
+    )
+    max_shard_mb: int = Field(
+        2048, ge=1, description="Most MiB that a shard's columns, without its images, may take in memory."
+    )
     fetch_timeout_seconds: float = Field(
         30.0, gt=0, description="Longest that fetching one image by its URL may take, redirects included."
     )
@@ -116,7 +130,7 @@ class Settings(BaseSettings):
             )
         return uri
 
-    @field_validator("allowed_url_prefixes", mode="before")
+    @field_validator("allowed_url_prefixes", "extra_image_formats", mode="before")
     @classmethod
     def _split_on_commas(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value

@@ -207,5 +207,6 @@ def _modified(facts: Mapping[str, Any]) -> float:
 
 
 def _printable(path: str) -> str:
-    """The path with any bytes that are not UTF-8 escaped, so that it can be logged and stored."""
-    return path.encode(errors="backslashreplace").decode()
+    """The path with whatever is no UTF-8 or no visible letter escaped: it is logged, stored and shown."""
+    clean = path.encode(errors="backslashreplace").decode()
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in clean)

@@ -1,11 +1,17 @@
 """The partitions: one a shard, named by the shard's path below the input."""
 
+import re
+
 import dagster as dg
 from dagster._core.definitions.partitions.utils.base import INVALID_PARTITION_SUBSTRINGS
 
 from boring_assets.errors import ShardError
 
 SUFFIX = ".parquet"
+# Filesystems take names of 255 bytes, object storage paths of 1024, of which the output's own needs some.
+_MOST_SEGMENT, _MOST_KEY = 255 - len(SUFFIX), 800
+# C0 and C1, the two line separators of Unicode, and what turns the direction of text around.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 SHARDS = dg.DynamicPartitionsDefinition(name="shards")
 
 
@@ -58,16 +64,18 @@ def check_key(key: str) -> str:
 
     Raises:
         ShardError: It has empty, `.` or `..` segments (so a leading slash too), a control character,
-            something that Dagster forbids (such as `...`), or is no Unicode.
+            something that Dagster forbids (such as `...`), is no Unicode, or too long.
     """
     if any(segment in ("", ".", "..") for segment in key.split("/")):
         why = "has an empty, `.` or `..` part"
     elif bad := [text for text in INVALID_PARTITION_SUBSTRINGS if text in key]:
         why = f"holds {bad[0]!r}, which Dagster forbids in a partition key"
-    elif any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in key):
+    elif _CONTROLS.search(key):
         why = "holds a control character"
     elif any(0xD800 <= ord(letter) < 0xE000 for letter in key):
         why = "is not UTF-8"
+    elif len(key.encode()) > _MOST_KEY or any(len(part.encode()) > _MOST_SEGMENT for part in key.split("/")):
+        why = f"is longer than {_MOST_KEY} bytes, or a part of it than {_MOST_SEGMENT}"
     else:
         return key
-    raise ShardError(f"The shard {key!r} cannot be a partition: its path {why}. Rename the file.")
+    raise ShardError(f"The shard {key[:300]!a} cannot be a partition: its path {why}. Rename the file.")

@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from boring_assets.engine.decode import Limits
 from boring_assets.engine.decoders import MOST_THREADS, start_server
 from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.limits import Limits, check_formats
 from boring_assets.engine.model import load_model
 from boring_assets.engine.pipeline import Options
 from boring_assets.errors import SettingsError
@@ -43,6 +43,10 @@ class ClipResource(dg.ConfigurableResource):
     read_ahead_mb: int = Field(512, description="Most MiB of images that wait for the model.")
     max_image_pixels: int = Field(89_478_485, description="An image with more pixels fails as `too_large`.")
     max_image_bytes: int = Field(64 * 2**20, description="An image with more bytes fails as `too_large`.")
+    max_image_seconds: float = Field(20.0, description="An image that takes longer fails as `too_large`.")
+    extra_image_formats: list[str] = Field([], description="Image formats read besides the usual ones.")
+    max_shard_rows: int = Field(2_000_000, description="A shard with more rows fails.")
+    max_shard_mb: int = Field(2048, description="Most MiB that a shard's columns, without its images, take.")
 
     def encoder(self) -> Encoder:
         """The model on its device, loaded at the first call of a process.
@@ -84,6 +88,9 @@ class ClipResource(dg.ConfigurableResource):
 
         Args:
             max_rows: Most rows over all shards; None takes all.
+
+        Raises:
+            SettingsError: An extra image format is none of Pillow's.
         """
         workers = self.decode_workers or len(os.sched_getaffinity(0))
         if workers > MOST_THREADS:
@@ -91,6 +98,13 @@ class ClipResource(dg.ConfigurableResource):
         return Options(
             decode_workers=workers,
             read_ahead_bytes=self.read_ahead_mb * 2**20,
-            limits=Limits(self.max_image_pixels, self.max_image_bytes),
+            limits=Limits(
+                pixels=self.max_image_pixels,
+                bytes=self.max_image_bytes,
+                seconds=self.max_image_seconds,
+                extra_formats=check_formats(self.extra_image_formats),
+                shard_rows=self.max_shard_rows,
+                shard_bytes=self.max_shard_mb * 2**20,
+            ),
             max_rows=max_rows,
         )

@@ -1,1 +1,1 @@
-"""Long tests of what must never break: `make torture` runs each module and prints its figures."""
+"""Long trials of what must never break: `make torture` runs each module and prints its figures."""

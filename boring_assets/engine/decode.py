@@ -6,7 +6,7 @@ Pillow's by at most 2 levels in 255. Everything else, and every JPEG that the fa
 through Pillow step by step as open_clip does it.
 """
 
-import io
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,30 +16,17 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from boring_assets.engine.limits import Limits, MeteredFile, PastLimit, check_cells, check_scans, check_size
 from boring_assets.engine.samples import Failure, Reason
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Images are bounded by `Limits` before they are decoded, so Pillow's own warning only makes noise.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-
+# What Pillow warns of is either a failure of ours, or nothing to us.
+_NO_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 # Decoded pixels that images of one size may hold together while they are resized.
 _GROUP_PIXELS = 4 * 2**20
 _JPEG_MAGIC = b"\xff\xd8\xff"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The most that one image may cost.
-
-    Attributes:
-        pixels: Most pixels, width times height.
-        bytes: Most encoded bytes.
-    """
-
-    pixels: int = 89_478_485
-    bytes: int = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -107,7 +94,7 @@ def decode(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Fai
     """Decodes one image to the model's size.
 
     Args:
-        data: The encoded image, of any format that Pillow reads; what its name says does not matter.
+        data: The encoded image, of any of the formats of `limits`; what its name says does not matter.
         preprocess: The model's numbers.
         limits: The most that the image may cost.
 
@@ -145,14 +132,6 @@ def _refuse(data: bytes, limits: Limits) -> Failure | None:
     return None
 
 
-def _too_large(height: int, width: int, resized: tuple[int, int], limits: Limits) -> str:
-    """Why an image is past the limit, or nothing. A 1 x 100,000 strip is small until it is resized."""
-    for rows, columns, when in ((height, width, ""), (*resized, " once resized")):
-        if rows * columns > limits.pixels:
-            return f"{columns} x {rows} pixels{when}; the limit is {limits.pixels}"
-    return ""
-
-
 def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> tuple[int, int] | None:
     """Height and width of a JPEG that the fast way may have, where it is open_clip's equal."""
     if data[:3] != _JPEG_MAGIC:
@@ -161,9 +140,14 @@ def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> tup
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    plain = colorspace in ("YCbCr", "Gray")
-    large = _too_large(height, width, preprocess.resized(height, width), limits)
-    return (height, width) if plain and not large else None
+    if colorspace not in ("YCbCr", "Gray"):
+        return None
+    try:
+        check_size(height, width, preprocess.resized(height, width), limits)
+        check_scans(data, height, width, limits)
+    except PastLimit:
+        return None
+    return height, width
 
 
 def _decode_jpegs(
@@ -214,17 +198,27 @@ def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> 
     """open_clip's own steps, on Pillow's image and in its own mode."""
     import torch
 
+    if _NO_WARNINGS not in warnings.filters:  # others may have put back the filters of before our import
+        warnings.filterwarnings("ignore", module=_NO_WARNINGS[3].pattern)
+    # Pillow's own limit also guards what lies inside a file, such as the tiles of a TIFF.
+    Image.MAX_IMAGE_PIXELS = limits.pixels
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        check_cells(data)
+        with Image.open(MeteredFile(data, limits.seconds), formats=limits.formats) as image:
             width, height = image.size
-            if problem := _too_large(height, width, preprocess.resized(height, width), limits):
-                return Failure(Reason.TOO_LARGE, problem)
+            check_size(height, width, preprocess.resized(height, width), limits)
+            if image.format == "TIFF":  # libtiff decodes whole tiles, which Pillow does not look at
+                tile = image.tag_v2.get(323, 1), image.tag_v2.get(322, 1)  # type: ignore[attr-defined]
+                check_size(*tile, tile, limits)
+            if image.format in ("JPEG", "MPO"):
+                check_scans(data, height, width, limits)
             resized = _resize_with_pillow(image, preprocess)
             pixels = _crop_with_pillow(resized, preprocess).convert("RGB")
-    except Image.DecompressionBombError as error:
+    except (PastLimit, Image.DecompressionBombError) as error:
         return Failure(Reason.TOO_LARGE, str(error))
     except UnidentifiedImageError:
-        return Failure(Reason.DECODE_ERROR, f"no image format known to Pillow: it begins with {data[:16]!r}")
+        formats = ", ".join(limits.formats)
+        return Failure(Reason.DECODE_ERROR, f"not one of {formats}: it begins with {data[:16]!r}")
     # Pillow's plug-ins raise nearly any exception for damaged bytes; each is that image's failure.
     except Exception as error:
         return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])

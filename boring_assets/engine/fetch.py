@@ -4,10 +4,8 @@ URLs stand in the data, so they are not trusted. A URL is fetched when it lies b
 root or below a prefix that the user allowed; a redirect must lie there too.
 """
 
-import ipaddress
 import os
 import posixpath
-import socket
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,17 +15,15 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 import fsspec
 import urllib3
 from fsspec import AbstractFileSystem
+from urllib3.util import Url, parse_url
 
+from boring_assets.engine.http import NotAllowed, make_pool, set_deadline
 from boring_assets.engine.samples import Failure, Reason, Shard
 
 _MAX_REDIRECTS = 5
 _PIECE = 1 << 16
 _BUSY = frozenset([429, 500, 502, 503, 504])
 _PAUSES = (0.5, 1.0)
-
-
-class _NotAllowed(Exception):
-    """A URL lies outside of what may be read; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +45,14 @@ class Fetcher:
     _filesystems: dict[str, AbstractFileSystem] = field(default_factory=dict, repr=False)
 
     @cached_property
-    def _http(self) -> urllib3.PoolManager:
-        # Its own retries know no time limit in all, and let the server say how long to wait.
-        return urllib3.PoolManager(num_pools=64, maxsize=self.parallel, retries=False)
+    def _named(self) -> urllib3.PoolManager:
+        """For hosts that a prefix names, wherever they are."""
+        return make_pool(self.parallel, public=False)
+
+    @cached_property
+    def _public(self) -> urllib3.PoolManager:
+        """For hosts that nobody named."""
+        return make_pool(self.parallel, public=True)
 
     def fetch(self, url: str, shard: Shard) -> bytes | Failure:
         """Fetches one image.
@@ -66,7 +67,7 @@ class Fetcher:
         try:
             parts = urlsplit(url)
             data = self._get_http(url) if parts.scheme in ("http", "https") else self._get_file(url, shard)
-        except _NotAllowed as refusal:
+        except NotAllowed as refusal:
             return Failure(Reason.NOT_ALLOWED, str(refusal))
         except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             return Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])
@@ -76,11 +77,12 @@ class Fetcher:
 
     def _get_http(self, url: str) -> bytes | Failure:
         deadline = time.monotonic() + self.timeout
+        set_deadline(deadline)
         for _ in range(_MAX_REDIRECTS + 1):
-            self._check_url(url)
+            pool = self._pool_for(url)
             if time.monotonic() >= deadline:
                 break
-            answer = self._ask(url, deadline)
+            answer = self._ask(pool, url, deadline)
             try:
                 if location := answer.get_redirect_location():
                     url = urljoin(url, location)
@@ -94,14 +96,12 @@ class Fetcher:
             return Failure(Reason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
         return Failure(Reason.FETCH_ERROR, f"not answered within {self.timeout:g} s")
 
-    def _ask(self, url: str, deadline: float) -> urllib3.BaseHTTPResponse:
+    def _ask(self, pool: urllib3.PoolManager, url: str, deadline: float) -> urllib3.BaseHTTPResponse:
         """One answer; a server that is busy or hangs up is asked again after each pause, within the time."""
         for pause in (*_PAUSES, None):
             timeout = urllib3.Timeout(total=max(0.01, deadline - time.monotonic()))
             try:
-                answer = self._http.request(
-                    "GET", url, preload_content=False, timeout=timeout, redirect=False
-                )
+                answer = pool.request("GET", url, preload_content=False, timeout=timeout, redirect=False)
                 if answer.status not in _BUSY or pause is None or time.monotonic() + pause >= deadline:
                     return answer
                 answer.close()
@@ -123,19 +123,24 @@ class Fetcher:
                 return Failure(Reason.FETCH_ERROR, f"not complete within {self.timeout:g} s")
         return b"".join(pieces)
 
-    def _check_url(self, url: str) -> None:
-        parts = _split(url)
+    def _pool_for(self, url: str) -> urllib3.PoolManager:
+        """The connections that a URL may have; read by the same parser that will connect."""
+        _split(url)
+        try:
+            parts = parse_url(url)
+        except urllib3.exceptions.LocationParseError as error:
+            raise NotAllowed("a URL whose host cannot be read") from error
         for prefix in self.allowed_prefixes:
-            allowed = urlsplit(prefix)
-            if allowed.scheme != parts.scheme:
-                continue
-            if not allowed.netloc:
-                return _check_public(parts)
-            if allowed.netloc.lower() == parts.netloc.lower() and _below(parts.path, allowed.path):
-                return None
-        raise _NotAllowed(
-            f"{parts.scheme}://{parts.hostname} is not below the input or an allowed URL prefix"
-        )
+            if prefix.lower() == f"{parts.scheme}://":
+                return self._public
+            allowed = parse_url(prefix) if prefix.lower().startswith(("http://", "https://")) else None
+            if (
+                allowed
+                and _origin(allowed) == _origin(parts)
+                and is_below(parts.path or "/", allowed.path or "")
+            ):
+                return self._named
+        raise NotAllowed(f"{parts.scheme}://{parts.host} is not below the input or an allowed URL prefix")
 
     def _get_file(self, url: str, shard: Shard) -> bytes:
         fs, path = self._locate(url, shard)
@@ -150,22 +155,22 @@ class Fetcher:
         _split(url)
         scheme = urlsplit(url).scheme
         if not scheme:
-            path = _real(shard.fs, posixpath.join(shard.root, url))
-            if _below(path, _real(shard.fs, shard.root)):
+            path = real_path(shard.fs, posixpath.join(shard.root, url))
+            if is_below(path, real_path(shard.fs, shard.root)):
                 return shard.fs, path
         elif scheme in _protocols(shard.fs):
-            path = _real(shard.fs, shard.fs._strip_protocol(url))
-            if _below(path, _real(shard.fs, shard.root)):
+            path = real_path(shard.fs, shard.fs._strip_protocol(url))
+            if is_below(path, real_path(shard.fs, shard.root)):
                 return shard.fs, path
         for prefix in self.allowed_prefixes:
             if urlsplit(prefix).scheme in ("http", "https"):
                 continue
             fs, root = self._filesystem(prefix)
             if scheme in _protocols(fs) or (not scheme and "file" in _protocols(fs)):
-                path = _real(fs, fs._strip_protocol(url))
-                if _below(path, _real(fs, root)):
+                path = real_path(fs, fs._strip_protocol(url))
+                if is_below(path, real_path(fs, root)):
                     return fs, path
-        raise _NotAllowed(f"{url[:200]} is not below the input or an allowed URL prefix")
+        raise NotAllowed(f"{url[:200]} is not below the input or an allowed URL prefix")
 
     def _filesystem(self, prefix: str) -> tuple[AbstractFileSystem, str]:
         scheme = urlsplit(prefix).scheme or "file"
@@ -180,7 +185,7 @@ def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-def _real(fs: AbstractFileSystem, path: str) -> str:
+def real_path(fs: AbstractFileSystem, path: str) -> str:
     """The path with links followed where the filesystem has links, so that none leads outside."""
     return os.path.realpath(path) if "file" in _protocols(fs) else path
 
@@ -189,21 +194,20 @@ def _split(url: str) -> SplitResult:
     """Splits a URL and refuses what parsers read in different ways."""
     parts = urlsplit(url)
     if any(ord(c) < 32 or c == "\\" for c in url) or parts.username is not None:
-        raise _NotAllowed("a URL with control characters, backslashes or a user name")
+        raise NotAllowed("a URL with control characters, backslashes or a user name")
     # Only to HTTP are `?` and `#` the end of a path.
     path = parts.path if parts.scheme in ("http", "https") else url
     if ".." in unquote(unquote(path)).replace("\\", "/").split("/"):
-        raise _NotAllowed("a URL that climbs with `..`")
+        raise NotAllowed("a URL that climbs with `..`")
     return parts
 
 
-def _below(path: str, root: str) -> bool:
+def is_below(path: str, root: str) -> bool:
+    """Whether a path is the root or lies below it, by its name alone."""
     root = root.rstrip("/")
     return path == root or path.startswith(root + "/")
 
 
-def _check_public(parts: SplitResult) -> None:
-    default = 443 if parts.scheme == "https" else 80
-    for *_, address in socket.getaddrinfo(parts.hostname, parts.port or default, type=socket.SOCK_STREAM):
-        if not ipaddress.ip_address(str(address[0]).split("%")[0]).is_global:
-            raise _NotAllowed(f"{parts.hostname} is not a public host")
+def _origin(url: Url) -> tuple[str | None, str | None, int | None]:
+    default = {"http": 80, "https": 443}.get(url.scheme or "")
+    return url.scheme, url.host, url.port or default

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 
 from boring_assets.engine.pipeline import EmbeddedShard
-from boring_assets.errors import ShardError
 
 META_PREFIX = "meta_"
 METADATA_KEY = b"boring_assets"
@@ -33,9 +32,6 @@ def embeddings_table(result: EmbeddedShard, dtype: str, facts: Mapping[str, obje
     Returns:
         `url`, `key`, `caption` (string), `embedding` (fixed_size_list<dtype>[dim]), and every other input
         column as `meta_{name}` with its type; input order.
-
-    Raises:
-        ShardError: Two input columns would become one output column.
     """
     rows = result.rows.take(pa.array(result.embedded)) if result.rows.num_columns else None
     names, arrays = [], []
@@ -54,8 +50,6 @@ def embeddings_table(result: EmbeddedShard, dtype: str, facts: Mapping[str, obje
         if name not in used and rows is not None:
             names.append(META_PREFIX + name)
             arrays.append(rows[name])
-    if len(set(names)) != len(names):
-        raise ShardError(f"{result.shard.uri} has columns that meet in the output: {names}. Rename one.")
     table = pa.table(arrays, names=names)
     return table.replace_schema_metadata({METADATA_KEY: json.dumps(dict(facts)).encode()})
 

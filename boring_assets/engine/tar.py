@@ -127,12 +127,11 @@ def read_members(reader: BlockReader, uri: str, max_bytes: int) -> Iterator[Memb
         Each member in the tar's own order.
 
     Raises:
-        ShardError: The tar is damaged or ends early.
+        ShardError: The tar is damaged or ends early. One that was cut between two members is seen by its
+            missing end mark, the two blocks of zeros that every writer leaves; the first is enough.
     """
     long_name, long_size = "", -1
-    while header := reader.read(BLOCK):
-        if not header.strip(b"\0"):
-            return
+    while (header := reader.read(BLOCK)).strip(b"\0"):
         kind, name, size = _parse_header(header, uri)
         if kind in b"xLgKX":
             body = _read_body(reader, size, uri, MAX_NAME_BYTES)
@@ -154,6 +153,8 @@ def read_members(reader: BlockReader, uri: str, max_bytes: int) -> Iterator[Memb
                 more = reader.read(BLOCK).ljust(BLOCK, b"\0")[504]
             _read_body(reader, size, uri, 0)
         long_name, long_size = "", -1
+    if len(header) < BLOCK:
+        raise _ends_early(uri, "without its end mark")
 
 
 def _read_body(reader: BlockReader, size: int, uri: str, most: int) -> bytes | None:
@@ -169,10 +170,8 @@ def _read_body(reader: BlockReader, size: int, uri: str, most: int) -> bytes | N
     return body
 
 
-def _ends_early(uri: str) -> ShardError:
-    return ShardError(
-        f"The tar {uri} ends in the middle of a member. Upload it again, or wait until it is whole."
-    )
+def _ends_early(uri: str, where: str = "in the middle of a member") -> ShardError:
+    return ShardError(f"The tar {uri} ends {where}. Upload it again, or wait until it is whole.")
 
 
 def _parse_header(header: bytes, uri: str) -> tuple[int, str, int]:
@@ -199,16 +198,17 @@ def _parse_header(header: bytes, uri: str) -> tuple[int, str, int]:
 
 def _parse_pax(body: bytes, name: str, size: int) -> tuple[str, int]:
     """The `path` and `size` records of a pax header: lines of `LENGTH KEY=VALUE`."""
-    while body:
-        length, _, rest = body.partition(b" ")
-        # Python refuses to read a number of thousands of digits.
-        if not length.isdigit() or len(length) > 9 or not 0 < int(length) <= len(body):
+    at = 0
+    while at < len(body):
+        number, blank, _ = body[at : at + 10].partition(b" ")
+        length = int(number) if number.isdigit() and blank else 0
+        if not len(number) < length <= len(body) - at:
             break
-        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+        key, _, value = body[at + len(number) + 1 : at + length - 1].partition(b"=")
         if key == b"path":
             name = value.decode("utf-8", "replace")
         elif key == b"size":
             with suppress(ValueError):
                 size = max(0, int(value))
-        body = body[int(length) :]
+        at += length
     return name, size

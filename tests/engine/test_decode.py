@@ -1,9 +1,11 @@
 """decode() against open_clip's own preprocess, and against what is not an image or too much of one."""
 
 import io
-import struct
+import subprocess
+import sys
 import tarfile
-import zlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 
 from boring_assets.engine.decode import Limits, Preprocess, decode
 from boring_assets.engine.samples import Failure, Reason
+from tests.engine import bombs
 from tests.engine.kinds import EXACT, FAST, KINDS, encoded, jpeg, picture, sample
 
 # Width and height: smaller than the target, larger, equal, odd, wide, tall, one side each way.
@@ -124,14 +127,6 @@ def test_real_downloads_decode_exactly_where_open_clip_decodes_them(shared_data:
     assert (checked, refused) == (288, 6)
 
 
-def _png_header(width: int, height: int) -> bytes:
-    """A PNG that promises so many pixels and holds none."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    idat = b"IDAT" + zlib.compress(b"\0" * 64)
-    chunks = (struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (body, idat))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 STRIP = Image.new("RGB", (1, 200_000), "red")
 TRUNCATED = jpeg(1, 300, 300)[:3000]
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
@@ -141,8 +136,10 @@ TOO_LARGE, DECODE_ERROR = Reason.TOO_LARGE, Reason.DECODE_ERROR
 @pytest.mark.parametrize(
     ("data", "reason", "detail"),
     [
-        pytest.param(_png_header(100_000, 100_000), TOO_LARGE, "10000000000 pixels", id="bomb"),
-        pytest.param(_png_header(12_000, 10_000), TOO_LARGE, "12000 x 10000 pixels", id="just too large"),
+        pytest.param(bombs.png_header(100_000, 100_000), TOO_LARGE, "10000000000 pixels", id="bomb"),
+        pytest.param(
+            bombs.png_header(12_000, 10_000), TOO_LARGE, "12000 x 10000 pixels", id="just too large"
+        ),
         pytest.param(encoded(STRIP, "PNG"), TOO_LARGE, "64 x 12800000 pixels once resized", id="tall strip"),
         pytest.param(
             encoded(STRIP.rotate(90, expand=True), "PNG"),
@@ -159,7 +156,7 @@ TOO_LARGE, DECODE_ERROR = Reason.TOO_LARGE, Reason.DECODE_ERROR
         pytest.param(EXACT["png"](picture(80, 80))[:2000], DECODE_ERROR, "truncated", id="truncated PNG"),
         pytest.param(EXACT["webp"](picture(80, 80))[:200], DECODE_ERROR, "", id="truncated WebP"),
         pytest.param(b"\xff\xd8\xff", DECODE_ERROR, "", id="JPEG magic alone"),
-        pytest.param(_png_header(1000, 1000), DECODE_ERROR, "", id="PNG without pixels"),
+        pytest.param(bombs.png_header(1000, 1000), DECODE_ERROR, "", id="PNG without pixels"),
     ],
 )
 def test_what_cannot_be_embedded_says_why(data: bytes, reason: Reason, detail: str) -> None:
@@ -181,6 +178,83 @@ def test_limits_are_those_that_were_set() -> None:
     assert not isinstance(decode(data, SQUARE, Limits(pixels=20_000, bytes=len(data))), Failure)
     assert not isinstance(decode(encoded(STRIP, "PNG"), Preprocess(64, 64, "squash"), LIMITS), Failure)
     assert not isinstance(decode(encoded(STRIP, "PNG"), Preprocess(64, 64, "longest"), LIMITS), Failure)
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(
+    ("bomb", "detail"),
+    [
+        pytest.param(lambda: bombs.scans(4096, 20_000), "20001 scans", id="JPEG scans"),
+        pytest.param(lambda: bombs.scans(8, 100_000), "100001 scans", id="JPEG scans of one block"),
+        pytest.param(lambda: bombs.scans(4096, 300, arithmetic=True), "301 scans", id="arithmetic JPEG"),
+        pytest.param(lambda: bombs.jpeg_segments(4_000_000), "longer than the limit", id="JPEG segments"),
+        pytest.param(lambda: bombs.png_chunks(2_000_000), "longer than the limit", id="PNG chunks"),
+        pytest.param(lambda: bombs.gif_extensions(5_000_000), "longer than the limit", id="GIF extensions"),
+        pytest.param(lambda: bombs.gif_frame(60_000), "", id="GIF frame outside of its screen"),
+        pytest.param(lambda: bombs.tiff_tile(16_384), "", id="TIFF tile"),
+        pytest.param(bombs.avif_grid, "grid", id="AVIF grid"),
+    ],
+)
+def test_small_files_that_cost_much_are_stopped(bomb: Callable[[], bytes], detail: str) -> None:
+    data = bomb()
+    assert len(data) < LIMITS.bytes
+    before = time.thread_time()
+    failure = decode(data, SQUARE, Limits(seconds=1))
+    spent = time.thread_time() - before
+    assert isinstance(failure, Failure)
+    assert failure.reason is Reason.TOO_LARGE
+    assert detail in failure.detail
+    assert spent < 3, "the limit is a promise, not a speed"
+
+
+def test_a_limit_on_time_lets_ordinary_images_pass() -> None:
+    """Among them progressive JPEGs of many scans, which are ordinary."""
+    for data in (bombs.scans(512, 60), *(sample(kind, 640, 480) for kind in KINDS)):
+        assert not isinstance(decode(data, SQUARE, Limits(seconds=2)), Failure)
+
+
+def test_an_avif_that_lies_about_its_size_costs_itself() -> None:
+    decode(bombs.avif_size(1024, 16), SQUARE, Limits(pixels=1000))
+
+
+@pytest.mark.parametrize("name", ["JPEG2000", "ICO", "PPM", "TGA", "DDS"])
+def test_only_the_usual_formats_are_read_unless_asked_for(name: str) -> None:
+    data = encoded(picture(64, 64), name)
+    failure = decode(data, SQUARE, LIMITS)
+    assert isinstance(failure, Failure)
+    assert failure.reason is Reason.DECODE_ERROR
+    assert "JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF" in failure.detail
+    assert not isinstance(decode(data, SQUARE, Limits(extra_formats=(name,))), Failure)
+
+
+def test_no_other_program_and_no_other_file_is_reached() -> None:
+    """Pillow gives EPS to Ghostscript."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n(%pipe%id) (w) file\n"
+    failure = decode(eps, SQUARE, LIMITS)
+    assert isinstance(failure, Failure)
+    assert "%!PS" in failure.detail
+
+
+def test_the_limit_on_pixels_is_the_only_one_and_nothing_is_printed() -> None:
+    """Pillow has one of its own, at which it warns, and at twice which it refuses."""
+    code = """
+import io
+import warnings
+from PIL import Image
+from boring_assets.engine.decode import Preprocess, decode
+from boring_assets.engine.limits import Limits
+default = Image.MAX_IMAGE_PIXELS
+out = io.BytesIO()
+Image.new("1", (14_000, 14_000)).save(out, "PNG")
+warnings.resetwarnings()
+for pixels in (14_000**2, 14_000**2 - 1):
+    print(type(decode(out.getvalue(), Preprocess(64, 64), Limits(pixels=pixels))).__name__)
+assert 2 * default < 14_000**2
+"""
+    command = [sys.executable, "-W", "always", "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    assert answer.stdout.split() == ["Tensor", "Failure"]
+    assert answer.stderr == ""
 
 
 @settings(max_examples=150, deadline=None)

@@ -331,7 +331,7 @@ def test_memory_does_not_grow_with_the_dataset(encoder: Encoder, tmp_path: Path)
 
 
 def test_decoding_limits_are_the_pipelines(encoder: Encoder, tmp_path: Path) -> None:
-    from boring_assets.engine.decode import Limits
+    from boring_assets.engine.limits import Limits
 
     small, large = jpeg(0, 50, 50), jpeg(0, 200, 200)
     options = Options(limits=Limits(pixels=10_000))

@@ -1,13 +1,14 @@
 """Every layout in which img2dataset and its like leave images, found, and matched with their rows."""
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.engine.decode import Limits
 from boring_assets.engine.fetch import Fetcher
+from boring_assets.engine.limits import Limits
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.engine.sources import open_shard
 from boring_assets.errors import ShardError
@@ -289,3 +290,21 @@ def test_real_shards_give_the_images_that_img2dataset_counted(shared_data: Path)
             images = images_of(path)
             assert sum(isinstance(image, bytes) for image in images) == counts.count("success")
             assert reasons(images).count(Reason.NOT_DOWNLOADED) == len(counts) - counts.count("success")
+
+
+def test_a_folder_is_not_left_by_links_nor_waited_for(tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    path = write(inside, key=["a", "b", "c", "d"])
+    folder = inside / "00000"
+    folder.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (inside / "near.jpg").write_bytes(b"near")
+    (folder / "a.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "b.jpg").symlink_to(inside / "near.jpg")
+    os.mkfifo(folder / "c.jpg")
+    (folder / "d.jpg").symlink_to(tmp_path / "nothing.jpg")
+    images = images_of(path)
+    assert reasons(images)[0] is Reason.NOT_ALLOWED
+    assert images[1] == b"near"
+    assert reasons(images)[2] is Reason.NOT_ALLOWED
+    assert isinstance(images[3], Failure)

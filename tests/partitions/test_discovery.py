@@ -159,6 +159,18 @@ def test_a_name_that_makes_no_key_is_refused_and_costs_itself(place: Place) -> N
     assert "Rename" in found.refused[f"{place.root.path}/a...b.parquet"]
 
 
+def test_names_of_every_kind_are_shards_or_are_refused_by_a_name_that_can_be_shown(tmp_path: Path) -> None:
+    """Nothing is passed over in silence, and nothing that is shown can move a terminal's cursor."""
+    bad = ["a\nb", "\x1b[2J", "a\rb", "a\x7f", "\u202egpj", "a...b", "\x85", "a\tb"]
+    good = ["été", "写真", "a b", "a'b\"", "$(id)", "%2e%2e", "a\\..\\b", "x" * 247, "🎉"]
+    for name in bad + good:
+        (tmp_path / f"{name}.parquet").write_bytes(b"data")
+    found = discover(open_root(str(tmp_path)), quiet_seconds=0)
+    assert {shard.key for shard in found.shards} == set(good)
+    assert len(found.refused) == len(bad)
+    assert all((path + why).isprintable() for path, why in found.refused.items())
+
+
 def test_many_shards_cost_one_request(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(open_root(s3_env.new_prefix()), s3_env.filesystem())
     for number in range(100):

@@ -66,3 +66,14 @@ def test_options_follow_the_settings() -> None:
     assert (options.decode_workers, options.read_ahead_bytes, options.max_rows) == (3, 7 * 2**20, 5)
     assert (options.limits.pixels, options.limits.bytes) == (10, 20)
     assert ClipResource().options().decode_workers >= 1
+    clip = ClipResource(
+        max_image_seconds=2, extra_image_formats=["ico", "JPEG2000"], max_shard_rows=3, max_shard_mb=4
+    )
+    limits = clip.options().limits
+    assert (limits.seconds, limits.extra_formats) == (2, ("ICO", "JPEG2000"))
+    assert (limits.shard_rows, limits.shard_bytes) == (3, 4 * 2**20)
+
+
+def test_an_image_format_that_pillow_lacks_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"BORING_EXTRA_IMAGE_FORMATS names 'JPG'.*JPEG2000"):
+        ClipResource(extra_image_formats=["JPG"]).options()

@@ -1,0 +1,175 @@
+"""HTTP connections that keep a deadline to the byte, and that know the address they are connected to.
+
+urllib3's own time-outs are for each wait: a server that sends a header's letter a second, or `100 Continue`
+for ever, outlasts them. And whoever checks where a name leads before connecting may be led elsewhere then:
+here the address that was checked is the one that is connected to.
+"""
+
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import NewConnectionError
+from urllib3.util.connection import create_connection
+
+_UNICAST = ipaddress.ip_network("2000::/3")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Asking for an address knows no time limit; a thread that waits for one can be left behind.
+_names = ThreadPoolExecutor(32, "names")
+
+
+class NotAllowed(Exception):
+    """A URL leads outside of what may be read; the message says why."""
+
+
+class _Clock(threading.local):
+    """When the fetch of this thread must be over, by `time.monotonic`."""
+
+    end = float("inf")
+
+
+_clock = _Clock()
+
+
+def set_deadline(end: float) -> None:
+    """Sets when whatever this thread receives from now on must have come.
+
+    Args:
+        end: The moment, by `time.monotonic`.
+    """
+    _clock.end = end
+
+
+def _seconds_left() -> float:
+    left = _clock.end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("the time for this image is up")
+    return left
+
+
+class _TimedSocket(socket.socket):
+    """A socket whose reads end at the deadline of their thread."""
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(_seconds_left())
+        return super().recv_into(*args)
+
+
+class _TimedSSLSocket(ssl.SSLSocket):
+    """The same for TLS."""
+
+    def recv_into(self, *args: Any) -> int:
+        self.settimeout(_seconds_left())
+        return super().recv_into(*args)
+
+
+def _connect(connection: HTTPConnection, public: bool) -> socket.socket:
+    """Resolves the name once, checks every address, and connects to the first that answers."""
+    host = connection.host.strip("[]")
+    try:
+        wait = _names.submit(socket.getaddrinfo, host, connection.port, type=socket.SOCK_STREAM)
+        answers = wait.result(_seconds_left())
+    except (socket.gaierror, UnicodeError) as error:
+        raise NewConnectionError(connection, f"{host} has no address: {error}") from error
+    addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    if public and not all(map(is_public, addresses)):
+        raise NotAllowed(f"{host} is not a public host")
+    last: OSError | None = None
+    for address in addresses:
+        try:
+            plain = create_connection(
+                (address, connection.port), _seconds_left(), socket_options=connection.socket_options
+            )
+        except TimeoutError:
+            raise
+        except OSError as error:
+            last = error
+        else:
+            timed = _TimedSocket(plain.family, plain.type, plain.proto, plain.detach())
+            timed.settimeout(_seconds_left())
+            return timed
+    raise NewConnectionError(connection, f"{host} cannot be reached: {last}") from last
+
+
+class _Connection(HTTPConnection):
+    public = False
+
+    def _new_conn(self) -> socket.socket:
+        return _connect(self, self.public)
+
+
+class _SSLConnection(HTTPSConnection):
+    public = False
+
+    def _new_conn(self) -> socket.socket:
+        return _connect(self, self.public)
+
+
+class _PublicConnection(_Connection):
+    public = True
+
+
+class _PublicSSLConnection(_SSLConnection):
+    public = True
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SSLPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SSLConnection
+
+
+class _PublicPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _PublicConnection
+
+
+class _PublicSSLPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _PublicSSLConnection
+
+
+def make_pool(connections: int, *, public: bool) -> urllib3.PoolManager:
+    """Makes a pool of connections that end at `set_deadline`.
+
+    Args:
+        connections: Connections held open to one host.
+        public: Refuse every address that is not on the public internet, with `NotAllowed`.
+
+    Returns:
+        The pool. It follows no redirects, and tries nothing again.
+    """
+    context = ssl.create_default_context()
+    context.sslsocket_class = _TimedSSLSocket
+    # urllib3's own retries know no time limit in all, and let the server say how long to wait.
+    pool = urllib3.PoolManager(num_pools=64, maxsize=connections, retries=False, ssl_context=context)
+    kinds = {"http": _PublicPool, "https": _PublicSSLPool} if public else {"http": _Pool, "https": _SSLPool}
+    pool.pool_classes_by_scheme = kinds
+    return pool
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the public internet.
+
+    Args:
+        address: An IPv4 or IPv6 address, with or without a zone. Of an IPv6 address that stands for an IPv4
+            address (mapped, NAT64, 6to4), that one decides.
+
+    Returns:
+        False for loopback, private, link-local, shared, multicast, reserved and documentation addresses.
+    """
+    ip: IPv4Address | IPv6Address = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, IPv6Address):
+        inner = IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip.sixtofour
+        if inner:
+            return is_public(str(inner))
+        if ip not in _UNICAST:
+            return False
+    return ip.is_global and not ip.is_multicast
