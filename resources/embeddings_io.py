@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from boring_assets.engine.pipeline import EmbeddedShard
-from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table
+from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table, repeated_rows
 from boring_assets.errors import SettingsError, ShardError
 from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, uri_of
@@ -122,6 +122,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             "dtype": self.output_dtype,
         }
         try:
+            full["repeated"] = repeated_rows(result)
             table, failures = embeddings_table(result, self.output_dtype, full), failures_table(result)
             for part in (table, failures):
                 part.validate(full=True)  # nobody else checks that text is UTF-8, and readers fail on it
@@ -151,6 +152,23 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             raise storage_error(error, f"{root.uri}/{EMBEDDINGS}", "list") from error
         start = len(folder) + 1
         return {path[start:].removesuffix(SUFFIX) for path in paths if path.endswith(SUFFIX)}
+
+    def remove(self, key: str) -> None:
+        """Takes back a commit: the embeddings file goes, and the partition counts as lost.
+
+        Args:
+            key: The partition key.
+
+        Raises:
+            StorageError: It cannot be removed; one that is not there is no trouble.
+        """
+        root, path = self.root(), _path(EMBEDDINGS, key)
+        try:
+            root.fs.rm_file(f"{root.path}/{path}")
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise storage_error(error, f"{root.uri}/{path}", "remove") from error
 
     def facts(self, key: str) -> dict[str, Any]:
         """What a partition's committed file says of how it was made.

@@ -15,7 +15,8 @@ import dagster as dg
 
 from boring_assets import __version__
 from boring_assets.assets.events import materialization
-from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL
+from boring_assets.assets.mixing import backfilled, refuse_to_mix
+from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL, REDO_TAG
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
@@ -110,7 +111,8 @@ class _Run:
         self._embeddings.check()
         shards = self._find(keys)
         tags = self._context.run.tags
-        if tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true":
+        redo = tags.get(REDO_TAG) == "true"
+        if (tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true") and not redo:
             todo = yield from self._adopt(shards)
         else:
             todo = shards
@@ -161,6 +163,7 @@ class _Run:
             f"batches of {encoder.batch_size}, model {encoder.model.name} ({encoder.model.digest})."
         )
         facts = self._facts(encoder)
+        self._refuse_to_mix(facts)
         left = {shard.key for shard in shards}
         results = embed_shards(shards, encoder, options, self._source.fetcher(), PROGRESS)
         for result in results:
@@ -173,6 +176,14 @@ class _Run:
                 yield event
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
+        # Another run may have begun in the same empty output, with another model.
+        self._refuse_to_mix(facts)
+
+    def _refuse_to_mix(self, facts: dict[str, Any]) -> None:
+        run = self._context.run
+        if run.tags.get(REDO_TAG) != "true":
+            replaced = backfilled(self._context.instance, run.tags) | set(self._context.partition_keys)
+            refuse_to_mix(self._embeddings, facts, replaced)
 
     def _commit(self, result: EmbeddedShard, facts: dict[str, Any]) -> dg.AssetMaterialization | None:
         try:
@@ -198,6 +209,7 @@ class _Run:
             "dim": encoder.dim,
             "normalized": True,
             "preprocess": vars(numbers),
+            "dtype": self._embeddings.output_dtype,
             "settings": self._code_version,
             "boring_assets_version": __version__,
         }
