@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from boring_assets.engine.pipeline import EmbeddedShard
+from boring_assets.engine.secrets import without_secrets
 from boring_assets.errors import ShardError
 
 META_PREFIX = "meta_"
@@ -69,7 +70,7 @@ def failures_table(result: EmbeddedShard) -> pa.Table:
         source = result.columns.get(name)
         columns[name] = picked[source].cast(pa.string()) if source and picked else [None] * len(rows)
     columns["reason"] = [failure.reason.value for failure in result.failures.values()]
-    columns["detail"] = [failure.detail for failure in result.failures.values()]
+    columns["detail"] = [without_secrets(failure.detail) for failure in result.failures.values()]
     return pa.table(columns, schema=FAILURES_SCHEMA)
 
 

@@ -1,0 +1,22 @@
+"""Takes secrets out of texts that others have written: error messages, above all."""
+
+import os
+import re
+
+# A variable of such a name holds a secret: AWS_SECRET_ACCESS_KEY, HF_TOKEN, PGPASSWORD, AZURE_STORAGE_KEY, ...
+_NAMES = re.compile(r"SECRET|TOKEN|PASSW|ACCOUNT_KEY|STORAGE_KEY|API_KEY|CONNECTION_STRING", re.IGNORECASE)
+_SHORTEST = 8
+_USER_INFO = re.compile(r"(?<=://)[^\s\"'<>@]*:[^\s\"'<>@]*@")
+_QUERY = re.compile(r"\?[\w.~%+-]+=[^\s\"'<>)]*")
+_LOOSE = re.compile(
+    r"(?i)\b((?:x-(?:amz|goog)-)?(?:signature|sig|security-token|credential|token|password)=)[^&\s\"']+"
+)
+
+
+def without_secrets(text: str) -> str:
+    """The text without the secrets of the environment, the credentials of URLs, and their queries."""
+    for name, value in os.environ.items():
+        if _NAMES.search(name) and len(value) >= _SHORTEST and value in text:
+            text = text.replace(value, f"<{name}>")
+    text = _USER_INFO.sub("<credentials>@", text)
+    return _LOOSE.sub(r"\1<hidden>", _QUERY.sub("?<hidden>", text))
