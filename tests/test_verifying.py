@@ -115,6 +115,10 @@ def same(table: pa.Table) -> pa.Table:
     return table
 
 
+def without_first(table: pa.Table) -> pa.Table:
+    return table.slice(1)
+
+
 def failed_row_twice(table: pa.Table) -> pa.Table:
     return table.set_column(0, "row", pa.array([table["row"][0].as_py()] * 2))
 
@@ -170,9 +174,9 @@ FAULTS: dict[str, tuple[Callable[[Output], object], str]] = {
     "too long a vector": (lambda output: output.rewrite(vectors(too_long)), "not_unit"),
     "a vector of zeros": (lambda output: output.rewrite(vectors(all_zero)), "not_unit"),
     "a row twice": (lambda output: output.rewrite(first_row_twice), "repeated_rows"),
-    "a row lost": (lambda output: output.rewrite(lambda table: table.slice(1)), "counts"),
+    "a row lost": (lambda output: output.rewrite(without_first), "counts"),
     "a wrong count": (lambda output: output.rewrite(same, rows=11), "counts"),
-    "a failure lost": (lambda output: output.rewrite(lambda table: table.slice(1), "image_failures"), "counts"),
+    "a failure lost": (lambda output: output.rewrite(without_first, "image_failures"), "counts"),
     "a failure twice": (
         lambda output: output.rewrite(
             failed_row_twice, "image_failures"

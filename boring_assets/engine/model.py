@@ -61,8 +61,8 @@ def load_model(name: str, pretrained: str = "") -> ClipModel:
     except Exception as error:
         raise ModelError(
             f"The model {name!r}{f' with pretrained {tag!r}' if tag else ''} cannot be loaded "
-            f"({type(error).__name__}: {without_secrets(str(error))[:500]}). Check the name, that the checkpoint belongs to "
-            "that model, and that the machine can reach the weights; a local directory or a checkpoint "
+            f"({type(error).__name__}: {without_secrets(str(error))[:500]}). Check the name, that the "
+            "checkpoint belongs to that model, and that the machine can reach the weights; a local directory or a checkpoint "
             "file needs no network."
         ) from error
     module = module.eval().requires_grad_(False)

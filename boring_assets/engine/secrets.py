@@ -3,7 +3,7 @@
 import os
 import re
 
-# A variable of such a name holds a secret: AWS_SECRET_ACCESS_KEY, HF_TOKEN, PGPASSWORD, AZURE_STORAGE_KEY, ...
+# A variable of such a name holds a secret: AWS_SECRET_ACCESS_KEY, HF_TOKEN, PGPASSWORD, ...
 _NAMES = re.compile(r"SECRET|TOKEN|PASSW|ACCOUNT_KEY|STORAGE_KEY|API_KEY|CONNECTION_STRING", re.IGNORECASE)
 _SHORTEST = 8
 _USER_INFO = re.compile(r"(?<=://)[^\s\"'<>@]*:[^\s\"'<>@]*@")
