@@ -62,8 +62,8 @@ def load_model(name: str, pretrained: str = "") -> ClipModel:
         raise ModelError(
             f"The model {name!r}{f' with pretrained {tag!r}' if tag else ''} cannot be loaded "
             f"({type(error).__name__}: {without_secrets(str(error))[:500]}). Check the name, that the "
-            "checkpoint belongs to that model, and that the machine can reach the weights; a local directory or a checkpoint "
-            "file needs no network."
+            "checkpoint belongs to that model, and that the machine can reach the weights; a local directory "
+            "or a checkpoint file needs no network."
         ) from error
     module = module.eval().requires_grad_(False)
     shown = Path(tag).name if tag and Path(tag).is_file() else tag
