@@ -15,8 +15,9 @@ _LOOSE = re.compile(
 
 def without_secrets(text: str) -> str:
     """The text without the secrets of the environment, the credentials of URLs, and their queries."""
-    for name, value in os.environ.items():
-        if _NAMES.search(name) and len(value) >= _SHORTEST and value in text:
-            text = text.replace(value, f"<{name}>")
     text = _USER_INFO.sub("<credentials>@", text)
-    return _LOOSE.sub(r"\1<hidden>", _QUERY.sub("?<hidden>", text))
+    text = _LOOSE.sub(r"\1<hidden>", _QUERY.sub("?<hidden>", text))
+    for name, value in os.environ.items():
+        if _NAMES.search(name) and len(value) >= _SHORTEST:
+            text = text.replace(value, f"<{name}>")
+    return text
