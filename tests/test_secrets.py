@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.engine.secrets import without_secrets
-from tests.assets.project import stored
+from tests.assets.project import Project, stored
 from tests.command_line import PROGRAM, CommandLine
 from tests.seaweed import free_ports
 
@@ -87,6 +87,17 @@ def test_a_run_that_succeeds_and_one_that_fails_in_it(cli: CommandLine, tmp_path
     said = cli("embed", "in", "out2", "--model", "ViT-B-32", "--pretrained", "none", code=1, **ENVIRONMENT)
     assert said.stderr.startswith("Error: 'none' is neither a file nor a pretrained tag"), "named once"
     assert not leaks(tmp_path, said.stdout, said.stderr)
+
+
+def test_an_endpoint_with_a_password_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    for name, value in (ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://me:{SECRET}@127.0.0.1:{port}"}).items():
+        monkeypatch.setenv(name, value)
+    project = Project(tmp_path / "home", monkeypatch, tmp_path / "in", "s3://bucket/out")
+    project.register("0")
+    said = project.run("0").error
+    assert "s3://bucket/out: the server does not answer" in said
+    assert not leaks(tmp_path, said), "nor by the causes of the error, which Dagster stores as well"
 
 
 def test_a_database_that_does_not_answer_keeps_its_password(cli: CommandLine, tmp_path: Path) -> None:

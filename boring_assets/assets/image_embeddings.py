@@ -20,6 +20,7 @@ from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL, REDO_TAG
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
+from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError, ShardError
 from partitions.shards import SHARDS
 from resources.clip import ClipResource
@@ -71,7 +72,7 @@ def define_image_embeddings(partitions_per_run: int, code_version: str) -> dg.As
         try:
             yield from run.materialize()
         except BoringError as error:
-            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
+            raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
 
     return image_embeddings
 

@@ -21,3 +21,15 @@ def without_secrets(text: str) -> str:
         if _NAMES.search(name) and len(value) >= _SHORTEST:
             text = text.replace(value, f"<{name}>")
     return text
+
+
+def without_secret_causes(error: BaseException) -> BaseException:
+    """The error, its chain of causes cut before one whose text holds a secret: Dagster stores all of it."""
+    one: BaseException | None = error
+    while one is not None:
+        cause = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+        if cause is not None and without_secrets(str(cause)) != str(cause):
+            one.__cause__ = None  # which hides the context too
+            break
+        one = cause
+    return error
