@@ -16,6 +16,8 @@ ASSET_KEY = dg.AssetKey("image_embeddings")
 # The one tag whose latest values Dagster gives for all partitions by a single query.
 DATA_VERSION_TAG = "dagster/data_version"
 ADOPT_TAG = "boring_assets/adopt"
+# Nothing is taken over, and what other settings made may stay beside what this run makes.
+REDO_TAG = "boring_assets/redo"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 POOL = "gpu"

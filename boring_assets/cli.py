@@ -1,7 +1,8 @@
-"""The command line: `boring-assets embed | register | status | failures | sample-data`.
+"""The command line: `boring-assets embed | register | status | verify | failures | sample-data`.
 
 Exit codes: 0 all is done; 1 an error, what was committed before it stays; 2 wrong usage; 3 some shards
-failed, the others are committed; 4 (`status`) there is work to do; 130 interrupted, what was committed stays.
+failed, the others are committed; 4 (`status`, `verify`) there is work to do; 130 interrupted, what was
+committed stays.
 """
 
 import json
@@ -9,7 +10,6 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,8 +17,12 @@ import click
 
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import BoringError, SettingsError, StorageError
+from boring_assets.options import apply as _apply
+from boring_assets.options import config as _config
+from boring_assets.options import setting as _setting
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
-from boring_assets.settings import PREFIX, Settings, load_settings
+from boring_assets.settings import PREFIX, Settings
+from boring_assets.verifying import verify
 from boring_assets.wording import first_of, plain, some
 
 FAILED_SHARDS = 3
@@ -59,30 +63,9 @@ def _with_options(text: str, command: click.Command | None) -> str:
     return re.sub(rf"\b{PREFIX}([A-Z_]+)\b(?! \()", both, text)
 
 
-def _setting(name: str, *flags: str, **extra: Any) -> Callable[..., Any]:
-    """An option that stands for a setting: the same name, the same help."""
-    flag = flags or (f"--{name.replace('_', '-')}",)
-    field = Settings.model_fields[name]
-    default = field.default if field.default not in ("", ()) else "none"
-    return click.option(*flag, name, help=f"{field.description}  [default: {default}]", **extra)
-
-
-_config = click.option(
-    "--config", metavar="FILE", help="TOML file with settings, one `name = value` a line.  [default: none]"
-)
-
-
-def _apply(options: dict[str, Any]) -> Settings:
-    """Puts the options given into the environment, where child processes find them too, and reads all."""
-    for name, value in options.items():
-        if value is not None:
-            os.environ[PREFIX + name.upper()] = str(value)
-    return load_settings()
-
-
 _CODES = (
-    "Exit codes: 0 done, 1 error, 2 wrong usage, 3 some shards failed, 4 there is work to do (status), "
-    "130 interrupted."
+    "Exit codes: 0 done, 1 error, 2 wrong usage, 3 some shards failed, 4 there is work to do (status, "
+    "verify), 130 interrupted."
 )
 
 
@@ -276,6 +259,8 @@ def _source(settings: Settings) -> Any:
 
     return build_source(settings)
 
+
+main.add_command(verify)
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,7 @@
 
 import fcntl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -24,10 +24,11 @@ from boring_assets.catalogue import (
 )
 from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.engine.samples import Reason
-from boring_assets.errors import RunError, SettingsError, StorageError
+from boring_assets.errors import RunError, SettingsError, StorageError, without_family
 from boring_assets.jobs import ALIVE_LOCK, embed_job, is_of_command_line
 from boring_assets.parallel import run_in_workers
 from boring_assets.progress_bar import ProgressBar, count_rows
+from boring_assets.redoing import find_other_weights
 from boring_assets.report import Summary, made_by, say_done, say_left_out
 from boring_assets.runs import Outcome, open_instance, run_range
 from boring_assets.settings import Settings
@@ -37,12 +38,19 @@ from partitions.root import check_readable
 from resources.totals import refresh_totals
 
 
-def embed_all(settings: Settings, *, redo: bool = False, console: Console | None = None) -> Summary:
-    """Embeds every new, changed or failed shard of the input, and says what happened.
+def embed_all(
+    settings: Settings,
+    *,
+    redo: bool = False,
+    only: Collection[str] | None = None,
+    console: Console | None = None,
+) -> Summary:
+    """Embeds every new, changed, failed or lost shard of the input, and says what happened.
 
     Args:
         settings: Input, output, model and the rest.
-        redo: Also embed again what was made by other settings.
+        redo: Also embed again what was made by other settings, or by other weights under the same name.
+        only: No other partitions than these; None is all.
         console: Where to print; the terminal by default.
 
     Returns:
@@ -62,7 +70,9 @@ def embed_all(settings: Settings, *, redo: bool = False, console: Console | None
     with _alive(instance):
         register(instance, found)
         stock = take_stock(instance, found, settings.embedding_version(), embeddings.committed)
-        wanted = _choose(stock, settings, redo=redo)
+        if redo:
+            find_other_weights(stock, settings, embeddings)
+        wanted = [key for key in _choose(stock, settings, redo=redo) if only is None or key in only]
         say_left_out(console, stock, found)
         if not wanted:
             refresh_totals(embeddings.root())  # a run that was killed at its very end has not
@@ -70,7 +80,7 @@ def embed_all(settings: Settings, *, redo: bool = False, console: Console | None
             rest = "" if done == len(stock.shards) + len(found.growing) else " else"
             console.print(f"Nothing{rest} to do: {some(done, 'shard')} embedded already.")
             return Summary()
-        summary = _run(settings, instance, stock, wanted, console)
+        summary = _run(settings, instance, stock, wanted, console, redo=redo)
     say_done(console, settings, summary)
     return summary
 
@@ -144,35 +154,48 @@ def _choose(stock: Catalogue, settings: Settings, *, redo: bool) -> list[str]:
 
 
 def _run(
-    settings: Settings, instance: dg.DagsterInstance, stock: Catalogue, wanted: list[str], console: Console
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    stock: Catalogue,
+    wanted: list[str],
+    console: Console,
+    *,
+    redo: bool,
 ) -> Summary:
     started = time.monotonic()
     before = instance.event_log_storage.get_maximum_record_id() or 0
     with ProgressBar(console, [stock.shards[key] for key in wanted], settings.max_samples) as bar:
         workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
         if workers > 1:
-            outcomes = run_in_workers(_shares(stock.order, wanted, workers, settings.partitions_per_run))
+            shares = _shares(stock.order, wanted, workers, settings.partitions_per_run)
+            outcomes = run_in_workers(shares, redo=redo)
         else:
-            outcomes = list(_run_here(settings, instance, stock, wanted, bar))
+            outcomes = list(_run_here(settings, instance, stock, wanted, bar, redo=redo))
     mine = {outcome.run_id for outcome in outcomes}
     summary = _summarize(_events(instance, before, mine), time.monotonic() - started)
     for outcome in outcomes:
         summary.failed_shards |= outcome.failed_shards
         if outcome.stops:
             done = f" {some(summary.shards, 'shard')} committed before it." if summary.shards else ""
-            raise RunError(f"{outcome.error}{done}")
+            raise RunError(f"{without_family(outcome.error)}{done}")
     return summary
 
 
 def _run_here(
-    settings: Settings, instance: dg.DagsterInstance, stock: Catalogue, wanted: list[str], bar: ProgressBar
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    stock: Catalogue,
+    wanted: list[str],
+    bar: ProgressBar,
+    *,
+    redo: bool,
 ) -> Iterator[Outcome]:
     """Runs one range after another in this process, where the model stays loaded."""
     for first, last, _ in ranges(stock.order, wanted, settings.partitions_per_run):
         left = settings.max_samples - bar.done if settings.max_samples else 0
         if settings.max_samples and left <= 0:
             return
-        outcome = run_range(settings, instance, first, last, left)
+        outcome = run_range(settings, instance, first, last, left, redo=redo)
         yield outcome
         if outcome.stops:
             return

@@ -34,3 +34,10 @@ class ModelError(BoringError):
 
 class RunError(BoringError):
     """A Dagster run that the command line started did not end well."""
+
+
+def without_family(text: str) -> str:
+    """A message as Dagster shows it (`ModelError: ...`), without the name of this family's class."""
+    name, separator, rest = text.partition(": ")
+    family = {one.__name__ for one in BoringError.__subclasses__()}
+    return rest if separator and name in family else text

@@ -24,7 +24,7 @@ _lock = threading.Lock()
 Range = tuple[str, str]
 
 
-def run_in_workers(shares: Sequence[Sequence[Range]]) -> list[Outcome]:
+def run_in_workers(shares: Sequence[Sequence[Range]], *, redo: bool = False) -> list[Outcome]:
     """Runs each share of ranges in a process of its own, all at once.
 
     The CPU's cores are divided among the workers; CUDA devices are dealt out one each, in turn. Settings
@@ -32,12 +32,13 @@ def run_in_workers(shares: Sequence[Sequence[Range]]) -> list[Outcome]:
 
     Args:
         shares: For each worker its ranges: first and last partition key, in Dagster's order.
+        redo: See `run_range`.
 
     Returns:
         How each run ended.
     """
     devices = _cuda_devices()
-    workers = [_start(share, _environment(n, len(shares), devices)) for n, share in enumerate(shares)]
+    workers = [_start(share, redo, _environment(n, len(shares), devices)) for n, share in enumerate(shares)]
     with ThreadPoolExecutor(len(workers)) as pool:
         try:
             return [outcome for outcomes in pool.map(_follow, workers) for outcome in outcomes]
@@ -66,8 +67,8 @@ def _cuda_devices() -> list[str]:
     return [str(number) for number in range(len(lines))] if listed.returncode == 0 else []
 
 
-def _start(share: Sequence[Range], environment: dict[str, str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "boring_assets.parallel", json.dumps(list(share))]
+def _start(share: Sequence[Range], redo: bool, environment: dict[str, str]) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "boring_assets.parallel", json.dumps(list(share)), json.dumps(redo)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -98,8 +99,9 @@ def main() -> None:
     reporter = threading.Thread(target=_report, args=(PROGRESS, stop), daemon=True)
     reporter.start()
     outcomes = []
-    for first, last in json.loads(sys.argv[1]):
-        outcomes.append(run_range(settings, instance, first, last))
+    share, redo = map(json.loads, sys.argv[1:])
+    for first, last in share:
+        outcomes.append(run_range(settings, instance, first, last, redo=redo))
         if outcomes[-1].stops:
             break
     stop.set()

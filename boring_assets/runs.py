@@ -13,6 +13,7 @@ import dagster as dg
 from dagster._core.instance import InstanceRef
 
 from boring_assets.assets.image_embeddings import FAILED_SHARDS, MAX_SAMPLES_TAG
+from boring_assets.catalogue import REDO_TAG
 from boring_assets.definitions import build_definitions
 from boring_assets.errors import SettingsError
 from boring_assets.jobs import embed_job, range_tags
@@ -87,7 +88,13 @@ class Outcome:
 
 
 def run_range(
-    settings: Settings, instance: dg.DagsterInstance, first: str, last: str, max_samples: int = 0
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    first: str,
+    last: str,
+    max_samples: int = 0,
+    *,
+    redo: bool = False,
 ) -> Outcome:
     """Runs the job over one range of partitions, in this process.
 
@@ -97,6 +104,7 @@ def run_range(
         first: First partition key, in Dagster's order.
         last: Last partition key.
         max_samples: Most samples of the run; 0 is all.
+        redo: Take over nothing that is committed, and leave beside it what other settings made.
 
     Returns:
         How it ended.
@@ -106,6 +114,7 @@ def run_range(
     """
     job = build_definitions(settings).resolve_job_def(embed_job.name)
     tags = range_tags(first, last) | ({MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {})
+    tags |= {REDO_TAG: "true"} if redo else {}
     # The command line says what happened; Dagster's own log is in the UI.
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     result = job.execute_in_process(instance=instance, tags=tags, run_config=quiet, raise_on_error=False)

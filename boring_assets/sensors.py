@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from boring_assets.catalogue import PENDING, Catalogue, State, ranges, register, take_stock
+from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError
 from boring_assets.jobs import embed_job, range_tags
 from resources.embeddings_io import EmbeddingsIOManager
@@ -45,7 +46,7 @@ def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> 
             stock = take_stock(context.instance, found, settings, embeddings.committed)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
-            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
+            raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
         asked = _still_asked(json.loads(context.cursor or "{}"), stock)
         requests = list(_requests(stock, asked, partitions_per_run))
         cursor = json.dumps(asked)

@@ -5,13 +5,14 @@ the option `--batch-size` of `boring-assets embed`; the option wins over the var
 the file. Credentials are no settings: they follow AWS's own variables, profiles and roles.
 """
 
+import difflib
 import os
 import re
 import tomllib
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -26,8 +27,10 @@ from pydantic_settings import (
 from boring_assets.errors import SettingsError
 
 PREFIX = "BORING_"
+# What Kubernetes puts into a pod's environment for a service whose name begins with `boring`.
+_SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 # A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
-CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@")
+CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@|(?i:[?&][\w-]*(signature|sig|token|password|secret)=)")
 
 
 class Settings(BaseSettings):
@@ -117,18 +120,18 @@ class Settings(BaseSettings):
         """What decides an embedding's numbers; partitions made by another one are stale."""
         return "-".join((self.model, self.pretrained, self.precision, self.output_dtype))
 
-    @field_validator("input_dir", "output_dir")
+    @field_validator("input_dir", "output_dir", "model", "pretrained", "allowed_url_prefixes")
     @classmethod
-    def _hold_no_credentials(cls, uri: str) -> str:
+    def _hold_no_credentials(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         # Dagster stores the resources' settings with each run, and shows them.
-        if CREDENTIALS.search(uri):
+        if any(CREDENTIALS.search(uri) for uri in ((value,) if isinstance(value, str) else value)):
             raise PydanticCustomError(
                 "credentials",
                 "holds credentials, which would be stored and shown. Take them out, and set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own "
                 "variables).",
             )
-        return uri
+        return value
 
     @field_validator("allowed_url_prefixes", "extra_image_formats", mode="before")
     @classmethod
@@ -157,11 +160,13 @@ def load_settings() -> Settings:
         The settings, checked.
 
     Raises:
-        SettingsError: A value is wrong, the file is missing or is not TOML, or names an unknown setting.
+        SettingsError: A value is wrong, the file is missing or is not TOML, or it or the environment names
+            an unknown setting.
     """
     file = os.environ.get(f"{PREFIX}CONFIG")
     if file and not Path(file).is_file():
         raise SettingsError(f"{PREFIX}CONFIG names {file}, which is no file. Give the path of a TOML file.")
+    _refuse_misspelt()
     try:
         return Settings()  # type: ignore[call-arg]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -173,12 +178,38 @@ def load_settings() -> Settings:
         ) from error
 
 
+def _refuse_misspelt() -> None:
+    """A misspelt variable would be without effect, and nobody would know."""
+    known = [f"{PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")]
+    for name in os.environ:
+        if not name.upper().startswith(PREFIX) or name.upper() in known or _SERVICE.search(name.upper()):
+            continue
+        near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
+        raise SettingsError(
+            f"{name} is set in the environment, but is no setting; the nearest is {near[0]}. Correct its "
+            f"name, or unset it: variables that begin with {PREFIX} are this project's."
+        )
+
+
 def _explain(name: str, problems: list[ErrorDetails]) -> str:
     """What is wrong with one setting; a value that may be of several types has a problem with each."""
     said = " Or: ".join(f"{problem['msg'].rstrip('.')}." for problem in problems)
     if problems[0]["type"] == "credentials":
         return f"{PREFIX}{name.upper()} {said}"
+    if name not in Settings.model_fields:  # its value may be a secret that somebody keeps in the same file
+        return f"{PREFIX}{name.upper()}: {setting_help(name)}."
     return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {said} {setting_help(name)}."
+
+
+def config_field(name: str, default: Any = None) -> Any:
+    """The field of a Dagster resource that a setting is given to: the same default and description.
+
+    Args:
+        name: The setting.
+        default: Its default in a type that Dagster's config knows; None takes the setting's own.
+    """
+    setting = Settings.model_fields[name]
+    return Field(setting.default if default is None else default, description=setting.description)
 
 
 @cache

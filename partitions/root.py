@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from boring_assets.engine.secrets import without_secrets
 from boring_assets.errors import StorageError
 
 _WRONG_CREDENTIALS = {
@@ -43,7 +43,6 @@ _UNREACHABLE = {
     "TimeoutError",
     "gaierror",
 }
-_SECRET_VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -188,14 +187,3 @@ def _endpoint() -> str:
         if value := os.environ.get(name):
             return without_secrets(f"{name}={value}")
     return "the default endpoint (AWS_ENDPOINT_URL is not set)"
-
-
-def without_secrets(text: str) -> str:
-    """The text without the credentials of the environment, of URLs, and of signed queries."""
-    for name in _SECRET_VARIABLES:
-        if value := os.environ.get(name):
-            text = text.replace(value, f"<{name}>")
-    text = re.sub(r"(?<=://)[^/\s@]*:[^/\s@]*@", "<credentials>@", text)
-    return re.sub(
-        r"(?i)\b((?:x-amz-)?(?:signature|sig|security-token|credential)=)[^&\s\"']+", r"\1<hidden>", text
-    )

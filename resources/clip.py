@@ -5,7 +5,6 @@ import threading
 from typing import Any
 
 import dagster as dg
-from pydantic import Field
 
 from boring_assets.engine.decoders import MOST_THREADS, start_server
 from boring_assets.engine.encoder import Encoder
@@ -13,6 +12,7 @@ from boring_assets.engine.limits import Limits, check_formats
 from boring_assets.engine.model import load_model
 from boring_assets.engine.pipeline import Options
 from boring_assets.errors import SettingsError
+from boring_assets.settings import config_field
 
 _loaded: dict[tuple[Any, ...], Encoder] = {}
 _lock = threading.Lock()
@@ -25,28 +25,19 @@ class ClipResource(dg.ConfigurableResource):
     pool, and a model must not hold memory there.
     """
 
-    model: str = Field(
-        "ViT-B-32",
-        description="open_clip model name, `hf-hub:` name, local model directory, or `boring-tiny`.",
-    )
-    pretrained: str = Field(
-        "",
-        description="Pretrained tag or checkpoint path; empty takes the model's own weights, if any.",
-    )
-    device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
-    precision: str = Field(
-        "auto",
-        description="`auto` (bf16 where the device is fast at it, else fp32), `fp32`, `bf16` or `fp16`.",
-    )
-    batch_size: str = Field("auto", description="Images in a batch, or `auto`; halved when memory runs out.")
-    decode_workers: int = Field(0, description="How many images are decoded at once; 0 is one a CPU core.")
-    read_ahead_mb: int = Field(512, description="Most MiB of images that wait for the model.")
-    max_image_pixels: int = Field(89_478_485, description="An image with more pixels fails as `too_large`.")
-    max_image_bytes: int = Field(64 * 2**20, description="An image with more bytes fails as `too_large`.")
-    max_image_seconds: float = Field(20.0, description="An image that takes longer fails as `too_large`.")
-    extra_image_formats: list[str] = Field([], description="Image formats read besides the usual ones.")
-    max_shard_rows: int = Field(2_000_000, description="A shard with more rows fails.")
-    max_shard_mb: int = Field(2048, description="Most MiB that a shard's columns, without its images, take.")
+    model: str = config_field("model")
+    pretrained: str = config_field("pretrained")
+    device: str = config_field("device")
+    precision: str = config_field("precision")
+    batch_size: str = config_field("batch_size")
+    decode_workers: int = config_field("decode_workers")
+    read_ahead_mb: int = config_field("read_ahead_mb")
+    max_image_pixels: int = config_field("max_image_pixels")
+    max_image_bytes: int = config_field("max_image_bytes")
+    max_image_seconds: float = config_field("max_image_seconds")
+    extra_image_formats: list[str] = config_field("extra_image_formats")
+    max_shard_rows: int = config_field("max_shard_rows")
+    max_shard_mb: int = config_field("max_shard_mb")
 
     def encoder(self) -> Encoder:
         """The model on its device, loaded at the first call of a process.

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pyarrow as pa
-from pydantic import Field
 
 from boring_assets.engine.pipeline import EmbeddedShard
-from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table
-from boring_assets.errors import SettingsError, ShardError
+from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table, repeated_rows
+from boring_assets.errors import SettingsError, ShardError, StorageError
+from boring_assets.settings import config_field
 from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, uri_of
 from resources.files import committed_facts, write_table
+from resources.identity import differences, identity, is_all_of, made_by_others
 from resources.storage import check_writable, open_root
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
     The backend follows the output URI's scheme: a path, `file://`, `s3://`, or any other of fsspec.
     """
 
-    output_dir: str = Field("", description="URI or path below which embeddings and failures are written.")
-    output_dtype: str = Field("float32", description="Type of the written embeddings: float32 or float16.")
+    output_dir: str = config_field("output_dir")
+    output_dtype: str = config_field("output_dtype")
 
     def root(self) -> Root:
         """Opens the output.
@@ -121,6 +122,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             "dtype": self.output_dtype,
         }
         try:
+            full["repeated"] = repeated_rows(result)
             table, failures = embeddings_table(result, self.output_dtype, full), failures_table(result)
             for part in (table, failures):
                 part.validate(full=True)  # nobody else checks that text is UTF-8, and readers fail on it
@@ -150,6 +152,23 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             raise storage_error(error, f"{root.uri}/{EMBEDDINGS}", "list") from error
         start = len(folder) + 1
         return {path[start:].removesuffix(SUFFIX) for path in paths if path.endswith(SUFFIX)}
+
+    def remove(self, key: str) -> None:
+        """Takes back a commit: the embeddings file goes, and the partition counts as lost.
+
+        Args:
+            key: The partition key.
+
+        Raises:
+            StorageError: It cannot be removed; one that is not there is no trouble.
+        """
+        root, path = self.root(), _path(EMBEDDINGS, key)
+        try:
+            root.fs.rm_file(f"{root.path}/{path}")
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise storage_error(error, f"{root.uri}/{path}", "remove") from error
 
     def facts(self, key: str) -> dict[str, Any]:
         """What a partition's committed file says of how it was made.
@@ -201,7 +220,11 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         keys = sorted(context.asset_partition_keys)
         if len(keys) == 1:
             return self.scan(keys[0])
-        return self.scan() if _is_for_all(context, keys) else {key: self.scan(key) for key in keys}
+        if _is_for_all(context, keys):
+            return self.scan()
+        frames = {key: self.scan(key) for key in keys}
+        self._refuse_mixed(keys)
+        return frames
 
     def scan(self, key: str | None = None, kind: str = EMBEDDINGS) -> "pl.LazyFrame":
         """Reads lazily what is committed.
@@ -214,7 +237,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             The rows, with the columns of the output contract.
 
         Raises:
-            StorageError: There is nothing there, or it cannot be read.
+            StorageError: There is nothing there, it cannot be read, or two models made it.
         """
         import polars as pl
         import pyarrow.dataset as ds
@@ -225,10 +248,26 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             files = path if key else sorted(p for p in root.fs.find(path) if p.endswith(".parquet"))
             if not files:
                 raise FileNotFoundError(path)
+            if not key and kind == EMBEDDINGS:
+                start = len(path) + 1
+                self._refuse_mixed([file[start:].removesuffix(SUFFIX) for file in files])
             return pl.scan_pyarrow_dataset(ds.dataset(files, filesystem=root.fs))
         except Exception as error:
             uri = f"{root.uri}/{_path(kind, key) if key else kind}"
             raise storage_error(error, uri, "read") from error
+
+    def _refuse_mixed(self, keys: list[str]) -> None:
+        """Vectors of two models have nothing to do with each other, even where they are of one length."""
+        root = self.root()
+        first = identity(self.facts(keys[0]))
+        if not first["weights_digest"] or is_all_of(root, first):
+            return
+        for key, facts in made_by_others(root, EMBEDDINGS, keys, lambda facts: identity(facts) == first):
+            raise StorageError(
+                f"{root.uri}/{EMBEDDINGS} holds what two models made: {key} has "
+                f"{differences(identity(facts), first)}, which {keys[0]} has. Read partitions of one model, "
+                "or make all anew: boring-assets embed --redo."
+            )
 
 
 def _is_for_all(context: dg.InputContext, keys: list[str]) -> bool:

@@ -72,6 +72,7 @@ def write_table(root: Root, path: str, table: pa.Table) -> int:
         compression={**dict.fromkeys(rest, "zstd"), plain: "none"} if _flat(table.schema) else "zstd",
         use_dictionary=rest,
         write_statistics=rest,
+        write_page_checksum=True,
     )
     data = sink.getvalue()
     write_bytes(root, path, data)

@@ -1,11 +1,11 @@
 """The input as a resource: where the shards are, which of them there are now, and their images' URLs."""
 
 import dagster as dg
-from pydantic import Field
 
 from boring_assets.engine.fetch import Fetcher
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import SettingsError, ShardError
+from boring_assets.settings import config_field
 from partitions.discovery import Discovery, discover, find_shard
 from partitions.root import Root, check_readable
 from resources.storage import open_root
@@ -17,17 +17,11 @@ _ONE_BY_ONE = 20
 class ShardSource(dg.ConfigurableResource):
     """The input that shards are read from, by its URI's scheme: a path, `s3://`, `gs://`, ..."""
 
-    input_dir: str = Field(
-        "", description="URI or path of the folder or bucket prefix that holds the shards."
-    )
-    quiet_seconds: float = Field(
-        60.0, description="Seconds that a shard without `_stats.json` must be unchanged to count as complete."
-    )
-    allowed_url_prefixes: list[str] = Field(
-        [], description="URI prefixes that image URLs may lie below, besides the input itself."
-    )
-    max_image_bytes: int = Field(64 * 2**20, description="Most bytes that are fetched for one image.")
-    fetch_timeout_seconds: float = Field(30.0, description="Longest that fetching one image may take.")
+    input_dir: str = config_field("input_dir")
+    quiet_seconds: float = config_field("quiet_seconds")
+    allowed_url_prefixes: list[str] = config_field("allowed_url_prefixes", default=[])
+    max_image_bytes: int = config_field("max_image_bytes")
+    fetch_timeout_seconds: float = config_field("fetch_timeout_seconds")
 
     def root(self) -> Root:
         """Opens the input.

@@ -21,10 +21,11 @@ from boring_assets.errors import StorageError
 from partitions.root import Root, storage_error
 from resources.embeddings_io import EMBEDDINGS
 from resources.files import committed_facts, write_bytes
+from resources.identity import NAMES
 
 _TOTALS, _CACHE = "metadata.json", ".counts.json"
 _TRIES = 10
-_FACTS = ("embedded", "failed", "model", "pretrained", "weights_digest", "precision", "dim")
+_FACTS = ("embedded", "failed", *NAMES)
 
 
 def refresh_totals(root: Root) -> dict[str, Any]:
@@ -158,18 +159,15 @@ def _sum(counts: dict[str, Any]) -> dict[str, Any]:
 
     def the_one(name: str) -> Any:
         """The value that all files share; a list where they differ."""
-        values = sorted({facts[name] for facts in shards if facts[name] is not None})
+        said = {json.dumps(facts[name], sort_keys=True) for facts in shards if facts[name] is not None}
+        values = [json.loads(value) for value in sorted(said)]
         return values[0] if len(values) == 1 else values or None
 
     return {
         "num_samples": sum(facts["embedded"] for facts in shards),
         "num_failed": sum(facts["failed"] for facts in shards),
         "num_shards": len(shards),
-        "model": the_one("model"),
-        "pretrained": the_one("pretrained"),
-        "weights_digest": the_one("weights_digest"),
-        "precision": the_one("precision"),
-        "dim": the_one("dim"),
+        **{name: the_one(name) for name in NAMES},
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "boring_assets_version": __version__,
     }

@@ -98,6 +98,58 @@ def test_trouble_with_the_file_names_it(config: Path, monkeypatch: pytest.Monkey
             load_settings()
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("BORING_BATCHSIZE", "BORING_BATCH_SIZE"),
+        ("BORING_MODEL_NAME", "BORING_MODEL"),
+        ("boring_percision", "BORING_PRECISION"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_nearest(
+    name: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "planted-secret")
+    with pytest.raises(SettingsError, match=f"{name} is set .* the nearest is {meant}\\.") as caught:
+        load_settings()
+    assert "planted-secret" not in str(caught.value)
+
+
+def test_what_kubernetes_says_of_a_service_called_boring_assets_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_HTTP",
+        "PORT",
+        "PORT_80_TCP",
+        "PORT_80_TCP_ADDR",
+    ):
+        monkeypatch.setenv(f"BORING_ASSETS_{name}", "tcp://10.0.0.1:80")
+    assert load_settings().model == "ViT-B-32"
+
+
+def test_an_unknown_line_of_the_file_keeps_its_value_to_itself(config: Path) -> None:
+    config.write_text("aws_secret_access_key = 'planted-secret'\n")
+    with pytest.raises(
+        SettingsError, match="BORING_AWS_SECRET_ACCESS_KEY: There is no such setting"
+    ) as caught:
+        load_settings()
+    assert "planted-secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "value", ["https://me:planted-secret@host/x", "https://host/x?X-Amz-Signature=planted-secret"]
+)
+@pytest.mark.parametrize("name", ["ALLOWED_URL_PREFIXES", "INPUT_DIR", "MODEL", "PRETRAINED"])
+def test_a_secret_in_any_uri_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"BORING_{name}", value)
+    with pytest.raises(SettingsError, match=f"BORING_{name} holds credentials") as caught:
+        load_settings()
+    assert "planted-secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["INPUT_DIR", "OUTPUT_DIR"])
 def test_a_password_in_a_uri_is_refused_before_dagster_stores_it(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -15,10 +15,12 @@ import dagster as dg
 
 from boring_assets import __version__
 from boring_assets.assets.events import materialization
-from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL
+from boring_assets.assets.mixing import backfilled, refuse_to_mix
+from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL, REDO_TAG
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
+from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError, ShardError
 from partitions.root import is_down, storage_error
 from partitions.shards import SHARDS
@@ -71,7 +73,7 @@ def define_image_embeddings(partitions_per_run: int, code_version: str) -> dg.As
         try:
             yield from run.materialize()
         except BoringError as error:
-            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
+            raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
 
     return image_embeddings
 
@@ -111,7 +113,8 @@ class _Run:
         self._embeddings.check()
         shards = self._find(keys)
         tags = self._context.run.tags
-        if tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true":
+        redo = tags.get(REDO_TAG) == "true"
+        if (tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true") and not redo:
             todo = yield from self._adopt(shards)
         else:
             todo = shards
@@ -163,6 +166,7 @@ class _Run:
             f"batches of {encoder.batch_size}, model {encoder.model.name} ({encoder.model.digest})."
         )
         facts = self._facts(encoder)
+        self._refuse_to_mix(facts)
         left = {shard.key for shard in shards}
         results = embed_shards(shards, encoder, options, self._source.fetcher(), PROGRESS, self._source.check)
         for result in results:
@@ -177,6 +181,14 @@ class _Run:
                 yield event
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
+        # Another run may have begun in the same empty output, with another model.
+        self._refuse_to_mix(facts)
+
+    def _refuse_to_mix(self, facts: dict[str, Any]) -> None:
+        run = self._context.run
+        if run.tags.get(REDO_TAG) != "true":
+            replaced = backfilled(self._context.instance, run.tags) | set(self._context.partition_keys)
+            refuse_to_mix(self._embeddings, facts, replaced)
 
     def _commit(self, result: EmbeddedShard, facts: dict[str, Any]) -> dg.AssetMaterialization | None:
         try:
@@ -202,6 +214,7 @@ class _Run:
             "dim": encoder.dim,
             "normalized": True,
             "preprocess": vars(numbers),
+            "dtype": self._embeddings.output_dtype,
             "settings": self._code_version,
             "boring_assets_version": __version__,
         }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boring_assets.engine.decode import Preprocess
+from boring_assets.engine.secrets import without_secrets
 from boring_assets.errors import ModelError
 from boring_assets.tiny import TINY_DIR, TINY_NAME
 
@@ -65,9 +66,9 @@ def load_model(name: str, pretrained: str = "") -> ClipModel:
     except Exception as error:
         raise ModelError(
             f"The model {name!r}{f' with pretrained {tag!r}' if tag else ''} cannot be loaded "
-            f"({type(error).__name__}: {str(error)[:500]}). Check the name, that the checkpoint belongs to "
-            "that model, and that the machine can reach the weights; a local directory or a checkpoint "
-            "file needs no network."
+            f"({type(error).__name__}: {without_secrets(str(error))[:500]}). Check the name, that the "
+            "checkpoint belongs to that model, and that the machine can reach the weights; a local directory "
+            "or a checkpoint file needs no network."
         ) from error
     module = module.eval().requires_grad_(False)
     shown = Path(tag).name if tag and Path(tag).is_file() else tag

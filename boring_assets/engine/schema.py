@@ -1,12 +1,13 @@
 """The output contract: what stands in an embeddings file and in a failures file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
 
 from boring_assets.engine.pipeline import EmbeddedShard
+from boring_assets.engine.secrets import without_secrets
 
 META_PREFIX = "meta_"
 METADATA_KEY = b"boring_assets"
@@ -63,7 +64,7 @@ def failures_table(result: EmbeddedShard) -> pa.Table:
         source = result.columns.get(name)
         columns[name] = picked[source].cast(pa.string()) if source and picked else [None] * len(rows)
     columns["reason"] = [failure.reason.value for failure in result.failures.values()]
-    columns["detail"] = [failure.detail for failure in result.failures.values()]
+    columns["detail"] = [without_secrets(failure.detail) for failure in result.failures.values()]
     return pa.table(columns, schema=FAILURES_SCHEMA)
 
 
@@ -71,6 +72,40 @@ def failed_by_reason(result: EmbeddedShard) -> dict[str, int]:
     """How many rows failed for each reason that occurs, most first."""
     reasons, counts = np.unique([f.reason.value for f in result.failures.values()], return_counts=True)
     return dict(sorted(zip(reasons.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]))
+
+
+def row_hashes(keys: pa.Array | pa.ChunkedArray, urls: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """What identifies rows: a hash of key and URL for each row that has either.
+
+    Args:
+        keys: The rows' keys, strings.
+        urls: Their URLs, strings.
+
+    Returns:
+        uint64 [at most n], comparable within one process.
+    """
+    import polars as pl
+
+    frame = pl.DataFrame({"key": pl.Series(keys, dtype=pl.String), "url": pl.Series(urls, dtype=pl.String)})
+    named = frame.filter(pl.col("key").is_not_null() | pl.col("url").is_not_null())
+    return named.hash_rows().to_numpy()
+
+
+def count_repeated(hashes: Iterable[np.ndarray]) -> int:
+    """How many rows are the same as an earlier one, by their `row_hashes`."""
+    parts = list(hashes)
+    every = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+    return len(every) - len(np.unique(every))
+
+
+def repeated_rows(result: EmbeddedShard) -> int:
+    """How many rows of a shard have the key and URL of an earlier one."""
+    none = pa.nulls(result.rows.num_rows, pa.string())
+    key, url = (
+        result.rows[result.columns[name]].cast(pa.string()) if name in result.columns else none
+        for name in ("key", "url")
+    )
+    return count_repeated([row_hashes(key, url)])
 
 
 def read_facts(metadata: Mapping[bytes, bytes] | None) -> dict[str, object]:

@@ -1,0 +1,59 @@
+"""One output, one model: a run that would put another model's vectors beside those that stay is refused."""
+
+from collections.abc import Collection, Mapping
+from itertools import islice
+from typing import Any
+
+import dagster as dg
+from dagster._core.storage.tags import BACKFILL_ID_TAG
+
+from boring_assets.catalogue import ASSET_KEY, REDO_TAG
+from boring_assets.errors import SettingsError
+from resources.embeddings_io import EMBEDDINGS, EmbeddingsIOManager
+from resources.identity import differences, identity, is_all_of, made_by_others
+
+
+def refuse_to_mix(
+    embeddings: EmbeddingsIOManager, facts: Mapping[str, Any], replaced: Collection[str]
+) -> None:
+    """Compares how a run makes its partitions with how those were made that it leaves as they are.
+
+    Weights that changed under the same name or path are told by their digest, and `auto` settings by what
+    they came to on this machine.
+
+    Args:
+        embeddings: The output.
+        facts: How this run makes partitions.
+        replaced: Keys of the partitions that this run, or its backfill, makes anew.
+
+    Raises:
+        SettingsError: Another model, precision, preprocess or type made some of those that stay.
+        StorageError: The output cannot be read.
+    """
+    root, mine = embeddings.root(), identity(facts)
+    if is_all_of(root, mine):
+        return
+    staying = sorted(embeddings.committed() - set(replaced))
+    others = made_by_others(root, EMBEDDINGS, staying, lambda theirs: identity(theirs) == mine)
+    first = list(islice(others, 5))
+    if not first:
+        return
+    key, theirs = first[0]
+    named = ", ".join(key for key, _ in first)
+    raise SettingsError(
+        f"{root.uri} would hold what two models made: {key} has {differences(identity(theirs), mine)}"
+        f"{f' (so have others: {named})' if len(first) > 1 else ''}. Give the settings that it was made "
+        "with, or another output; or make everything anew: `boring-assets embed --redo`, or one backfill of "
+        f"all partitions. A run with the tag {REDO_TAG}=true mixes them nevertheless."
+    )
+
+
+def backfilled(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> set[str]:
+    """Keys of all partitions that a run's backfill makes anew, in whichever of its runs."""
+    backfill = instance.get_backfill(tags[BACKFILL_ID_TAG]) if BACKFILL_ID_TAG in tags else None
+    if backfill is None or backfill.asset_backfill_data is None:
+        return set()
+    subset = backfill.asset_backfill_data.target_subset
+    if ASSET_KEY not in subset.asset_keys:
+        return set()
+    return set(subset.get_partitions_subset(ASSET_KEY).get_partition_keys())

@@ -1,0 +1,244 @@
+"""What `boring-assets verify` finds in a whole output, in parallel over its partitions."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+
+from boring_assets.engine.samples import Shard
+from boring_assets.errors import ShardError
+from boring_assets.progress_bar import count_rows
+from partitions.discovery import Discovery
+from partitions.root import Root, storage_error
+from partitions.shards import SUFFIX, check_key, uri_of
+from resources.embeddings_io import EMBEDDINGS, FAILURES
+from resources.identity import NAMES, differences, identity
+from resources.verify import Checked, Finding, Kind, Severity, check_files
+
+DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
+"""What is wrong with the files themselves, so that only other files can mend it."""
+_OURS = ("metadata.json", ".counts.json")
+_CLOUD_THREADS = 16
+_TRIES = 3
+
+Files = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass
+class Report:
+    """What was found.
+
+    Attributes:
+        checked: What each committed partition says of itself, by key; empty where it cannot be read.
+        partitions: What is wrong, by partition key.
+        output: What is wrong with the output outside of its partitions.
+        shards: The input's complete shards by key; None where no input is known.
+    """
+
+    checked: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    partitions: dict[str, list[Finding]] = field(default_factory=dict)
+    output: list[Finding] = field(default_factory=list)
+    shards: Mapping[str, Shard] | None = None
+
+    def add(self, key: str, *findings: Finding) -> None:
+        """Adds what is wrong with one partition."""
+        if findings:
+            self.partitions.setdefault(key, []).extend(findings)
+
+    def bad(self, kinds: frozenset[Kind] = frozenset(Kind)) -> list[str]:
+        """Keys of the partitions that are to be done again for one of some kinds of error, sorted."""
+        return sorted(
+            key
+            for key, findings in self.partitions.items()
+            if any(one.severity is Severity.ERROR and one.kind in kinds for one in findings)
+        )
+
+    def has_errors(self) -> bool:
+        """Whether anything is to be done."""
+        return bool(self.bad()) or any(one.severity is Severity.ERROR for one in self.output)
+
+    def model(self) -> Mapping[str, Any]:
+        """The facts of a partition made by the model that made most; empty where there is none."""
+        made = Counter(json.dumps(identity(facts)) for facts in self.checked.values() if facts)
+        if not made:
+            return {}
+        most = max(made, key=lambda one: (made[one], one))
+        return next(facts for facts in self.checked.values() if facts and json.dumps(identity(facts)) == most)
+
+
+def inspect(root: Root, found: Discovery | None, progress: Callable[[], None] = lambda: None) -> Report:
+    """Checks every committed partition and everything else in an output.
+
+    Args:
+        root: The output.
+        found: What the input holds; None checks the output by itself.
+        progress: Called after each partition.
+
+    Returns:
+        What is wrong.
+
+    Raises:
+        StorageError: The output cannot be read.
+    """
+    files = _list(root)
+    keys, strays = _sort(files, root)
+    shards = {shard.key: shard for shard in found.shards} if found else None
+    report = Report(output=strays, shards=shards)
+
+    def check(key: str) -> Checked:
+        checked = _check(root, key, files)
+        if checked.facts and not checked.findings:
+            checked.findings.extend(_against_source(checked.facts, (shards or {}).get(key)))
+        progress()
+        return checked
+
+    local = isinstance(root.fs, LocalFileSystem)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if local else _CLOUD_THREADS) as pool:
+        for key, checked in zip(keys, pool.map(check, keys), strict=True):
+            # Not all of it: a hundred thousand partitions are held here.
+            report.checked[key] = {name: checked.facts.get(name) for name in _KEPT} if checked.facts else {}
+            report.add(key, *checked.findings)
+    _compare_models(report)
+    if found is not None:
+        _compare_input(report, found)
+    report.output.extend(_check_totals(root, report))
+    return report
+
+
+_KEPT = (*NAMES, "settings", "embedded", "failed")
+
+
+def _list(root: Root) -> Files:
+    """Every file below the output by its path below it, and what changes with it."""
+    try:
+        root.fs.invalidate_cache()
+        found = root.fs.find(root.path, detail=True)
+    except Exception as error:
+        raise storage_error(error, root.uri, "list") from error
+    start = len(root.path.rstrip("/")) + 1
+    return {path[start:]: info for path, info in sorted(found.items()) if info["type"] == "file"}
+
+
+def _sort(files: Files, root: Root) -> tuple[list[str], list[Finding]]:
+    """Keys of the partitions with an embeddings file, and what else lies about."""
+    keys, strays = [], []
+    for path in files:
+        kind, _, rest = path.partition("/")
+        if kind in (EMBEDDINGS, FAILURES) and rest.endswith(SUFFIX) and _is_key(rest.removesuffix(SUFFIX)):
+            if kind == EMBEDDINGS:
+                keys.append(rest.removesuffix(SUFFIX))
+            elif f"{EMBEDDINGS}/{rest}" not in files:
+                why = "has no embeddings file beside it: its run was ended before the commit, or runs now"
+                strays.append(_stray(root, path, why))
+        elif kind.startswith(".") and path not in _OURS:
+            strays.append(_stray(root, path, "is what a run was writing that was ended, or that runs now"))
+        elif kind in (EMBEDDINGS, FAILURES) or (not rest and path not in _OURS):
+            strays.append(_stray(root, path, "is no file of this project"))
+    return keys, strays
+
+
+def _is_key(text: str) -> bool:
+    try:
+        return bool(check_key(text))
+    except ShardError:
+        return False
+
+
+def _stray(root: Root, path: str, why: str) -> Finding:
+    return Finding(Kind.STRAY, f"{root.uri}/{path} {why}.", Severity.NOTE)
+
+
+def _check(root: Root, key: str, files: Files) -> Checked:
+    """Checks a partition; once more where a run has replaced one of its files meanwhile."""
+    paths = [f"{kind}/{uri_of('', key)}" for kind in (EMBEDDINGS, FAILURES)]
+    before = [_stamp(files.get(path)) for path in paths]
+    for _ in range(_TRIES):
+        checked = check_files(root, *paths)
+        after = [_stamp(_info(root, path)) for path in paths]
+        if not checked.findings or after == before:
+            break
+        before = after
+    left_out = checked.facts.get("rows_left_out")
+    if left_out and not checked.findings:
+        said = (
+            f"only {checked.facts['rows']:,} of its rows were taken, {left_out:,} were left out on request."
+        )
+        checked.findings.append(Finding(Kind.CUT_SHORT, said))
+    return checked
+
+
+def _info(root: Root, path: str) -> Mapping[str, Any] | None:
+    try:
+        root.fs.invalidate_cache(f"{root.path}/{path}")
+        info: Mapping[str, Any] = root.fs.info(f"{root.path}/{path}")
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/{path}", "read") from error
+    return info
+
+
+def _stamp(info: Mapping[str, Any] | None) -> str:
+    return (
+        ""
+        if info is None
+        else str(info.get("ETag") or (info["size"], info.get("mtime") or info.get("created")))
+    )
+
+
+def _against_source(facts: Mapping[str, Any], shard: Shard | None) -> Iterator[Finding]:
+    if shard is None:
+        return
+    if facts["source_version"] != shard.version:
+        yield Finding(Kind.STALE, f"{shard.uri} has changed since (its version is now {shard.version}).")
+        return
+    rows, taken = count_rows(shard), facts["rows"] + (facts.get("rows_left_out") or 0)
+    if rows and rows != taken:
+        yield Finding(Kind.COUNTS, f"{shard.uri} has {rows:,} rows, but {taken:,} were taken in.")
+
+
+def _compare_models(report: Report) -> None:
+    most = report.model()
+    for key, facts in report.checked.items():
+        if facts and (said := differences(identity(facts), identity(most))):
+            report.add(key, Finding(Kind.OTHER_MODEL, f"it has {said}, which most partitions have."))
+
+
+def _compare_input(report: Report, found: Discovery) -> None:
+    there = {shard.key for shard in found.shards}
+    for shard in found.shards:
+        if shard.key not in report.checked:
+            report.add(shard.key, Finding(Kind.MISSING, f"{shard.uri} is not embedded."))
+    for key in report.checked.keys() - there - set(found.growing):
+        said = "its shard is no longer in the input; what was embedded stays."
+        report.add(key, Finding(Kind.GONE, said, Severity.NOTE))
+
+
+def _check_totals(root: Root, report: Report) -> Iterator[Finding]:
+    if report.bad(DAMAGE):  # what cannot be read cannot be counted, and the next run counts anew
+        return
+    ours = list(report.checked.values())
+    counted = {
+        "num_shards": len(ours),
+        "num_samples": sum(facts["embedded"] for facts in ours),
+        "num_failed": sum(facts["failed"] for facts in ours),
+    }
+    if not ours:
+        return
+    try:
+        totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
+        said = {name: totals.get(name) for name in counted}
+    except FileNotFoundError:
+        said = {}
+    except (ValueError, AttributeError):
+        said = {"metadata.json": "no JSON object"}
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/metadata.json", "read") from error
+    if said != counted:
+        text = f"{root.uri}/metadata.json says {said or 'nothing'}, but the files hold {counted}."
+        yield Finding(Kind.TOTALS, text)

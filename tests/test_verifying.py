@@ -1,0 +1,360 @@
+"""`boring-assets verify`: every planted fault is found, nothing else is, and `--repair` mends it."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from boring_assets.engine.schema import METADATA_KEY, read_facts
+from boring_assets.settings import Settings
+from boring_assets.verifying import look, repair_all
+from resources.files import write_table
+from resources.storage import open_root
+from resources.verify import check_files
+from tests.command_line import CommandLine
+from tests.seaweed import Seaweed
+
+KEY = "00001"
+
+
+@dataclass
+class Output:
+    """An output of four shards of ten samples, two of them broken, and the input that it was made from."""
+
+    cli: CommandLine
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def path(self, key: str = KEY, kind: str = "image_embeddings") -> Path:
+        return self.out / kind / f"{key}.parquet"
+
+    def verify(self, *options: object, code: int = 0, input: bool = True) -> dict[str, Any]:
+        inputs = ("--input", self.folder / "in") if input else ()
+        said = self.cli("verify", self.out, *inputs, "--json", *options, code=code)
+        return json.loads(said.stdout)  # type: ignore[no-any-return]
+
+    def found(self, **options: Any) -> list[tuple[str | None, str]]:
+        """What is found at all, and for which partition."""
+        told = {(one["partition"], one["kind"]) for one in self.verify(**options)["findings"]}
+        return sorted(told, key=str)
+
+    def rewrite(
+        self, change: Callable[[pa.Table], pa.Table], kind: str = "image_embeddings", **facts: Any
+    ) -> None:
+        """Writes a partition's file anew as the project would, changed."""
+        table = pq.read_table(self.path(kind=kind))
+        new = change(table)
+        if facts:
+            new = new.replace_schema_metadata(
+                {METADATA_KEY: json.dumps({**read_facts(table.schema.metadata), **facts}).encode()}
+            )
+        write_table(open_root(str(self.out)), f"{kind}/{KEY}.parquet", new)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    cli = CommandLine(folder)
+    cli.sample_data("in", "--broken", 2, shards=4, samples=10)
+    cli("embed", folder / "in", folder / "out")
+    return folder
+
+
+@pytest.fixture
+def output(made: Path, tmp_path: Path) -> Iterator[Output]:
+    """The same output for each test, in place: the input's versions hold its times."""
+    shutil.copytree(made, tmp_path / "kept", copy_function=shutil.copy2)
+    yield Output(CommandLine(made), made)
+    for name in ("in", "out", "home"):
+        shutil.rmtree(made / name, ignore_errors=True)
+        shutil.copytree(tmp_path / "kept" / name, made / name, copy_function=shutil.copy2)
+
+
+def vectors(change: Callable[[np.ndarray], None]) -> Callable[[pa.Table], pa.Table]:
+    """A change of the vectors, float32 [n, dim]."""
+
+    def of(table: pa.Table) -> pa.Table:
+        column = table["embedding"].combine_chunks()
+        values = column.flatten().to_numpy().reshape(len(column), -1).copy()
+        change(values)
+        new = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        return table.set_column(table.column_names.index("embedding"), "embedding", new)
+
+    return of
+
+
+def a_nan(values: np.ndarray) -> None:
+    values[3, 5] = np.nan
+
+
+def an_infinity(values: np.ndarray) -> None:
+    values[7, 0] = np.inf
+
+
+def too_long(values: np.ndarray) -> None:
+    values[2] *= 1.01
+
+
+def all_zero(values: np.ndarray) -> None:
+    values[0] = 0
+
+
+def same(table: pa.Table) -> pa.Table:
+    return table
+
+
+def without_first(table: pa.Table) -> pa.Table:
+    return table.slice(1)
+
+
+def failed_row_twice(table: pa.Table) -> pa.Table:
+    return table.set_column(0, "row", pa.array([table["row"][0].as_py()] * 2))
+
+
+def narrower(table: pa.Table) -> pa.Table:
+    column = table["embedding"].combine_chunks()
+    half = column.flatten().to_numpy().reshape(len(column), -1)[:, ::2]
+    half = half / np.linalg.norm(half, axis=1, keepdims=True)
+    new = pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), half.shape[1])
+    return table.set_column(table.column_names.index("embedding"), "embedding", new)
+
+
+def a_null(table: pa.Table) -> pa.Table:
+    column = table["embedding"].combine_chunks()
+    new = pa.array([None, *column.to_pylist()[1:]], column.type)
+    return table.set_column(table.column_names.index("embedding"), "embedding", new)
+
+
+def first_row_twice(table: pa.Table) -> pa.Table:
+    return table.take([0, 0, *range(2, table.num_rows)])
+
+
+def truncate(output: Output) -> None:
+    data = output.path().read_bytes()
+    output.path().write_bytes(data[: len(data) // 2])
+
+
+def flip(output: Output) -> None:
+    data = bytearray(output.path().read_bytes())
+    at = data.find(pq.read_table(output.path())["embedding"].combine_chunks().flatten().to_numpy().tobytes())
+    assert at > 0
+    data[at + 400] ^= 1  # the last bit of a number: neither its norm nor anything else would tell
+    output.path().write_bytes(bytes(data))
+
+
+def another_seed(output: Output) -> None:
+    output.cli.sample_data("in", "--broken", 2, "--seed", 9, "--first-shard", 1, shards=1, samples=10)
+
+
+FAULTS: dict[str, tuple[Callable[[Output], object], str]] = {
+    "truncated": (truncate, "unreadable"),
+    "empty": (lambda output: output.path().write_bytes(b""), "unreadable"),
+    "a flipped bit": (flip, "unreadable"),
+    "a flipped bit in the failures": (
+        lambda output: output.path(kind="image_failures").write_bytes(
+            output.path(kind="image_failures").read_bytes()[:60]
+        ),
+        "unreadable",
+    ),
+    "a NaN": (lambda output: output.rewrite(vectors(a_nan)), "not_finite"),
+    "an infinity": (lambda output: output.rewrite(vectors(an_infinity)), "not_finite"),
+    "a null": (lambda output: output.rewrite(a_null), "not_finite"),
+    "too long a vector": (lambda output: output.rewrite(vectors(too_long)), "not_unit"),
+    "a vector of zeros": (lambda output: output.rewrite(vectors(all_zero)), "not_unit"),
+    "a row twice": (lambda output: output.rewrite(first_row_twice), "repeated_rows"),
+    "a row lost": (lambda output: output.rewrite(without_first), "counts"),
+    "a wrong count": (lambda output: output.rewrite(same, rows=11), "counts"),
+    "a failure lost": (lambda output: output.rewrite(without_first, "image_failures"), "counts"),
+    "a failure twice": (
+        lambda output: output.rewrite(
+            failed_row_twice, "image_failures"
+        ),
+        "failures",
+    ),
+    "a failure out of range": (
+        lambda output: output.rewrite(
+            lambda table: table.set_column(0, "row", pa.array([0, 10])), "image_failures"
+        ),
+        "failures",
+    ),
+    "no failures file": (lambda output: output.path(kind="image_failures").unlink(), "no_failures_file"),
+    "vectors of another length": (lambda output: output.rewrite(narrower), "schema"),
+    "a model of another length": (lambda output: output.rewrite(narrower, dim=32), "other_model"),
+    "other weights": (lambda output: output.rewrite(same, weights_digest="0" * 16), "other_model"),
+    "another precision": (lambda output: output.rewrite(same, precision="bf16"), "other_model"),
+    "another type": (lambda output: output.rewrite(same, dtype="float16"), "other_model"),
+    "a column less": (lambda output: output.rewrite(lambda table: table.drop(["caption"])), "schema"),
+    "a foreign file in its place": (
+        lambda output: pq.write_table(pa.table({"a": [1]}), output.path()), "facts"
+    ),
+    "a changed source": (another_seed, "stale"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_only_it(output: Output, fault: str) -> None:
+    plant, kind = FAULTS[fault]
+    plant(output)
+    report = output.verify(code=4)
+    assert [(one["partition"], one["kind"]) for one in report["findings"]] == [(KEY, kind)], report
+    assert report["redo"] == [KEY]
+    if kind != "stale":
+        assert {(KEY, kind)} <= set(output.found(input=False, code=4)), "without the input as well"
+
+
+def test_what_is_sound_is_called_so(output: Output) -> None:
+    assert output.verify() == {"partitions": 4, "redo": [], "findings": []}
+    said = output.cli("verify", output.out).stdout
+    assert said == "4 partitions checked: all sound. The input was not looked at: give --input.\n"
+
+
+def test_all_faults_are_repaired_at_once_and_nothing_else_is_done(output: Output) -> None:
+    before = output.cli.stamps(output.out)
+    flip(output)
+    output.path("00002").unlink()
+    (output.out / "metadata.json").write_text('{"num_samples": 7}')
+    assert output.found(code=4) == [(KEY, "unreadable"), ("00002", "missing"), (None, "stray")]
+    said = output.cli("verify", output.out, "--input", output.folder / "in", "--repair").stdout
+    assert "error  unreadable       00001: " in said
+    assert "4 partitions" not in said.partition("Shards")[0]
+    assert "Shards    2 embedded\n" in said
+    assert said.endswith("Repaired: everything is sound now.\n")
+    assert output.verify()["findings"] == []
+    after = output.cli.stamps(output.out)
+    assert {key for key in after if after[key] != before[key]} == {KEY, "00002"}
+    assert "Nothing to do: 4 shards" in output.cli("embed", output.folder / "in", output.out).stdout
+
+
+@pytest.mark.parametrize("fault", ["truncated", "a row twice", "other weights", "a changed source"])
+def test_each_sort_of_fault_is_repaired(output: Output, fault: str) -> None:
+    FAULTS[fault][0](output)
+    output.verify("--repair")
+    assert output.verify()["findings"] == []
+
+
+def test_an_interrupted_repair_is_finished_by_embed(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    output.rewrite(vectors(a_nan))
+    monkeypatch.setattr("boring_assets.embedding._run", _interrupt)
+    for name, value in output.cli.env.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(input_dir=str(output.folder / "in"), output_dir=str(output.out))
+    report = look(settings)
+    with pytest.raises(KeyboardInterrupt):
+        repair_all(settings, report, Console())
+    monkeypatch.undo()
+    assert "Shards    1 embedded" in output.cli("embed", output.folder / "in", output.out).stdout
+    assert output.verify()["findings"] == []
+
+
+def _interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_totals_that_are_wrong_are_counted_anew(output: Output) -> None:
+    totals = output.out / "metadata.json"
+    for wrong in ('{"num_samples": 7}', "[]", "", None):
+        totals.unlink() if wrong is None else totals.write_text(wrong)
+        assert output.found(code=4) == [(None, "totals")]
+        output.verify("--repair")
+        assert json.loads(totals.read_bytes())["num_samples"] == 32
+
+
+def test_strays_are_reported_and_left_alone(output: Output) -> None:
+    strays = [".staging/0123", "image_embeddings/notes.txt", "image_failures/00009.parquet", "readme.txt"]
+    for name in strays:
+        path = output.out / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"what")
+    for name in ("image_embeddings", "image_failures"):
+        shutil.copy2(output.path("00003", name), output.path("00007", name))
+    (output.folder / "in" / "00000.parquet").unlink()
+    (output.out / "metadata.json").unlink()
+    output.cli("embed", output.folder / "in", output.out)
+    report = output.verify("--repair")  # the totals were wrong: they are right then
+    notes = [one["text"] for one in report["findings"] if one["kind"] == "stray"]
+    assert [any(name in text for text in notes) for name in strays] == [True] * 4
+    gone = [one["partition"] for one in report["findings"] if one["kind"] == "gone"]
+    assert gone == ["00000", "00007"]
+    assert {one["severity"] for one in report["findings"] if one["kind"] in ("gone", "stray")} == {"note"}
+    for name in strays:
+        assert (output.out / name).read_bytes() == b"what"
+    assert output.path("00000").exists()
+
+
+def test_a_damaged_partition_of_a_shard_that_is_gone_is_kept(output: Output) -> None:
+    output.rewrite(vectors(a_nan))
+    for path in (output.folder / "in").glob(f"{KEY}*"):
+        path.unlink()
+    before = output.path().read_bytes()
+    said = output.cli("verify", output.out, "--input", output.folder / "in", "--repair", code=4).stdout
+    assert "No longer in the input, so they cannot be: 00001." in said
+    assert output.path().read_bytes() == before
+
+
+def test_repair_with_other_settings_is_refused_before_anything_is_removed(output: Output) -> None:
+    output.rewrite(vectors(a_nan))
+    before = output.path().read_bytes()
+    said = output.cli(
+        "verify", output.out, "--input", output.folder / "in", "--precision", "bf16", "--repair", code=1
+    ).stderr
+    assert "was made by the settings boring-tiny--fp32-float32, not by boring-tiny--bf16-float32" in said
+    assert "BORING_PRECISION (--precision)" in said
+    said = output.cli("verify", output.out, "--repair", code=1).stderr
+    assert "Set BORING_INPUT_DIR (--input)" in said
+    assert output.path().read_bytes() == before
+
+
+def test_no_flip_in_the_pages_changes_what_is_read_unseen(output: Output) -> None:
+    data = output.path().read_bytes()
+    pages = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    choice = random.Random(0)
+    sound, found = pq.read_table(output.path()), 0
+    for at in choice.sample(range(4, pages), 60):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << choice.randrange(8)
+        output.path().write_bytes(bytes(damaged))
+        paths = (f"{kind}/{KEY}.parquet" for kind in ("image_embeddings", "image_failures"))
+        if check_files(open_root(str(output.out)), *paths).findings:
+            found += 1
+        else:  # statistics of a page say nothing of its rows
+            assert pq.read_table(output.path()).equals(sound), at
+    assert found > 30
+
+
+def test_keys_that_the_source_repeats_are_the_sources(output: Output) -> None:
+    shard = output.folder / "in" / "00000.parquet"
+    table = pq.read_table(shard)
+    pq.write_table(table.take([*range(table.num_rows), 0, 1, 1]), shard)
+    output.cli("embed", output.folder / "in", output.out)
+    assert output.verify()["findings"] == []
+    facts = read_facts(pq.read_schema(output.path("00000")).metadata)
+    assert facts["repeated"] == 3
+
+
+def test_on_s3(made: Path, s3_env: Seaweed) -> None:
+    cli, fs = CommandLine(made), s3_env.filesystem()
+    out = s3_env.new_prefix()
+    fs.put(f"{made}/out/", f"{out}/", recursive=True)
+    assert cli("verify", out).stdout.startswith("4 partitions checked: all sound.")
+    path = f"{out}/image_embeddings/{KEY}.parquet"
+    data = bytearray(fs.cat_file(path))
+    vectors = pq.read_table(made / "out/image_embeddings" / f"{KEY}.parquet")["embedding"].combine_chunks()
+    data[data.find(vectors.flatten().to_numpy().tobytes())] ^= 1
+    fs.pipe_file(path, bytes(data))
+    told = json.loads(cli("verify", out, "--json", code=4).stdout)
+    assert [(one["partition"], one["kind"]) for one in told["findings"]] == [(KEY, "unreadable")]
+    home = {"DAGSTER_HOME": str(made / "home-s3")}
+    cli("verify", out, "--input", made / "in", "--repair", **home)
+    assert cli("verify", out).stdout.startswith("4 partitions checked: all sound.")
