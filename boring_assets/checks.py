@@ -1,0 +1,110 @@
+"""Asset checks of `image_embeddings`, over everything that is committed.
+
+One step reads each committed file once in its lifetime and gives eight results, so what it costs does not
+grow with the number of partitions in Dagster's event log. Each result names the partitions that are wrong.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping
+
+import dagster as dg
+
+from boring_assets.catalogue import ASSET_KEY
+from boring_assets.errors import BoringError
+from boring_assets.judgement import CHECKS, Committed, Found
+from partitions.shards import SHARDS
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.measures import measure_all
+from resources.source import ShardSource
+
+_NAMED = 50
+
+
+def define_checks(settings: str, max_failure_rate: float, max_drift: float) -> dg.AssetChecksDefinition:
+    """Makes the checks.
+
+    Args:
+        settings: What decides an embedding's numbers; see `Settings.embedding_version`.
+        max_failure_rate: Largest share of a partition's downloaded images that may fail.
+        max_drift: How far the mean of a partition may be from that of those before it.
+
+    Returns:
+        The checks; none of them blocks anything.
+    """
+
+    @dg.multi_asset_check(
+        name="image_embeddings_checks",
+        specs=[
+            dg.AssetCheckSpec(name, asset=ASSET_KEY, description=inspect.getdoc(find))
+            for name, (_, find) in CHECKS.items()
+        ],
+        can_subset=True,
+    )
+    def image_embeddings_checks(
+        context: dg.AssetCheckExecutionContext,
+        source: ShardSource,
+        embeddings: dg.ResourceParam[EmbeddingsIOManager],
+    ) -> Iterator[dg.AssetCheckResult]:
+        wanted = {key.name for key in context.selected_asset_check_keys}
+        try:
+            committed = Committed(
+                measures=_in_order(context.instance, embeddings),
+                reported=frozenset(context.instance.get_materialized_partitions(ASSET_KEY)),
+                source_versions=_source_versions(source) if "stale" in wanted else {},
+                settings=settings,
+                max_failure_rate=max_failure_rate,
+                max_drift=max_drift,
+            )
+        except BoringError as error:
+            # A check must not fail the run that it follows; one that could not look has not passed.
+            yield from (_unknown(name, error) for name in CHECKS if name in wanted)
+            return
+        for name, (severity, find) in CHECKS.items():
+            if name in wanted:
+                yield _result(name, severity, find(committed), len(committed.measures))
+
+    return image_embeddings_checks
+
+
+def _in_order(instance: dg.DagsterInstance, embeddings: EmbeddingsIOManager) -> list:
+    """The measures of all committed partitions, those that were registered first in front."""
+    order = {key: at for at, key in enumerate(instance.get_dynamic_partitions(SHARDS.name or ""))}
+    return sorted(measure_all(embeddings.root()), key=lambda one: order.get(one.key, len(order)))
+
+
+def _source_versions(source: ShardSource) -> Mapping[str, str]:
+    return {shard.key: shard.version for shard in source.discover().shards}
+
+
+def _result(name: str, severity: dg.AssetCheckSeverity, found: Found, partitions: int) -> dg.AssetCheckResult:
+    bad = found.problems
+    metadata: dict[str, dg.MetadataValue | int | float] = {
+        "partitions": partitions,
+        "bad_partitions": len(bad),
+        **found.numbers,
+    }
+    if bad:
+        records = [
+            dg.TableRecord({"partition": key, "problem": why}) for key, why in list(bad.items())[:_NAMED]
+        ]
+        metadata["bad"] = dg.MetadataValue.table(records)
+    key, why = next(iter(bad.items()), ("", ""))
+    more = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+    return dg.AssetCheckResult(
+        check_name=name,
+        asset_key=ASSET_KEY,
+        passed=not bad,
+        severity=severity,
+        description=f"{key}: {why}{more}" if bad else None,
+        metadata=metadata,
+    )
+
+
+def _unknown(name: str, error: BoringError) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=name,
+        asset_key=ASSET_KEY,
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"It could not be checked. {error}",
+    )

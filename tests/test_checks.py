@@ -1,0 +1,257 @@
+"""The asset checks: each planted fault trips its own check and no other, and says which partition it is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from boring_assets.catalogue import ASSET_KEY
+from boring_assets.definitions import build_definitions, build_embeddings, build_source
+from boring_assets.engine.schema import METADATA_KEY
+from boring_assets.judgement import CHECKS
+from boring_assets.sample_data import write_sample_data
+from resources import measures
+from tests.assets.project import Project, finished_shard
+
+BAD = "00003"
+KEYS = ["00000", "00001", "00002", BAD, "00004"]
+DIM = 16
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+def vectors(count: int, seed: int, towards: int = 0) -> np.ndarray:
+    """Unit vectors around one axis."""
+    found = np.random.default_rng(seed).normal(size=(count, DIM)) + 2 * np.eye(DIM)[towards]
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """Five partitions, committed by the real IO manager; some of their rows failed."""
+    write_sample_data(tmp_path / "in", len(KEYS), 8, "webdataset", image_size=32)
+    project = Project(tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out")
+    project.register()
+    for seed, key in enumerate(KEYS):
+        commit(project, key, vectors(100, seed))
+    return project
+
+
+def commit(project: Project, key: str, embeddings: np.ndarray, **changes: Any) -> None:
+    shard = build_source(project.settings).find([key])[key]
+    facts = {"dim": DIM, "weights_digest": "w", "settings": project.settings.embedding_version()}
+    result = finished_shard(key, embedded=len(embeddings), failed=4)
+    result = replace(result, shard=shard, embeddings=embeddings)
+    build_embeddings(project.settings).commit(result, facts | changes)
+    project.instance.report_runless_asset_event(dg.AssetMaterialization(ASSET_KEY, partition=key))
+
+
+def check(project: Project) -> dict[str, dg.AssetCheckEvaluation]:
+    """Runs the job of the checks as the UI's button does."""
+    job = build_definitions(project.settings).resolve_job_def("check_embeddings")
+    result = job.execute_in_process(instance=project.instance, run_config=QUIET)
+    return {one.check_name: one for one in result.get_asset_check_evaluations()}
+
+
+def rewrite(project: Project, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Other vectors in the file, all else as it was."""
+    table = project.table(BAD)
+    changed = change(np.stack(table["embedding"].to_numpy()))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(changed.reshape(-1)), changed.shape[1])
+    at = table.column_names.index("embedding")
+    pq.write_table(table.set_column(at, "embedding", column), project.path(BAD))
+
+
+def facts_changed(project: Project, old: bytes, new: bytes) -> None:
+    table = project.table(BAD)
+    facts = table.schema.metadata[METADATA_KEY]
+    assert old in facts
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: facts.replace(old, new)}), project.path(BAD))
+
+
+def lose_a_row(project: Project) -> None:
+    pq.write_table(project.table(BAD).slice(1), project.path(BAD))
+
+
+def lose_a_failure(project: Project) -> None:
+    failures = project.table(BAD, "image_failures")
+    pq.write_table(failures.slice(1), project.path(BAD, "image_failures"))
+
+
+def name_a_failure_twice(project: Project) -> None:
+    failures = project.table(BAD, "image_failures")
+    twice = pa.concat_tables([failures.slice(1), failures.slice(1, 1)])
+    pq.write_table(twice, project.path(BAD, "image_failures"))
+
+
+def lose_the_failures_file(project: Project) -> None:
+    project.path(BAD, "image_failures").unlink()
+
+
+def lose_the_file(project: Project) -> None:
+    project.path(BAD).unlink()
+
+
+def cut_the_file(project: Project) -> None:
+    project.path(BAD).write_bytes(project.path(BAD).read_bytes()[:-100])
+
+
+def fail_many(project: Project) -> None:
+    commit(project, BAD, vectors(20, 3))
+
+
+def one_nan(embeddings: np.ndarray) -> np.ndarray:
+    embeddings[7, 3] = np.nan
+    return embeddings
+
+
+def one_long(embeddings: np.ndarray) -> np.ndarray:
+    embeddings[7] *= 1.01
+    return embeddings
+
+
+def shorter(embeddings: np.ndarray) -> np.ndarray:
+    return embeddings[:, :8] / np.linalg.norm(embeddings[:, :8], axis=1, keepdims=True)
+
+
+def all_equal(embeddings: np.ndarray) -> np.ndarray:
+    return np.repeat(embeddings[:1], len(embeddings), axis=0)
+
+
+def nearly_equal(embeddings: np.ndarray) -> np.ndarray:
+    close = embeddings[:1] + embeddings / 1000
+    return close / np.linalg.norm(close, axis=1, keepdims=True)
+
+
+def most_equal(embeddings: np.ndarray) -> np.ndarray:
+    embeddings[:60] = embeddings[0]
+    return embeddings
+
+
+def elsewhere(embeddings: np.ndarray) -> np.ndarray:
+    return vectors(len(embeddings), 99, towards=5)
+
+
+def repeat_a_key(project: Project) -> None:
+    table = project.table(BAD)
+    keys = table["key"].to_pylist()
+    at = table.column_names.index("key")
+    pq.write_table(table.set_column(at, "key", pa.array([keys[1], *keys[1:]])), project.path(BAD))
+
+
+def commit_another_shard_twice(project: Project) -> None:
+    commit(project, BAD, vectors(100, 0))
+
+
+def change_the_source(project: Project) -> None:
+    path = Path(project.settings.input_dir) / f"{BAD}.parquet"
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+
+FAULTS = [
+    ("rows_accounted_for", lose_a_row),
+    ("rows_accounted_for", lose_a_failure),
+    ("rows_accounted_for", name_a_failure_twice),
+    ("rows_accounted_for", lose_the_failures_file),
+    ("rows_accounted_for", lose_the_file),
+    ("rows_accounted_for", cut_the_file),
+    ("rows_accounted_for", lambda project: facts_changed(project, b'"rows": 104', b'"rows": 105')),
+    ("failure_rate", fail_many),
+    ("unit_norm", lambda project: rewrite(project, one_nan)),
+    ("unit_norm", lambda project: rewrite(project, one_long)),
+    ("dimension", lambda project: rewrite(project, shorter)),
+    ("dimension", lambda project: facts_changed(project, b'"dim": 16', b'"dim": 17')),
+    ("collapsed", lambda project: rewrite(project, all_equal)),
+    ("collapsed", lambda project: rewrite(project, nearly_equal)),
+    ("collapsed", lambda project: rewrite(project, most_equal)),
+    ("drift", lambda project: rewrite(project, elsewhere)),
+    ("duplicates", repeat_a_key),
+    ("duplicates", commit_another_shard_twice),
+    ("stale", change_the_source),
+    ("stale", lambda project: commit(project, BAD, vectors(100, 3), settings="another model")),
+    ("stale", lambda project: commit(project, BAD, vectors(100, 3), weights_digest="x")),
+]
+
+
+def test_each_fault_trips_its_check_and_only_it(project: Project) -> None:
+    outcomes = check(project)
+    assert set(outcomes) == set(CHECKS)
+    assert {name for name, one in outcomes.items() if not one.passed} == set()
+    assert outcomes["rows_accounted_for"].metadata["rows"].value == 5 * 104
+    files = [project.path(BAD, kind) for kind in ("image_embeddings", "image_failures")]
+    whole = {path: path.read_bytes() for path in files}
+    source = Path(project.settings.input_dir) / f"{BAD}.parquet"
+    shard = source.read_bytes()
+    for expected, plant in FAULTS:
+        plant(project)
+        outcomes = check(project)
+        tripped = {name: one for name, one in outcomes.items() if not one.passed}
+        assert set(tripped) == {expected}, plant
+        metadata = tripped[expected].metadata
+        assert metadata["bad_partitions"].value == 1
+        assert metadata["bad"].value.records[0].data["partition"] == BAD
+        assert tripped[expected].severity is CHECKS[expected][0]
+        for path, content in whole.items():
+            path.write_bytes(content)
+        if plant is change_the_source:
+            source.write_bytes(shard)
+            commit(project, BAD, vectors(100, 3))
+            whole = {path: path.read_bytes() for path in files}
+    assert all(one.passed for one in check(project).values())
+
+
+def test_a_file_is_read_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = measures.measure
+    monkeypatch.setattr(
+        measures, "measure", lambda root, key, version: read.append(key) or real(root, key, version)
+    )
+    check(project)
+    assert sorted(read) == KEYS
+    read.clear()
+    commit(project, BAD, vectors(100, 17))
+    assert all(one.passed for one in check(project).values())
+    assert read == [BAD]
+
+
+def test_history_is_kept_and_only_some_can_be_asked_for(project: Project) -> None:
+    check(project)
+    lose_a_row(project)
+    key = dg.AssetCheckKey(ASSET_KEY, "rows_accounted_for")
+    job = build_definitions(project.settings).resolve_job_def("check_embeddings")
+    one = job.get_subset(asset_check_selection={key}, asset_selection=set())
+    assert len(one.execute_in_process(instance=project.instance).get_asset_check_evaluations()) == 1
+    history = project.instance.event_log_storage.get_asset_check_execution_history(key, limit=10)
+    assert [record.event.dagster_event.asset_check_evaluation_data.passed for record in history] == [
+        False,
+        True,
+    ]
+
+
+def test_an_input_that_is_away_fails_the_checks_and_not_the_run(project: Project) -> None:
+    Path(project.settings.input_dir).rename(Path(project.settings.input_dir).with_name("away"))
+    outcomes = check(project)
+    assert not any(one.passed for one in outcomes.values())
+    assert "It could not be checked" in (outcomes["stale"].description or "")
+
+
+def test_small_partitions_of_one_kind_do_not_drift(project: Project) -> None:
+    for seed, key in enumerate(KEYS):
+        commit(project, key, vectors(5, 30 + seed))
+    assert check(project)["drift"].passed
+
+
+def test_half_precision_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sample_data(tmp_path / "in", 2, 8, "webdataset", image_size=32)
+    project = Project(
+        tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out", output_dtype="float16"
+    )
+    project.register()
+    for seed, key in enumerate(KEYS[:2]):
+        commit(project, key, vectors(100, seed))
+    assert all(one.passed for one in check(project).values())
