@@ -5,7 +5,7 @@ grow with the number of partitions in Dagster's event log. Each result names the
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import dagster as dg
 
@@ -47,14 +47,7 @@ def define_checks(settings: str, max_failure_rate: float, max_drift: float) -> d
     ) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
         try:
-            committed = Committed(
-                measures=_in_order(context.instance, embeddings),
-                reported=frozenset(context.instance.get_materialized_partitions(ASSET_KEY)),
-                source_versions=_source_versions(source) if "stale" in wanted else {},
-                settings=settings,
-                max_failure_rate=max_failure_rate,
-                max_drift=max_drift,
-            )
+            committed = look(context.instance, source, embeddings, settings, max_failure_rate, max_drift)
         except BoringError as error:
             # A check must not fail the run that it follows; one that could not look has not passed.
             yield from (_unknown(name, error) for name in CHECKS if name in wanted)
@@ -66,14 +59,37 @@ def define_checks(settings: str, max_failure_rate: float, max_drift: float) -> d
     return image_embeddings_checks
 
 
-def _in_order(instance: dg.DagsterInstance, embeddings: EmbeddingsIOManager) -> list:
-    """The measures of all committed partitions, those that were registered first in front."""
+def look(
+    instance: dg.DagsterInstance,
+    source: ShardSource,
+    embeddings: EmbeddingsIOManager,
+    settings: str,
+    max_failure_rate: float,
+    max_drift: float,
+) -> Committed:
+    """Gathers all that the checks look at.
+
+    Args:
+        instance: Dagster's instance.
+        source: The input.
+        embeddings: The output.
+        settings: See `define_checks`, as the other two.
+        max_failure_rate: Largest share of failed images.
+        max_drift: Largest drift.
+
+    Returns:
+        It, the partitions that were registered first in front.
+
+    Raises:
+        StorageError: The input or the output cannot be listed.
+        SettingsError: One of them is not set.
+    """
+    # Dagster is asked before the output is listed, since a run commits before it reports.
+    reported = frozenset(instance.get_materialized_partitions(ASSET_KEY))
     order = {key: at for at, key in enumerate(instance.get_dynamic_partitions(SHARDS.name or ""))}
-    return sorted(measure_all(embeddings.root()), key=lambda one: order.get(one.key, len(order)))
-
-
-def _source_versions(source: ShardSource) -> Mapping[str, str]:
-    return {shard.key: shard.version for shard in source.discover().shards}
+    measures = sorted(measure_all(embeddings.root()), key=lambda one: order.get(one.key, len(order)))
+    versions = {shard.key: shard.version for shard in source.discover().shards}
+    return Committed(measures, reported, versions, settings, max_failure_rate, max_drift)
 
 
 def _result(name: str, severity: dg.AssetCheckSeverity, found: Found, partitions: int) -> dg.AssetCheckResult:

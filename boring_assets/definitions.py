@@ -31,6 +31,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         read_ahead_mb=settings.read_ahead_mb,
         max_image_pixels=settings.max_image_pixels,
         max_image_bytes=settings.max_image_bytes,
+        preview_images=settings.preview_images,
     )
     version = settings.embedding_version()
     return dg.Definitions(

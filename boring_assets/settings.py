@@ -99,6 +99,12 @@ class Settings(BaseSettings):
         30.0, gt=0, description="Longest that fetching one image by its URL may take, redirects included."
     )
 
+    preview_images: int = Field(
+        12,
+        ge=0,
+        le=48,
+        description="Images in a partition's contact sheet in the UI, 2 kB of the event log each; 0 is none.",
+    )
     max_failure_rate: float = Field(
         0.1,
         ge=0,

@@ -44,6 +44,8 @@ class ClipResource(dg.ConfigurableResource):
     max_image_pixels: int = Field(89_478_485, description="An image with more pixels fails as `too_large`.")
     max_image_bytes: int = Field(64 * 2**20, description="An image with more bytes fails as `too_large`.")
 
+    preview_images: int = Field(12, description="Images of each shard kept for its contact sheet.")
+
     def encoder(self) -> Encoder:
         """The model on its device, loaded at the first call of a process.
 
@@ -93,4 +95,5 @@ class ClipResource(dg.ConfigurableResource):
             read_ahead_bytes=self.read_ahead_mb * 2**20,
             limits=Limits(self.max_image_pixels, self.max_image_bytes),
             max_rows=max_rows,
+            previews=self.preview_images,
         )

@@ -19,12 +19,14 @@ class Options:
         read_ahead_bytes: Most bytes of images, encoded and decoded, waiting for the model.
         limits: The most that one image may cost.
         max_rows: Most rows over all shards, for trying things out; None takes all.
+        previews: Most decoded images of a shard that are kept for people to look at.
     """
 
     decode_workers: int = 2
     read_ahead_bytes: int = 512 * 2**20
     limits: Limits = field(default_factory=Limits)
     max_rows: int | None = None
+    previews: int = 0
 
 
 @dataclass
@@ -41,6 +43,7 @@ class EmbeddedShard:
         seconds: Its share of the run's time; where shards share a batch, by their part of it.
         image_bytes: Encoded bytes of its images.
         cut: Rows of the shard that `max_rows` left out.
+        previews: Some embedded rows, and their pixels as the model saw them, uint8 [height, width, 3].
     """
 
     shard: Shard
@@ -52,6 +55,7 @@ class EmbeddedShard:
     seconds: float
     image_bytes: int
     cut: int
+    previews: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
