@@ -4,6 +4,7 @@ Every layout is written as a stream, batch by batch: memory does not grow with t
 """
 
 import json
+import os
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -219,11 +220,15 @@ def to_lance(export: Export) -> None:
         import lancedb
     except ImportError as error:
         raise SettingsError('Lance needs lancedb: pip install "boring_assets[lance]".') from error
+    # Lance has its own client of S3, which asks to be told that plain HTTP is meant.
+    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+    options = {"allow_http": "true"} if plain and export.dest.uri.startswith("s3") else None
     rows = (batch for part in export.parts for batch in export.batches(part))
     reader = pa.RecordBatchReader.from_batches(export.schema, rows)
     try:
-        lancedb.connect(export.dest.uri).create_table("image_embeddings", reader, mode="create")
-    except (OSError, RuntimeError) as error:
+        database = lancedb.connect(export.dest.uri, storage_options=options)
+        database.create_table("image_embeddings", reader, mode="create")
+    except (OSError, RuntimeError, ValueError) as error:
         raise storage_error(error, export.dest.uri, "write") from error
 
 

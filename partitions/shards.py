@@ -1,11 +1,15 @@
 """The partitions: one a shard, named by the shard's path below the input."""
 
+import re
+
 import dagster as dg
 from dagster._core.definitions.partitions.utils.base import INVALID_PARTITION_SUBSTRINGS
 
 from boring_assets.errors import ShardError
 
 SUFFIX = ".parquet"
+BARE = re.compile(r"(?:\.tar|\.tfrecords?|(\.tfrecords?-\d+-of-\d+))\Z")
+"""How a shard without a parquet ends. The number of a TFRecord file stays in its partition key."""
 SHARDS = dg.DynamicPartitionsDefinition(name="shards")
 
 

@@ -12,13 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.catalogue import ASSET_KEY
-from boring_assets.checks import look
 from boring_assets.definitions import build_definitions, build_embeddings, build_source
 from boring_assets.engine.schema import METADATA_KEY
-from boring_assets.judgement import CHECKS
+from boring_assets.judgement import CHECKS, Committed
 from boring_assets.sample_data import write_sample_data
+from boring_assets.settings import Settings
+from partitions.root import Root
 from resources import measures
+from resources.measures import measure_all
 from tests.assets.project import Project, finished_shard
+from tests.seaweed import Seaweed
 
 BAD = "00003"
 KEYS = ["00000", "00001", "00002", BAD, "00004"]
@@ -33,23 +36,33 @@ def vectors(count: int, seed: int, towards: int = 0) -> np.ndarray:
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def settings(tmp_path: Path) -> Settings:
     """Five partitions, committed by the real IO manager; some of their rows failed."""
     write_sample_data(tmp_path / "in", len(KEYS), 8, "webdataset", image_size=32)
-    project = Project(tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out")
-    project.register()
+    settings = Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out"), model="boring-tiny")
     for seed, key in enumerate(KEYS):
-        commit(project, key, vectors(100, seed))
-    return project
+        commit(settings, key, vectors(100, seed))
+    return settings
 
 
-def commit(project: Project, key: str, embeddings: np.ndarray, **changes: Any) -> None:
-    shard = build_source(project.settings).find([key])[key]
-    facts = {"dim": DIM, "weights_digest": "w", "settings": project.settings.embedding_version()}
+def commit(settings: Settings, key: str, embeddings: np.ndarray, /, **changes: Any) -> None:
+    shard = build_source(settings).find([key])[key]
+    facts = {"dim": DIM, "weights_digest": "w", "settings": settings.embedding_version()}
     result = finished_shard(key, embedded=len(embeddings), failed=4)
     result = replace(result, shard=shard, embeddings=embeddings)
-    build_embeddings(project.settings).commit(result, facts | changes)
-    project.instance.report_runless_asset_event(dg.AssetMaterialization(ASSET_KEY, partition=key))
+    build_embeddings(settings).commit(result, facts | changes)
+
+
+@pytest.fixture
+def project(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The same with Dagster, which knows of them."""
+    folders = (settings.input_dir, settings.output_dir)
+    project = Project(tmp_path / "home", monkeypatch, *folders, precision="auto")
+    project.register()
+    for key in KEYS:
+        project.instance.report_runless_asset_event(dg.AssetMaterialization(ASSET_KEY, partition=key))
+    assert project.settings.embedding_version() == settings.embedding_version()
+    return project
 
 
 def check(project: Project) -> dict[str, dg.AssetCheckEvaluation]:
@@ -59,51 +72,55 @@ def check(project: Project) -> dict[str, dg.AssetCheckEvaluation]:
     return {one.check_name: one for one in result.get_asset_check_evaluations()}
 
 
-def rewrite(project: Project, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def path(settings: Settings, kind: str = "image_embeddings") -> Path:
+    return Path(settings.output_dir) / kind / f"{BAD}.parquet"
+
+
+def rewrite(settings: Settings, change: Callable[[np.ndarray], np.ndarray]) -> None:
     """Other vectors in the file, all else as it was."""
-    table = project.table(BAD)
+    table = pq.read_table(path(settings))
     changed = change(np.stack(table["embedding"].to_numpy()))
     column = pa.FixedSizeListArray.from_arrays(pa.array(changed.reshape(-1)), changed.shape[1])
     at = table.column_names.index("embedding")
-    pq.write_table(table.set_column(at, "embedding", column), project.path(BAD))
+    pq.write_table(table.set_column(at, "embedding", column), path(settings))
 
 
-def facts_changed(project: Project, old: bytes, new: bytes) -> None:
-    table = project.table(BAD)
+def facts_changed(settings: Settings, old: bytes, new: bytes) -> None:
+    table = pq.read_table(path(settings))
     facts = table.schema.metadata[METADATA_KEY]
     assert old in facts
-    pq.write_table(table.replace_schema_metadata({METADATA_KEY: facts.replace(old, new)}), project.path(BAD))
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: facts.replace(old, new)}), path(settings))
 
 
-def lose_a_row(project: Project) -> None:
-    pq.write_table(project.table(BAD).slice(1), project.path(BAD))
+def lose_a_row(settings: Settings) -> None:
+    pq.write_table(pq.read_table(path(settings)).slice(1), path(settings))
 
 
-def lose_a_failure(project: Project) -> None:
-    failures = project.table(BAD, "image_failures")
-    pq.write_table(failures.slice(1), project.path(BAD, "image_failures"))
+def lose_a_failure(settings: Settings) -> None:
+    failures = pq.read_table(path(settings, "image_failures"))
+    pq.write_table(failures.slice(1), path(settings, "image_failures"))
 
 
-def name_a_failure_twice(project: Project) -> None:
-    failures = project.table(BAD, "image_failures")
+def name_a_failure_twice(settings: Settings) -> None:
+    failures = pq.read_table(path(settings, "image_failures"))
     twice = pa.concat_tables([failures.slice(1), failures.slice(1, 1)])
-    pq.write_table(twice, project.path(BAD, "image_failures"))
+    pq.write_table(twice, path(settings, "image_failures"))
 
 
-def lose_the_failures_file(project: Project) -> None:
-    project.path(BAD, "image_failures").unlink()
+def lose_the_failures_file(settings: Settings) -> None:
+    path(settings, "image_failures").unlink()
 
 
-def lose_the_file(project: Project) -> None:
-    project.path(BAD).unlink()
+def lose_the_file(settings: Settings) -> None:
+    path(settings).unlink()
 
 
-def cut_the_file(project: Project) -> None:
-    project.path(BAD).write_bytes(project.path(BAD).read_bytes()[:-100])
+def cut_the_file(settings: Settings) -> None:
+    path(settings).write_bytes(path(settings).read_bytes()[:-100])
 
 
-def fail_many(project: Project) -> None:
-    commit(project, BAD, vectors(20, 3))
+def fail_many(settings: Settings) -> None:
+    commit(settings, BAD, vectors(20, 3))
 
 
 def one_nan(embeddings: np.ndarray) -> np.ndarray:
@@ -138,20 +155,20 @@ def elsewhere(embeddings: np.ndarray) -> np.ndarray:
     return vectors(len(embeddings), 99, towards=5)
 
 
-def repeat_a_key(project: Project) -> None:
-    table = project.table(BAD)
+def repeat_a_key(settings: Settings) -> None:
+    table = pq.read_table(path(settings))
     keys = table["key"].to_pylist()
     at = table.column_names.index("key")
-    pq.write_table(table.set_column(at, "key", pa.array([keys[1], *keys[1:]])), project.path(BAD))
+    pq.write_table(table.set_column(at, "key", pa.array([keys[1], *keys[1:]])), path(settings))
 
 
-def commit_another_shard_twice(project: Project) -> None:
-    commit(project, BAD, vectors(100, 0))
+def commit_another_shard_twice(settings: Settings) -> None:
+    commit(settings, BAD, vectors(100, 0))
 
 
-def change_the_source(project: Project) -> None:
-    path = Path(project.settings.input_dir) / f"{BAD}.parquet"
-    pq.write_table(pq.read_table(path).slice(1), path)
+def change_the_source(settings: Settings) -> None:
+    shard = Path(settings.input_dir) / f"{BAD}.parquet"
+    pq.write_table(pq.read_table(shard).slice(1), shard)
 
 
 FAULTS = [
@@ -161,34 +178,31 @@ FAULTS = [
     ("rows_accounted_for", lose_the_failures_file),
     ("rows_accounted_for", lose_the_file),
     ("rows_accounted_for", cut_the_file),
-    ("rows_accounted_for", lambda project: facts_changed(project, b'"rows": 104', b'"rows": 105')),
+    ("rows_accounted_for", lambda settings: facts_changed(settings, b'"rows": 104', b'"rows": 105')),
     ("failure_rate", fail_many),
-    ("unit_norm", lambda project: rewrite(project, one_nan)),
-    ("unit_norm", lambda project: rewrite(project, one_long)),
-    ("dimension", lambda project: rewrite(project, shorter)),
-    ("dimension", lambda project: facts_changed(project, b'"dim": 16', b'"dim": 17')),
-    ("collapsed", lambda project: rewrite(project, all_equal)),
-    ("collapsed", lambda project: rewrite(project, nearly_equal)),
-    ("collapsed", lambda project: rewrite(project, most_equal)),
-    ("drift", lambda project: rewrite(project, elsewhere)),
+    ("unit_norm", lambda settings: rewrite(settings, one_nan)),
+    ("unit_norm", lambda settings: rewrite(settings, one_long)),
+    ("dimension", lambda settings: rewrite(settings, shorter)),
+    ("dimension", lambda settings: facts_changed(settings, b'"dim": 16', b'"dim": 17')),
+    ("collapsed", lambda settings: rewrite(settings, all_equal)),
+    ("collapsed", lambda settings: rewrite(settings, nearly_equal)),
+    ("collapsed", lambda settings: rewrite(settings, most_equal)),
+    ("drift", lambda settings: rewrite(settings, elsewhere)),
     ("duplicates", repeat_a_key),
     ("duplicates", commit_another_shard_twice),
     ("stale", change_the_source),
-    ("stale", lambda project: commit(project, BAD, vectors(100, 3), settings="another model")),
-    ("stale", lambda project: commit(project, BAD, vectors(100, 3), weights_digest="x")),
+    ("stale", lambda settings: commit(settings, BAD, vectors(100, 3), settings="another model")),
+    ("stale", lambda settings: commit(settings, BAD, vectors(100, 3), weights_digest="x")),
 ]
 
 
-def find(project: Project) -> dict[str, dict[str, str]]:
+def find(settings: Settings) -> dict[str, dict[str, str]]:
     """What the checks find without a run around them, where they find anything."""
-    settings = project.settings
-    committed = look(
-        project.instance,
-        build_source(settings),
-        build_embeddings(settings),
-        settings.embedding_version(),
-        settings.max_failure_rate,
-        settings.max_drift,
+    committed = Committed(
+        measures=measure_all(build_embeddings(settings).root()),
+        reported=frozenset(KEYS),
+        source_versions={shard.key: shard.version for shard in build_source(settings).discover().shards},
+        settings=settings.embedding_version(),
     )
     found = {name: check(committed).problems for name, (_, check) in CHECKS.items()}
     return {name: problems for name, problems in found.items() if problems}
@@ -196,11 +210,11 @@ def find(project: Project) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize(("expected", "plant"), FAULTS)
 def test_each_fault_trips_its_check_and_only_it(
-    expected: str, plant: Callable[[Project], None], project: Project
+    expected: str, plant: Callable[[Settings], None], settings: Settings
 ) -> None:
-    assert find(project) == {}
-    plant(project)
-    found = find(project)
+    assert find(settings) == {}
+    plant(settings)
+    found = find(settings)
     assert set(found) == {expected}
     assert set(found[expected]) == {BAD}
 
@@ -210,8 +224,8 @@ def test_the_job_says_which_partition_is_wrong(project: Project) -> None:
     assert set(outcomes) == set(CHECKS)
     assert all(one.passed for one in outcomes.values())
     assert outcomes["rows_accounted_for"].metadata["rows"].value == 5 * 104
-    lose_a_row(project)
-    rewrite(project, elsewhere)
+    lose_a_row(project.settings)
+    rewrite(project.settings, elsewhere)
     outcomes = check(project)
     assert {name for name, one in outcomes.items() if not one.passed} == {"rows_accounted_for", "drift"}
     for name, severity in (("rows_accounted_for", "ERROR"), ("drift", "WARN")):
@@ -221,23 +235,26 @@ def test_the_job_says_which_partition_is_wrong(project: Project) -> None:
         assert (outcomes[name].description or "").startswith(f"{BAD}: ")
 
 
-def test_a_file_is_read_once(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real = measures.measure
-    monkeypatch.setattr(
-        measures, "measure", lambda root, key, version: read.append(key) or real(root, key, version)
-    )
-    check(project)
+
+    def measure(root: Root, key: str, version: str) -> measures.Measures:
+        read.append(key)
+        return real(root, key, version)
+
+    monkeypatch.setattr(measures, "measure", measure)
+    assert find(settings) == {}
     assert sorted(read) == KEYS
     read.clear()
-    commit(project, BAD, vectors(100, 17))
-    assert all(one.passed for one in check(project).values())
+    commit(settings, BAD, vectors(100, 17))
+    assert find(settings) == {}
     assert read == [BAD]
 
 
 def test_history_is_kept_and_only_some_can_be_asked_for(project: Project) -> None:
     check(project)
-    lose_a_row(project)
+    lose_a_row(project.settings)
     key = dg.AssetCheckKey(ASSET_KEY, "rows_accounted_for")
     job = build_definitions(project.settings).resolve_job_def("check_embeddings")
     one = job.get_subset(asset_check_selection={key}, asset_selection=set())
@@ -256,18 +273,24 @@ def test_an_input_that_is_away_fails_the_checks_and_not_the_run(project: Project
     assert "It could not be checked" in (outcomes["stale"].description or "")
 
 
-def test_small_partitions_of_one_kind_do_not_drift(project: Project) -> None:
+def test_small_partitions_of_one_kind_do_not_drift(settings: Settings) -> None:
     for seed, key in enumerate(KEYS):
-        commit(project, key, vectors(5, 30 + seed))
-    assert check(project)["drift"].passed
+        commit(settings, key, vectors(5, 30 + seed))
+    assert set(find(settings)) == {"failure_rate"}
 
 
-def test_half_precision_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_sample_data(tmp_path / "in", 2, 8, "webdataset", image_size=32)
-    project = Project(
-        tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out", output_dtype="float16"
-    )
-    project.register()
-    for seed, key in enumerate(KEYS[:2]):
-        commit(project, key, vectors(100, seed))
-    assert all(one.passed for one in check(project).values())
+def test_half_precision_passes(settings: Settings) -> None:
+    half = settings.model_copy(update={"output_dtype": "float16"})
+    for seed, key in enumerate(KEYS):
+        commit(half, key, vectors(100, seed))
+    assert find(half) == {}
+
+
+def test_an_output_on_s3_is_checked_alike(settings: Settings, s3_env: Seaweed) -> None:
+    remote = settings.model_copy(update={"output_dir": s3_env.new_prefix()})
+    for seed, key in enumerate(KEYS):
+        commit(remote, key, vectors(100, seed))
+    assert find(remote) == {}
+    root = build_embeddings(remote).root()
+    root.fs.rm_file(f"{root.path}/image_failures/{BAD}.parquet")
+    assert find(remote) == {"rows_accounted_for": {BAD: "the failures file is gone"}}

@@ -97,6 +97,16 @@ class OpenShard(ABC):
         return Failure(Reason.NOT_DOWNLOADED, f"{status}: {message}" if message else str(status))
 
 
+def opener_of(path: str) -> Callable[..., OpenShard] | None:
+    """What opens a shard that is no parquet: a bare tar, or a TFRecord file."""
+    if path.endswith(".parquet"):
+        return None
+    from boring_assets.engine.bare_tar import open_bare_tar
+    from boring_assets.engine.tfrecord import open_tfrecord
+
+    return open_bare_tar if path.endswith(".tar") else open_tfrecord
+
+
 def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | None = None) -> OpenShard:
     """Opens a shard and decides where its images are.
 
@@ -112,6 +122,8 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | 
     Raises:
         ShardError: The parquet cannot be read, or holds nothing that leads to images.
     """
+    if opener := opener_of(shard.path):
+        return opener(shard, limits, most_rows)
     try:
         file = pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=8 * 2**20)
         schema = file.schema_arrow
@@ -127,7 +139,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | 
         ) from error
     cut = 0 if most_rows is None else max(0, rows.num_rows - most_rows)
     rows = rows.slice(0, rows.num_rows - cut)
-    common = (shard, rows, _find_columns(schema), limits, cut)
+    common = (shard, rows, find_columns(schema), limits, cut)
     if image_column:
         return ColumnShard(*common, file, image_column)
     file.close()
@@ -138,12 +150,16 @@ def _open_beside(
     shard: Shard, rows: pa.Table, columns: dict[str, str], limits: Limits, cut: int, fetcher: Fetcher
 ) -> OpenShard:
     stem = shard.path.removesuffix(".parquet")
-    kind: type[TarShard] | type[FolderShard] | None = None
+    kind: Callable[..., OpenShard] | None = None
     try:
         if shard.fs.isfile(stem + ".tar"):
             kind = TarShard
         elif shard.fs.isdir(stem):
             kind = FolderShard
+        elif shard.fs.isfile(stem + ".tfrecord"):
+            from boring_assets.engine.tfrecord import TFRecordBeside
+
+            kind = TFRecordBeside
         if kind and "key" not in columns:
             raise ShardError(
                 f"{shard.uri} has images beside it but no `key` column to find them by; add one."
@@ -156,7 +172,7 @@ def _open_beside(
         return UrlShard(shard, rows, columns, limits, cut, fetcher)
     raise ShardError(
         f"{shard.uri} leads to no images: it has the columns {rows.column_names} and neither a tar nor a "
-        f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar` or a folder of "
+        f"folder nor a TFRecord file beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar` or a folder of "
         "the same name, or a `url` column."
     )
 
@@ -170,7 +186,8 @@ def _without_views(rows: pa.Table) -> pa.Table:
     return rows
 
 
-def _find_columns(schema: pa.Schema) -> dict[str, str]:
+def find_columns(schema: pa.Schema) -> dict[str, str]:
+    """Which columns are a shard's `url`, `key` and `caption`, by their names in any case."""
     lower = {name.lower(): name for name in reversed(schema.names)}
     found = {}
     for name, aliases in ALIASES.items():
