@@ -1,4 +1,5 @@
-"""The command line: `boring-assets embed | register | status | failures | export | sample-data`.
+"""The command line: `boring-assets embed | register | status | failures | export | list-pictures |
+sample-data`.
 
 Exit codes: 0 all is done; 1 an error, what was committed before it stays; 2 wrong usage; 3 some shards
 failed, the others are committed; 4 (`status`) there is work to do; 130 interrupted, what was committed stays.
@@ -18,6 +19,7 @@ import click
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import BoringError, SettingsError, StorageError
 from boring_assets.exporting import export_command
+from boring_assets.picture_lists import list_pictures_command
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
 from boring_assets.settings import PREFIX, Settings, load_settings
 from boring_assets.wording import first_of, plain, some
@@ -279,6 +281,7 @@ def _source(settings: Settings) -> Any:
 
 
 main.add_command(export_command)
+main.add_command(list_pictures_command)
 
 if __name__ == "__main__":
     main()

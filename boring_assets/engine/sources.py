@@ -172,8 +172,8 @@ def _open_beside(
         return UrlShard(shard, rows, columns, limits, cut, fetcher)
     raise ShardError(
         f"{shard.uri} leads to no images: it has the columns {rows.column_names} and neither a tar nor a "
-        f"folder nor a TFRecord file beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar` or a folder of "
-        "the same name, or a `url` column."
+        f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "
+        "`.tfrecord` of the same name, or a `url` column."
     )
 
 
