@@ -1,5 +1,4 @@
-"""The command line: `boring-assets embed | register | status | failures | export | list-pictures |
-sample-data`.
+"""The command line: `boring-assets embed | register | status | failures | export | list-pictures | ...`.
 
 Exit codes: 0 all is done; 1 an error, what was committed before it stays; 2 wrong usage; 3 some shards
 failed, the others are committed; 4 (`status`) there is work to do; 130 interrupted, what was committed stays.

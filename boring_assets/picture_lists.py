@@ -1,6 +1,6 @@
-"""`boring-assets list-pictures`: parquet shards that list the pictures of a folder, so that it can be embedded.
+"""`boring-assets list-pictures`: parquet shards that list the pictures of a folder, which can then be embedded.
 
-The pictures stay where they are. A list that exists is never changed: pictures that are new since get new lists.
+The pictures stay where they are. A list that exists is never changed: new pictures get new lists.
 """
 
 import posixpath
@@ -20,7 +20,7 @@ from resources.storage import Root, check_readable, open_root, storage_error
 
 _NAME = "pictures-{:05}.parquet"
 SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "caption")])
-"""Key and URL of a row are the picture's path below the folder; its caption is that of the `.txt` beside it."""
+"""Key and URL of a row are the picture's path below the folder; its caption is the `.txt` beside it."""
 
 
 def list_pictures(folder: Root, samples_per_shard: int) -> list[int]:
@@ -80,7 +80,7 @@ def _walk(folder: Root) -> Iterator[tuple[str, str]]:
             below = f"{parent.rstrip('/')}/"[start:]
             there = set(files)
             for name in sorted(there):
-                stem, dot, suffix = name.rpartition(".")
+                stem, _, suffix = name.rpartition(".")
                 if not stem or suffix.lower() not in IMAGE_SUFFIXES or name.startswith((".", "_")):
                     continue
                 if any(ord(letter) < 32 or letter == "\\" for letter in name) or not _is_text(name):
