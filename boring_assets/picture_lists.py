@@ -1,4 +1,4 @@
-"""`boring-assets list-pictures`: parquet shards that list the pictures of a folder, which can then be embedded.
+"""`boring-assets list-pictures`: parquet shards that list a folder's pictures, which can then be embedded.
 
 The pictures stay where they are. A list that exists is never changed: new pictures get new lists.
 """

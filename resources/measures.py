@@ -23,6 +23,8 @@ from resources.files import write_bytes
 
 _CACHE = ".measures.parquet"
 _BATCH_ROWS = 8192
+_READ_BYTES = 4 * 2**20
+_KEEP_AFTER = 2000
 # float16's own rounding moves the length of a unit vector by less than a thousandth.
 _NORM_TOLERANCE = 2e-3
 
@@ -91,15 +93,18 @@ def measure_all(root: Root) -> list[Measures]:
         StorageError: The output cannot be listed, or the measures cannot be kept.
     """
     versions = _versions(root)
-    known = {one.key: one for one in _read_cache(root) if versions.get(one.key) == one.version}
+    # What could not be read is tried again: the storage may have been at fault, and not the file.
+    known = {
+        one.key: one for one in _read_cache(root) if versions.get(one.key) == one.version and not one.error
+    }
     changed = [key for key in versions if key not in known]
     with ThreadPoolExecutor(2 if isinstance(root.fs, LocalFileSystem) else 8, "measure") as pool:
-        found = pool.map(lambda key: measure(root, key, versions[key]), changed)
-        known |= {one.key: one for one in found}
-    measures = [known[key] for key in sorted(versions)]
-    if changed:
-        _write_cache(root, measures)
-    return measures
+        # A first look at a large output takes long; what it has measured stays, should it be ended.
+        for start in range(0, len(changed), _KEEP_AFTER):
+            part = changed[start : start + _KEEP_AFTER]
+            known |= {one.key: one for one in pool.map(lambda key: measure(root, key, versions[key]), part)}
+            _write_cache(root, [known[key] for key in sorted(known)])
+    return [known[key] for key in sorted(versions)]
 
 
 def measure(root: Root, key: str, version: str = "") -> Measures:
@@ -114,8 +119,9 @@ def measure(root: Root, key: str, version: str = "") -> Measures:
         Its measures; what cannot be read is no exception, but an `error`.
     """
     try:
-        with root.fs.open(f"{root.path}/{EMBEDDINGS}/{key}.parquet", "rb") as file:
-            parquet = pq.ParquetFile(file, buffer_size=8 * 2**20)
+        path = f"{root.path}/{EMBEDDINGS}/{key}.parquet"
+        with root.fs.open(path, "rb", block_size=_READ_BYTES) as file:
+            parquet = pq.ParquetFile(file, buffer_size=_READ_BYTES, page_checksum_verification=True)
             numbers = _of_facts(read_facts(parquet.schema_arrow.metadata)) | _of_rows(parquet)
         return Measures(key, version, failures=_count_failures(root, key), **numbers)
     except Exception as error:  # filesystems raise their libraries' own; each costs this partition alone
