@@ -18,7 +18,7 @@ def contact_sheet(result: EmbeddedShard) -> str:
     """The images that the engine kept, as the model saw them, each above its caption.
 
     The images stand in the text itself, as `data:` URIs: Dagster's UI shows those, and could follow no link
-    to a file in the output. A dozen of them are about 30 kB of the event log.
+    to a file in the output. A dozen of them are about 20 kB of the event log.
 
     Args:
         result: A finished shard.
