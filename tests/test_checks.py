@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
 from boring_assets.definitions import build_definitions, build_embeddings, build_source
 from boring_assets.engine.schema import METADATA_KEY
 from boring_assets.judgement import CHECKS, Committed
@@ -250,6 +250,18 @@ def test_a_file_is_read_once(settings: Settings, monkeypatch: pytest.MonkeyPatch
     commit(settings, BAD, vectors(100, 17))
     assert find(settings) == {}
     assert read == [BAD]
+
+
+def test_a_run_of_the_web_ui_checks_what_it_has_embedded(project: Project) -> None:
+    """It holds the asset and its checks, and the asset's step has no output that another could wait for."""
+    job = build_definitions(project.settings).resolve_implicit_global_asset_job_def()
+    tags = {RANGE_START_TAG: BAD, RANGE_END_TAG: BAD}
+    result = job.execute_in_process(instance=project.instance, tags=tags, run_config=QUIET)
+    steps = [event.step_key for event in result.all_events if event.is_step_success]
+    assert steps == ["image_embeddings", "image_embeddings_checks"]
+    outcomes = {one.check_name: one for one in result.get_asset_check_evaluations()}
+    assert set(outcomes) == set(CHECKS)
+    assert (outcomes["dimension"].description or "").startswith(f"{BAD}: length 64")
 
 
 def test_history_is_kept_and_only_some_can_be_asked_for(project: Project) -> None:
