@@ -15,6 +15,7 @@ from typing import IO, Any
 import click
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from boring_assets import __version__
@@ -27,6 +28,7 @@ from resources.storage import Root, open_root, storage_error
 MARK = "export.json"
 """Written last: an export with it is whole."""
 _BATCH_ROWS = 8192
+_TEXT = 1000
 _HF_CARD = """---
 configs:
 - config_name: default
@@ -73,6 +75,7 @@ class Export:
         paths = [path for path in _files(output, EMBEDDINGS) if path.endswith(".parquet")]
         if not paths:
             raise StorageError(f"Nothing is committed below {output.uri}. Embed something first.")
+        self._schemas: dict[pa.Schema, pa.Schema] = {}
         with ThreadPoolExecutor(8, "footer") as pool:
             self.parts = list(pool.map(self._part, paths))
         self.rows = sum(part.rows for part in self.parts)
@@ -85,7 +88,9 @@ class Export:
         key = path.removeprefix(f"{self._output.path}/{EMBEDDINGS}/").removesuffix(".parquet")
         with self._reading(path) as file:
             parquet = pq.ParquetFile(file)
-            return Part(key, path, parquet.metadata.num_rows, parquet.schema_arrow.remove_metadata())
+            schema = parquet.schema_arrow.remove_metadata()
+            # Nearly all partitions share one schema; a copy for each would be most of the memory.
+            return Part(key, path, parquet.metadata.num_rows, self._schemas.setdefault(schema, schema))
 
     def _unify(self) -> pa.Schema:
         """All columns of all partitions; one that lacks a column has nulls in it."""
@@ -97,8 +102,7 @@ class Export:
                 "Embed with one model and one output type, by `boring-assets embed --redo`."
             )
         try:
-            unique = list(dict.fromkeys(part.schema for part in self.parts))
-            return pa.unify_schemas(unique, promote_options="permissive")
+            return pa.unify_schemas(list(self._schemas), promote_options="permissive")
         except pa.ArrowException as error:
             raise SettingsError(
                 f"The partitions of {self._output.uri} have columns of one name and different types: {error}"
@@ -199,7 +203,10 @@ def to_npy(export: Export) -> None:
 
 
 def to_npz(export: Export) -> None:
-    """`{partition}.npz` with the arrays `embeddings`, `key`, `url` and `caption`; null is an empty text."""
+    """`{partition}.npz` with the arrays `embeddings`, `key`, `url` and `caption`; null is an empty text.
+
+    NumPy gives each text of an array the room of the longest, so they are cut at 1,000 characters.
+    """
     for part in export.parts:
         texts: dict[str, list[str]] = {"key": [], "url": [], "caption": []}
         with export.writing(f"{part.key}.npz") as file, zipfile.ZipFile(file, "w") as archive:
@@ -208,7 +215,8 @@ def to_npz(export: Export) -> None:
                 for batch in export.batches(part):
                     member.write(export.vectors(batch))
                     for name, values in texts.items():
-                        values.extend(batch[name].fill_null("").to_pylist())
+                        short = pc.utf8_slice_codeunits(batch[name].fill_null(""), 0, _TEXT)
+                        values.extend(short.to_pylist())
             for name, values in texts.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.array(values, np.str_), allow_pickle=False)

@@ -101,6 +101,17 @@ def test_npz_is_an_archive_a_partition_without_pickles(output: Path) -> None:
         assert archive["embeddings"].shape == (0, DIM)
 
 
+def test_one_long_caption_does_not_cost_its_length_in_every_row(tmp_path: Path) -> None:
+    shard = finished_shard("0", embedded=50)
+    captions = pa.array(["x" * 1_000_000, *["short"] * 51])
+    shard = replace(shard, rows=shard.rows.set_column(1, "caption", captions))
+    EmbeddingsIOManager(output_dir=str(tmp_path / "out")).commit(shard, {"dim": DIM})
+    export_all(str(tmp_path / "out"), str(tmp_path / "npz"), "npz")
+    assert (tmp_path / "npz" / "0.npz").stat().st_size < 1_000_000
+    with np.load(tmp_path / "npz" / "0.npz") as archive:
+        assert archive["caption"].tolist() == ["x" * 1000, *["short"] * 49]
+
+
 def test_lance_is_searched_by_lancedb(output: Path) -> None:
     lancedb = pytest.importorskip("lancedb")
     table = lancedb.connect(exported(output, "lance")).open_table("image_embeddings")
