@@ -102,7 +102,8 @@ class Export:
                 "Embed with one model and one output type, by `boring-assets embed --redo`."
             )
         try:
-            return pa.unify_schemas(list(self._schemas), promote_options="permissive")
+            in_order = list(dict.fromkeys(part.schema for part in self.parts))
+            return pa.unify_schemas(in_order, promote_options="permissive")
         except pa.ArrowException as error:
             raise SettingsError(
                 f"The partitions of {self._output.uri} have columns of one name and different types: {error}"
