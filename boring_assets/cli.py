@@ -1,4 +1,4 @@
-"""The command line: `boring-assets embed | register | status | verify | failures | sample-data`.
+"""The command line: `boring-assets embed | register | status | verify | failures | export | ...`.
 
 Exit codes: 0 all is done; 1 an error, what was committed before it stays; 2 wrong usage; 3 some shards
 failed, the others are committed; 4 (`status`, `verify`) there is work to do; 130 interrupted, what was
@@ -17,9 +17,11 @@ import click
 
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import BoringError, SettingsError, StorageError
+from boring_assets.exporting import export_command
 from boring_assets.options import apply as _apply
 from boring_assets.options import config as _config
 from boring_assets.options import setting as _setting
+from boring_assets.picture_lists import list_pictures_command
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
 from boring_assets.settings import PREFIX, Settings
 from boring_assets.verifying import verify
@@ -261,6 +263,8 @@ def _source(settings: Settings) -> Any:
 
 
 main.add_command(verify)
+main.add_command(export_command)
+main.add_command(list_pictures_command)
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,8 @@
 import dagster as dg
 
 from boring_assets.assets.image_embeddings import define_image_embeddings
-from boring_assets.jobs import embed_job
+from boring_assets.checks import define_checks
+from boring_assets.jobs import check_hourly, check_job, embed_job
 from boring_assets.sensors import define_new_shards
 from boring_assets.settings import Settings, load_settings
 from resources.clip import ClipResource
@@ -34,11 +35,14 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         extra_image_formats=list(settings.extra_image_formats),
         max_shard_rows=settings.max_shard_rows,
         max_shard_mb=settings.max_shard_mb,
+        preview_images=settings.preview_images,
     )
     version = settings.embedding_version()
     return dg.Definitions(
         assets=[define_image_embeddings(settings.partitions_per_run, version)],
-        jobs=[embed_job],
+        asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift)],
+        jobs=[embed_job, check_job],
+        schedules=[check_hourly],
         sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
         resources={
             "clip": clip,

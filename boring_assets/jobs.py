@@ -1,4 +1,4 @@
-"""The job that backfills, the sensor and the command line run."""
+"""The job that backfills, the sensor and the command line run, and the one that checks the output."""
 
 import dagster as dg
 
@@ -9,9 +9,23 @@ ALIVE_LOCK = ".embed.lock"
 
 embed_job = dg.define_asset_job(
     "embed_shards",
-    selection=dg.AssetSelection.assets(ASSET_KEY),
+    # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
+    selection=dg.AssetSelection.assets(ASSET_KEY).without_checks(),
     description="Embeds a range of shards in one process with one loaded model.",
     executor_def=dg.in_process_executor,
+)
+
+check_job = dg.define_asset_job(
+    "check_embeddings",
+    selection=dg.AssetSelection.checks_for_assets(ASSET_KEY),
+    description="Checks everything that is committed; files that were checked before are not read again.",
+    executor_def=dg.in_process_executor,
+)
+check_hourly = dg.ScheduleDefinition(
+    name="check_hourly",
+    job=check_job,
+    cron_schedule="@hourly",
+    description="Runs the checks every hour; off until somebody turns it on.",
 )
 
 

@@ -56,7 +56,9 @@ class ProgressBar:
             for number, count in enumerate(pool.map(self._rows, self._shards), 1):
                 rows += count
                 total = rows * len(self._shards) // number
-                self._bar.update(self._task, total=min(total, self._most) if self._most else total)
+                # Tars and TFRecord files do not say how many rows they have.
+                known = min(total, self._most) if self._most else total
+                self._bar.update(self._task, total=known or None)
 
     def _rows(self, shard: Shard) -> int:
         return 0 if self._stop.is_set() else count_rows(shard)

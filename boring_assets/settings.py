@@ -116,6 +116,24 @@ class Settings(BaseSettings):
         30.0, gt=0, description="Longest that fetching one image by its URL may take, redirects included."
     )
 
+    preview_images: int = Field(
+        12,
+        ge=0,
+        le=48,
+        description="Images in a partition's contact sheet in the UI, 2 kB of the event log each; 0 is none.",
+    )
+    max_failure_rate: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of a shard's downloaded images that may fail before its check warns.",
+    )
+    max_drift: float = Field(
+        0.5,
+        ge=0,
+        description="How far a shard's mean may be from those before it, in spreads, before its check warns.",
+    )
+
     def embedding_version(self) -> str:
         """What decides an embedding's numbers; partitions made by another one are stale."""
         return "-".join((self.model, self.pretrained, self.precision, self.output_dtype))

@@ -1,5 +1,6 @@
 """Which shards lie below an input, which of them are still being written, and which version each has.
 
+A shard is a parquet; where a folder has none, each of its tars and TFRecord files.
 img2dataset writes `NNNNN_stats.json` after everything else of a shard: a shard with it is complete.
 One without it counts as complete when nobody has touched it for a quiet time.
 """
@@ -17,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
 from partitions.root import Root, check_readable, storage_error
-from partitions.shards import SUFFIX, check_key, key_of, uri_of
+from partitions.shards import BARE, SUFFIX, check_key, key_of, uri_of
 
 _TAR = ".tar"
 _STATS = "_stats.json"
@@ -62,22 +63,40 @@ def discover(root: Root, *, quiet_seconds: float, now: float | None = None) -> D
     growing: list[str] = []
     refused: dict[str, str] = {}
     files = _list(root, refused)
-    for path, parquet in files.items():
-        if not path.endswith(SUFFIX):
-            continue
+    for stem, path in _shard_files(files, refused).items():
+        parquet = files[path]
         try:
-            key = key_of(path, root.path)
+            key = key_of(stem + SUFFIX, root.path)
         except ShardError as error:
             refused[_printable(path)] = str(error)
             continue
-        stem = path.removesuffix(SUFFIX)
-        tar = files.get(stem + _TAR)
+        tar = files.get(stem + _TAR) if path.endswith(SUFFIX) else None
         quiet = now - max(_modified(parquet), _modified(tar or {})) >= quiet_seconds
         if quiet or (parquet["size"] and stem + _STATS in files):
             shards.append(_shard(root, key, path, parquet, tar))
         else:
             growing.append(key)
     return Discovery(sorted(shards, key=lambda shard: shard.key), sorted(growing), refused)
+
+
+def _shard_files(files: Mapping[str, Mapping[str, Any]], refused: dict[str, str]) -> dict[str, str]:
+    """The file of each shard, by its path without the suffix.
+
+    A tar or a TFRecord file without a parquet is a shard of its own, unless its folder has any parquet: there
+    img2dataset writes the tar first, and what lies about besides is not meant.
+    """
+    found = {path.removesuffix(SUFFIX): path for path in files if path.endswith(SUFFIX)}
+    with_parquet = {path.rpartition("/")[0] for path in found}
+    for path in sorted(files):
+        bare = BARE.search(path)
+        if not bare or path.rpartition("/")[0] in with_parquet:
+            continue
+        stem = path if bare[1] else path[: bare.start()]
+        if stem in found:
+            refused[_printable(path)] = f"{found[stem]} has the same name. Rename one."
+        else:
+            found[stem] = path
+    return found
 
 
 def find_shard(root: Root, key: str) -> Shard:
@@ -99,11 +118,23 @@ def find_shard(root: Root, key: str) -> Shard:
     parquet = _info(root, path)
     if parquet is None:
         check_readable(root)
+        if bare := _find_bare(root, path.removesuffix(SUFFIX)):
+            return _shard(root, key, *bare, None)
         raise ShardError(
             f"There is no shard {uri_of(root.uri, key)}: it was moved or deleted. "
             "Put it back, or delete its partition."
         )
     return _shard(root, key, path, parquet, _info(root, path.removesuffix(SUFFIX) + _TAR))
+
+
+def _find_bare(root: Root, stem: str) -> tuple[str, Mapping[str, Any]] | None:
+    """A tar or TFRecord file that is a shard of its own, as `_shard_files` has it: its path and facts."""
+    for suffix in ("",) if BARE.search(stem) else (_TAR, ".tfrecord", ".tfrecords"):
+        facts = _info(root, stem + suffix)
+        if facts is not None:
+            beside = root.fs.ls(stem.rpartition("/")[0] or root.fs.root_marker, detail=False)
+            return None if any(path.endswith(SUFFIX) for path in beside) else (stem + suffix, facts)
+    return None
 
 
 def _list(root: Root, refused: dict[str, str]) -> dict[str, Mapping[str, Any]]:
@@ -124,9 +155,13 @@ def _list(root: Root, refused: dict[str, str]) -> dict[str, Mapping[str, Any]]:
         path: facts
         for path, facts in files.items()
         if path != root.path  # some storages answer an empty folder with itself
-        and path.endswith((SUFFIX, _TAR, _STATS))
+        and _is_ours(path)
         and not any(segment.startswith((".", "_")) for segment in path[base:].split("/"))
     }
+
+
+def _is_ours(name: str) -> bool:
+    return name.endswith((SUFFIX, _STATS)) or BARE.search(name) is not None
 
 
 def _list_local(root: str, refused: dict[str, str]) -> dict[str, Mapping[str, Any]]:
@@ -142,7 +177,7 @@ def _list_local(root: str, refused: dict[str, str]) -> dict[str, Mapping[str, An
     for folder, folders, names in os.walk(root, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
         for name in names:
-            if name.endswith((SUFFIX, _TAR, _STATS)):
+            if _is_ours(name):
                 path = os.path.join(folder, name)  # noqa: PTH118
                 try:
                     files[path] = _facts(os.stat(path))  # noqa: PTH116
@@ -177,9 +212,10 @@ def _shard(
 ) -> Shard:
     facts = f"parquet {_version(parquet)} tar {_version(tar) if tar else None}"
     version = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    suffix = path[len(uri_of(root.path, key).removesuffix(SUFFIX)) :]
     return Shard(
         key=key,
-        uri=uri_of(root.uri, key),
+        uri=uri_of(root.uri, key).removesuffix(SUFFIX) + suffix,
         fs=root.fs,
         path=path,
         root=root.path,

@@ -12,6 +12,8 @@ SUFFIX = ".parquet"
 _MOST_SEGMENT, _MOST_KEY = 255 - len(SUFFIX), 800
 # C0 and C1, the two line separators of Unicode, and what turns the direction of text around.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+BARE = re.compile(r"(?:\.tar|\.tfrecords?|(\.tfrecords?-\d+-of-\d+))\Z")
+"""How a shard without a parquet ends. The number of a TFRecord file stays in its partition key."""
 SHARDS = dg.DynamicPartitionsDefinition(name="shards")
 
 

@@ -39,6 +39,8 @@ class ClipResource(dg.ConfigurableResource):
     max_shard_rows: int = config_field("max_shard_rows")
     max_shard_mb: int = config_field("max_shard_mb")
 
+    preview_images: int = config_field("preview_images")
+
     def encoder(self) -> Encoder:
         """The model on its device, loaded at the first call of a process.
 
@@ -98,4 +100,5 @@ class ClipResource(dg.ConfigurableResource):
                 shard_bytes=self.max_shard_mb * 2**20,
             ),
             max_rows=max_rows,
+            previews=self.preview_images,
         )

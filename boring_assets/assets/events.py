@@ -20,6 +20,7 @@ def materialization(
     *,
     table: pa.Table | None = None,
     failures_uri: str | None = None,
+    sheets: Mapping[str, str] | None = None,
     adopted: bool = False,
 ) -> dg.AssetMaterialization:
     """The event of one committed shard; numbers are metadata that the UI plots by partition.
@@ -30,6 +31,7 @@ def materialization(
         uri: URI of the embeddings file.
         table: Its rows, for a preview.
         failures_uri: URI of the failures file.
+        sheets: Further Markdown to show, by name; empty ones are left out.
         adopted: Whether an earlier run had committed it.
 
     Returns:
@@ -58,6 +60,9 @@ def materialization(
         metadata["image_bytes"] = facts["image_bytes"]
     if table is not None:
         metadata["preview"] = dg.MetadataValue.md(preview(table))
+    for name, text in (sheets or {}).items():
+        if text:
+            metadata[name] = dg.MetadataValue.md(text)
     settings = str(facts["settings"])
     return dg.AssetMaterialization(
         ASSET_KEY,
@@ -91,12 +96,12 @@ def preview(table: pa.Table) -> str:
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in table.select(names).slice(0, _PREVIEW_ROWS).to_pylist():
         vector = ", ".join(f"{value:.3f}" for value in row["embedding"][:4])
-        cells = [_cell(row[name]) for name in names[:-1]] + [f"[{vector}, ...] ({len(row['embedding'])})"]
+        cells = [cell(row[name]) for name in names[:-1]] + [f"[{vector}, ...] ({len(row['embedding'])})"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(value: str | None) -> str:
+def cell(value: str | None) -> str:
     """One cell: captions are foreign text, so nothing in it may be read as markup."""
     text = " ".join((value or "").split())
     text = text[:_PREVIEW_TEXT] + "..." if len(text) > _PREVIEW_TEXT else text

@@ -14,6 +14,7 @@ from typing import Any
 import dagster as dg
 
 from boring_assets import __version__
+from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import materialization
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
 from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL, REDO_TAG
@@ -202,6 +203,7 @@ class _Run:
             written.uri,
             table=written.table,
             failures_uri=written.failures_uri,
+            sheets={"contact_sheet": contact_sheet(result), "failures": failure_sheet(result)},
         )
 
     def _facts(self, encoder: Encoder) -> dict[str, Any]:

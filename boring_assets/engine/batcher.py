@@ -85,6 +85,7 @@ class Batcher:
                 rows.append(row)
             else:
                 self._fail(chunk.job, row, failure)
+        chunk.job.keep(rows, decoded.pixels)
         start = 0
         while start < len(rows):
             taken = rows[start : start + self._size - self._count]
@@ -129,7 +130,8 @@ class Batcher:
             return
         job.closed = True
         shard = job.finish()
-        self._finished.put(shard, shard.embeddings.nbytes + shard.rows.nbytes)
+        previews = sum(pixels.nbytes for _, pixels in shard.previews)
+        self._finished.put(shard, shard.embeddings.nbytes + shard.rows.nbytes + previews)
 
 
 def _wait(chunk: Chunk) -> Decoded | None:

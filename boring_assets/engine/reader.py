@@ -135,7 +135,7 @@ class Reader:
     def _read_shard(self, shard: Shard, opened: OpenShard | ShardError) -> None:
         if isinstance(opened, ShardError):
             return self._send(Chunk(Job(shard, None, self._dim), error=opened))
-        job = Job(shard, opened, self._dim, opened.cut)
+        job = Job(shard, opened, self._dim, opened.cut, self._options.previews)
         chunk = Chunk(job)
         try:
             for row, image in opened.images():

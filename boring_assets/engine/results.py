@@ -20,12 +20,14 @@ class Options:
         read_ahead_bytes: Most bytes of images, encoded and decoded, waiting for the model.
         limits: The most that one image may cost.
         max_rows: Most rows over all shards, for trying things out; None takes all.
+        previews: Most decoded images of a shard that are kept for people to look at.
     """
 
     decode_workers: int = 2
     read_ahead_bytes: int = 512 * 2**20
     limits: Limits = field(default_factory=Limits)
     max_rows: int | None = None
+    previews: int = 0
 
 
 @dataclass
@@ -43,6 +45,7 @@ class EmbeddedShard:
         image_bytes: Encoded bytes of its images.
         cut: Rows of the shard that `max_rows` left out.
         checked: Ends when its source was looked at after it was read; with an error where it had changed.
+        previews: Some embedded rows, and their pixels as the model saw them, uint8 [height, width, 3].
     """
 
     shard: Shard
@@ -55,6 +58,7 @@ class EmbeddedShard:
     image_bytes: int
     cut: int
     checked: Future[None] | None = None
+    previews: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

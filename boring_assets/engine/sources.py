@@ -1,5 +1,7 @@
 """A shard's rows, and where each image is: in a column, in a tar, in a folder, or behind a URL."""
 
+from collections.abc import Callable
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,6 +22,16 @@ ALIASES = {
 }
 
 
+def opener_of(path: str) -> Callable[..., OpenShard] | None:
+    """What opens a shard that is no parquet: a bare tar, or a TFRecord file."""
+    if path.endswith(".parquet"):
+        return None
+    from boring_assets.engine.bare_tar import open_bare_tar
+    from boring_assets.engine.tfrecord import open_tfrecord
+
+    return open_bare_tar if path.endswith(".tar") else open_tfrecord
+
+
 def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | None = None) -> OpenShard:
     """Opens a shard and decides where its images are.
 
@@ -35,6 +47,8 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | 
     Raises:
         ShardError: The parquet cannot be read, is past the limits, or holds nothing that leads to images.
     """
+    if opener := opener_of(shard.path):
+        return opener(shard, limits, most_rows)
     try:
         file = pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=8 * 2**20)
         schema = file.schema_arrow
@@ -42,7 +56,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | 
         names = [name for name in schema.names if name != image_column]
         if len(set(schema.names)) != len(schema.names):
             raise ShardError(f"{shard.uri} has two columns of one name: {schema.names}. Rename one.")
-        columns = _find_columns(schema)
+        columns = find_columns(schema)
         rows = read_rows(file, names, list(columns.values()), shard.uri, limits)
     except ShardError:
         raise
@@ -64,12 +78,16 @@ def _open_beside(
     shard: Shard, rows: pa.Table, columns: dict[str, str], limits: Limits, cut: int, fetcher: Fetcher
 ) -> OpenShard:
     stem = shard.path.removesuffix(".parquet")
-    kind: type[TarShard] | type[FolderShard] | None = None
+    kind: Callable[..., OpenShard] | None = None
     try:
         if shard.fs.isfile(stem + ".tar"):
             kind = TarShard
         elif shard.fs.isdir(stem):
             kind = FolderShard
+        elif shard.fs.isfile(stem + ".tfrecord"):
+            from boring_assets.engine.tfrecord import TFRecordBeside
+
+            kind = TFRecordBeside
         if kind and "key" not in columns:
             raise ShardError(
                 f"{shard.uri} has images beside it but no `key` column to find them by; add one."
@@ -84,12 +102,13 @@ def _open_beside(
         return UrlShard(shard, rows, columns, limits, cut, fetcher)
     raise ShardError(
         f"{shard.uri} leads to no images: it has the columns {rows.column_names} and neither a tar nor a "
-        f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar` or a folder of "
-        "the same name, or a `url` column."
+        f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "
+        "`.tfrecord` of the same name, or a `url` column."
     )
 
 
-def _find_columns(schema: pa.Schema) -> dict[str, str]:
+def find_columns(schema: pa.Schema) -> dict[str, str]:
+    """Which columns are a shard's `url`, `key` and `caption`, by their names in any case."""
     lower = {name.lower(): name for name in reversed(schema.names)}
     found = {}
     for name, aliases in ALIASES.items():

@@ -232,3 +232,29 @@ def test_img2dataset_output_is_found_whole(shared_data: Path) -> None:
     assert len(expected) >= 7
     assert {shard.key for shard in found.shards} == expected
     assert found.growing == []
+
+
+def test_tars_and_tfrecords_are_shards_where_there_is_no_parquet(place: Place) -> None:
+    place.write("a/0.tar", "a/1.tar", "a/1_stats.json", "b/t.tfrecord", "b/t.tfrecord-00000-of-00002")
+    place.write("c/0.parquet", "c/0_stats.json", "c/1.tar")
+    assert [shard.key for shard in place.look().shards] == ["a/1", "c/0"]
+    assert place.look().growing == ["a/0", "b/t", "b/t.tfrecord-00000-of-00002"]
+    later = {shard.key: shard for shard in place.look(2 * QUIET).shards}
+    assert set(later) == {"a/0", "a/1", "b/t", "b/t.tfrecord-00000-of-00002", "c/0"}
+    for key, shard in later.items():
+        assert shard.fs.cat_file(shard.path) == b"data"
+        assert find_shard(place.root, key) == shard
+        assert open_root(shard.uri).path == shard.path
+    with pytest.raises(ShardError, match="There is no shard"):
+        find_shard(place.root, "c/1")
+    before = later["a/0"].version
+    place.write("a/0.tar", data=b"other data")
+    assert find_shard(place.root, "a/0").version != before
+
+
+def test_two_files_of_one_name_are_not_one_shard(place: Place) -> None:
+    place.write("a.tar", "a.tfrecord")
+    now = place.look(2 * QUIET)
+    assert [shard.uri for shard in now.shards] == [f"{place.root.uri}/a.tar"]
+    (why,) = now.refused.values()
+    assert "same name" in why

@@ -1,0 +1,135 @@
+"""Asset checks of `image_embeddings`, over everything that is committed.
+
+One step reads each committed file once in its lifetime and gives eight results, so what it costs does not
+grow with the number of partitions in Dagster's event log. Each result names the partitions that are wrong.
+"""
+
+import inspect
+from collections.abc import Iterator
+
+import dagster as dg
+
+from boring_assets.catalogue import ASSET_KEY
+from boring_assets.errors import BoringError
+from boring_assets.judgement import CHECKS, Committed, Found
+from partitions.shards import SHARDS
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.measures import measure_all
+from resources.source import ShardSource
+
+_NAMED = 50
+
+
+def define_checks(settings: str, max_failure_rate: float, max_drift: float) -> dg.AssetChecksDefinition:
+    """Makes the checks.
+
+    Args:
+        settings: What decides an embedding's numbers; see `Settings.embedding_version`.
+        max_failure_rate: Largest share of a partition's downloaded images that may fail.
+        max_drift: How far the mean of a partition may be from that of those before it.
+
+    Returns:
+        The checks; none of them blocks anything.
+    """
+    specs = [
+        dg.AssetCheckSpec(name, asset=ASSET_KEY, description=inspect.getdoc(find))
+        for name, (_, find) in CHECKS.items()
+    ]
+    by_output = {spec.get_python_identifier(): spec for spec in specs}
+
+    @dg.op(
+        name="image_embeddings_checks",
+        out={name: dg.Out(dg.Nothing, is_required=False) for name in by_output},
+        tags={"dagster/priority": "-1"},  # a run that embeds does so first
+    )
+    def image_embeddings_checks(
+        context: dg.OpExecutionContext,
+        source: ShardSource,
+        embeddings: dg.ResourceParam[EmbeddingsIOManager],
+    ) -> Iterator[dg.AssetCheckResult]:
+        wanted = {key.name for key in context.selected_asset_check_keys}
+        try:
+            committed = look(context.instance, source, embeddings, settings, max_failure_rate, max_drift)
+        except BoringError as error:
+            # A check must not fail the run that it follows; one that could not look has not passed.
+            yield from (_unknown(name, error) for name in CHECKS if name in wanted)
+            return
+        for name, (severity, find) in CHECKS.items():
+            if name in wanted:
+                yield _result(name, severity, find(committed), len(committed.measures))
+
+    # `multi_asset_check` would make this step wait for an output of the asset's step, which reports each
+    # partition by itself and has none: in every run of the web UI the checks would count as skipped.
+    return dg.AssetChecksDefinition.create(
+        keys_by_input_name={},
+        node_def=image_embeddings_checks,
+        check_specs_by_output_name=by_output,
+        can_subset=True,
+    )
+
+
+def look(
+    instance: dg.DagsterInstance,
+    source: ShardSource,
+    embeddings: EmbeddingsIOManager,
+    settings: str,
+    max_failure_rate: float,
+    max_drift: float,
+) -> Committed:
+    """Gathers all that the checks look at.
+
+    Args:
+        instance: Dagster's instance.
+        source: The input.
+        embeddings: The output.
+        settings: See `define_checks`, as the other two.
+        max_failure_rate: Largest share of failed images.
+        max_drift: Largest drift.
+
+    Returns:
+        It, the partitions that were registered first in front.
+
+    Raises:
+        StorageError: The input or the output cannot be listed.
+        SettingsError: One of them is not set.
+    """
+    # Dagster is asked before the output is listed, since a run commits before it reports.
+    reported = frozenset(instance.get_materialized_partitions(ASSET_KEY))
+    order = {key: at for at, key in enumerate(instance.get_dynamic_partitions(SHARDS.name or ""))}
+    measures = sorted(measure_all(embeddings.root()), key=lambda one: order.get(one.key, len(order)))
+    versions = {shard.key: shard.version for shard in source.discover().shards}
+    return Committed(measures, reported, versions, settings, max_failure_rate, max_drift)
+
+
+def _result(name: str, severity: dg.AssetCheckSeverity, found: Found, partitions: int) -> dg.AssetCheckResult:
+    bad = found.problems
+    metadata: dict[str, dg.MetadataValue | int | float] = {
+        "partitions": partitions,
+        "bad_partitions": len(bad),
+        **found.numbers,
+    }
+    if bad:
+        records = [
+            dg.TableRecord({"partition": key, "problem": why}) for key, why in list(bad.items())[:_NAMED]
+        ]
+        metadata["bad"] = dg.MetadataValue.table(records)
+    key, why = next(iter(bad.items()), ("", ""))
+    more = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
+    return dg.AssetCheckResult(
+        check_name=name,
+        asset_key=ASSET_KEY,
+        passed=not bad,
+        severity=severity,
+        description=f"{key}: {why}{more}" if bad else None,
+        metadata=metadata,
+    )
+
+
+def _unknown(name: str, error: BoringError) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=name,
+        asset_key=ASSET_KEY,
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"It could not be checked. {error}",
+    )

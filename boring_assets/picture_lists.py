@@ -1,0 +1,125 @@
+"""`boring-assets list-pictures`: parquet shards that list a folder's pictures, which can then be embedded.
+
+The pictures stay where they are. A list that exists is never changed: new pictures get new lists.
+"""
+
+import posixpath
+from collections.abc import Iterator
+from itertools import islice
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from boring_assets.engine.bare import MAX_TEXT_BYTES, to_text
+from boring_assets.engine.layouts import IMAGE_SUFFIXES
+from boring_assets.errors import StorageError
+from boring_assets.wording import some
+from resources.files import write_bytes
+from resources.storage import Root, check_readable, open_root, storage_error
+
+_NAME = "pictures-{:05}.parquet"
+SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "caption")])
+"""Key and URL of a row are the picture's path below the folder; its caption is the `.txt` beside it."""
+
+
+def list_pictures(folder: Root, samples_per_shard: int) -> list[int]:
+    """Writes lists of the pictures below a folder that no list of it has yet.
+
+    Args:
+        folder: Where the pictures are; the lists are written to it. Names that begin with `.` or `_` are
+            passed over.
+        samples_per_shard: Most pictures in one list.
+
+    Returns:
+        How many pictures each new list has.
+
+    Raises:
+        StorageError: The folder cannot be read or written.
+    """
+    check_readable(folder)
+    known, number = _known(folder)
+    pictures = (pair for pair in _walk(folder) if pair[0] not in known)
+    sizes = []
+    while part := list(islice(pictures, samples_per_shard)):
+        captions = _captions(folder, {text for _, text in part if text})
+        rows = {
+            "key": [path for path, _ in part],
+            # A colon would make it a URL with a scheme.
+            "url": [f"./{path}" if ":" in path else path for path, _ in part],
+            "caption": [captions.get(text) for _, text in part],
+        }
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table(rows, schema=SCHEMA), sink, compression="zstd")
+        write_bytes(folder, _NAME.format(number), sink.getvalue())
+        number += 1
+        sizes.append(len(part))
+    return sizes
+
+
+def _known(folder: Root) -> tuple[set[str], int]:
+    """The pictures that the lists have already, and the number of the next list."""
+    found: set[str] = set()
+    number = 0
+    while folder.fs.isfile(path := f"{folder.path}/{_NAME.format(number)}"):
+        try:
+            with folder.fs.open(path, "rb") as file:
+                found.update(pq.read_table(file, columns=["key"]).column(0).to_pylist())
+        except (OSError, pa.ArrowException, KeyError) as error:
+            raise storage_error(error, f"{folder.uri}/{_NAME.format(number)}", "read") from error
+        number += 1
+    return found, number
+
+
+def _walk(folder: Root) -> Iterator[tuple[str, str]]:
+    """Path of each picture below the folder, and of the `.txt` beside it, or nothing; folder by folder."""
+    start = len(folder.path.rstrip("/")) + 1
+    try:
+        for parent, folders, files in folder.fs.walk(folder.path, topdown=True):
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+            below = f"{parent.rstrip('/')}/"[start:]
+            there = set(files)
+            for name in sorted(there):
+                stem, _, suffix = name.rpartition(".")
+                if not stem or suffix.lower() not in IMAGE_SUFFIXES or name.startswith((".", "_")):
+                    continue
+                if any(ord(letter) < 32 or letter == "\\" for letter in name) or not _is_text(name):
+                    continue  # the engine refuses such paths, and parquet such texts
+                text = f"{stem}.txt"
+                yield posixpath.join(below, name), posixpath.join(below, text) if text in there else ""
+    except Exception as error:
+        raise storage_error(error, folder.uri, "list") from error
+
+
+def _is_text(name: str) -> bool:
+    return to_text(name.encode(errors="surrogateescape")) is not None
+
+
+def _captions(folder: Root, texts: set[str]) -> dict[str, str | None]:
+    found = {}
+    for text in texts:
+        try:
+            data = folder.fs.cat_file(f"{folder.path}/{text}", start=0, end=MAX_TEXT_BYTES)
+        except Exception as error:
+            raise storage_error(error, f"{folder.uri}/{text}", "read") from error
+        caption = to_text(data)
+        found[text] = caption.strip() if caption else None
+    return found
+
+
+@click.command("list-pictures")
+@click.argument("folder", metavar="DIR")
+@click.option(
+    "--samples-per-shard", default=10_000, type=click.IntRange(1, 1_000_000), help="Most pictures in a list."
+)
+def list_pictures_command(folder: str, samples_per_shard: int) -> None:
+    """Lists the pictures below DIR in parquet shards, so that `embed DIR` takes them.
+
+    DIR is a path or a URI. The lists are written to it, as pictures-00000.parquet and so on; later calls list
+    what is new. A `.txt` of the same name is a picture's caption.
+    """
+    root = open_root(folder)
+    sizes = list_pictures(root, samples_per_shard)
+    if not sizes and not root.fs.isfile(f"{root.path}/{_NAME.format(0)}"):
+        raise StorageError(f"There are no pictures below {root.uri}. Expected are .jpg, .png, .webp, ...")
+    click.echo(f"{some(sum(sizes), 'new picture')} in {some(len(sizes), 'new list')}.")
