@@ -13,6 +13,7 @@ from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.model import load_model
 from boring_assets.engine.pipeline import Options
 from boring_assets.errors import SettingsError
+from resources.devices import Lease, lease
 
 _loaded: dict[tuple[Any, ...], Encoder] = {}
 _lock = threading.Lock()
@@ -33,13 +34,17 @@ class ClipResource(dg.ConfigurableResource):
         "",
         description="Pretrained tag or checkpoint path; empty takes the model's own weights, if any.",
     )
-    device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
+    device: str = Field(
+        "auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda`, `cuda:N`, or several: `cuda:0,cuda:1`."
+    )
     precision: str = Field(
         "auto",
         description="`auto` (bf16 where the device is fast at it, else fp32), `fp32`, `bf16` or `fp16`.",
     )
     batch_size: str = Field("auto", description="Images in a batch, or `auto`; halved when memory runs out.")
-    decode_workers: int = Field(0, description="How many images are decoded at once; 0 is one a CPU core.")
+    decode_workers: int = Field(
+        0, description="How many images are decoded at once; 0 is one a CPU core, shared out among devices."
+    )
     read_ahead_mb: int = Field(512, description="Most MiB of images that wait for the model.")
     max_image_pixels: int = Field(89_478_485, description="An image with more pixels fails as `too_large`.")
     max_image_bytes: int = Field(64 * 2**20, description="An image with more bytes fails as `too_large`.")
@@ -55,14 +60,19 @@ class ClipResource(dg.ConfigurableResource):
             SettingsError: The batch size or the precision is none.
         """
         size = self._batch_size()
-        wanted = (self.model, self.pretrained, self.device, self.precision, size)
+        device = self.lease().torch_name
+        wanted = (self.model, self.pretrained, device, self.precision, size)
         with _lock:
             if wanted not in _loaded:
                 _loaded.clear()  # a device rarely has room for two
                 _loaded[wanted] = Encoder(
-                    load_model(self.model, self.pretrained), self.device, self.precision, size
+                    load_model(self.model, self.pretrained), device, self.precision, size
                 )
             return _loaded[wanted]
+
+    def lease(self) -> Lease:
+        """The device that this process has; taken at the first call, where there is a choice."""
+        return lease(self.device)
 
     def _batch_size(self) -> Any:
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
@@ -85,7 +95,7 @@ class ClipResource(dg.ConfigurableResource):
         Args:
             max_rows: Most rows over all shards; None takes all.
         """
-        workers = self.decode_workers or len(os.sched_getaffinity(0))
+        workers = self.decode_workers or max(1, len(os.sched_getaffinity(0)) // self.lease().of)
         if workers > MOST_THREADS:
             start_server()
         return Options(

@@ -156,8 +156,13 @@ class _Run:
     def _embed(self, shards: list[Shard], max_rows: int | None) -> Iterator[dg.AssetMaterialization]:
         options = self._clip.options(max_rows)  # starts what takes a while beside the model's loading
         encoder = self._clip.encoder()
+        device = self._clip.lease()
+        if device.shared:
+            self._context.log.warning(
+                f"Every device was taken: {device.name} is shared with another process."
+            )
         self._context.log.info(
-            f"{len(shards)} shards on {encoder.device} in {encoder.precision}, "
+            f"{len(shards)} shards on {device.name} in {encoder.precision}, "
             f"batches of {encoder.batch_size}, model {encoder.model.name} ({encoder.model.digest})."
         )
         facts = self._facts(encoder)
@@ -168,13 +173,15 @@ class _Run:
             if isinstance(result, FailedShard):
                 self._fail(result.shard.key, result.error)
                 continue
-            event = self._commit(result, facts)
+            event = self._commit(result, facts, device.name)
             if event:
                 yield event
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
 
-    def _commit(self, result: EmbeddedShard, facts: dict[str, Any]) -> dg.AssetMaterialization | None:
+    def _commit(
+        self, result: EmbeddedShard, facts: dict[str, Any], device: str
+    ) -> dg.AssetMaterialization | None:
         try:
             written = self._embeddings.commit(result, facts)
         except ShardError as error:
@@ -182,7 +189,7 @@ class _Run:
             return None
         return materialization(
             result.shard,
-            {**written.facts, "seconds": result.seconds, "image_bytes": result.image_bytes},
+            {**written.facts, "seconds": result.seconds, "image_bytes": result.image_bytes, "device": device},
             written.uri,
             table=written.table,
             failures_uri=written.failures_uri,

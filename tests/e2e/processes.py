@@ -36,15 +36,15 @@ DEADLINE = 150
 
 @dataclass(frozen=True)
 class Home:
-    """A fresh `DAGSTER_HOME` with the project's dagster.yaml, and an input and an output beside it."""
+    """A fresh `DAGSTER_HOME` with the project's dagster.yaml or another; an input, an output beside it."""
 
     root: Path
 
     @classmethod
-    def make(cls, root: Path) -> "Home":
+    def make(cls, root: Path, config: Path = PROJECT / "dagster.yaml") -> "Home":
         for name in ("dagster", "input", "logs"):
-            (root / name).mkdir()
-        shutil.copyfile(PROJECT / "dagster.yaml", root / "dagster" / "dagster.yaml")
+            (root / name).mkdir(parents=True)
+        shutil.copyfile(config, root / "dagster" / "dagster.yaml")
         home = cls(root)
         home.instance.get_dynamic_partitions("")  # two processes that set up its storage at once can collide
         return home
