@@ -39,6 +39,7 @@ def machine(root: Path, shared: Home | None = None) -> Home:
     if shared:
         made.input.rmdir()
         made.input.symlink_to(shared.input)
+        shared.output.mkdir(exist_ok=True)
         made.output.symlink_to(shared.output)
     return made
 
