@@ -212,7 +212,9 @@ class WarmRunLauncher(DefaultRunLauncher):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "launched without a worker")
         worker = run.tags[WORKER_TAG]
         if not is_of_home(self._instance, run):
-            return CheckRunHealthResult(WorkerStatus.RUNNING, "launched from another home", worker)
+            return CheckRunHealthResult(
+                WorkerStatus.RUNNING, "launched from another home", run_worker_id=worker
+            )
         if self._is_alive(run):
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=worker)
         return CheckRunHealthResult(

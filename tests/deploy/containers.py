@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compose_spec import PyOptions
+import yaml
+from compose_spec import PyCompose
 from dotenv import dotenv_values
 
 from tests.e2e.processes import PROJECT, SCRIPTS, running
@@ -39,10 +40,11 @@ def read_compose(variables: dict[str, str]) -> dict[str, Any]:
             raise ValueError(f"{name}: {rest}")
         return variables.get(name) or (rest if kind == ":-" else "")
 
-    read = PyOptions(apply_merge=True).from_yaml(_VARIABLE.sub(value, COMPOSE.read_text()))
-    for validate in (read.validate, read.validate_networks, read.validate_volumes):
-        validate()
-    return read.to_dict()
+    merged = yaml.safe_load(_VARIABLE.sub(value, COMPOSE.read_text()))
+    read = PyCompose.from_yaml(yaml.safe_dump(merged))
+    read.validate()
+    read.validate_volumes()
+    return merged
 
 
 @dataclass

@@ -3,7 +3,9 @@
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
+from compose_spec import PyCompose
 from dotenv import dotenv_values
 
 from boring_assets.settings import PREFIX, Settings
@@ -53,6 +55,8 @@ def test_the_compose_file_is_valid_and_only_one_daemon_starts() -> None:
         assert started == {"webserver", others, "code", "postgres", "seaweedfs"}
     settings = {name for name in variables if name.startswith(PREFIX)}
     assert settings <= {PREFIX + name.upper() for name in Settings.model_fields}
+    with pytest.raises(ValueError, match="imagee"):
+        PyCompose.from_yaml("services: {code: {imagee: x}}")
 
 
 def test_the_instance_with_postgres_is_else_the_projects_own() -> None:

@@ -76,7 +76,7 @@ def created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tu
 
 
 def snake(name: str) -> str:
-    return re.sub(r"([A-Z])", lambda match: f"_{match[1].lower()}", name).replace("k8s_", "k8s_")
+    return re.sub(r"([A-Z])", lambda match: f"_{match[1].lower()}", name)
 
 
 def launcher_config(values: dict[str, Any], kubeconfig: Path) -> dict[str, Any]:
