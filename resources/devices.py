@@ -30,6 +30,7 @@ class Lease:
         torch_name: What torch knows it by in this process.
         of: Among how many devices it was chosen; the machine's cores are shared out among so many.
         shared: Whether other processes had taken every device before, so that it has two users now.
+        lock: What keeps it; None where there was no choice, and `name` is what the setting says.
     """
 
     name: str

@@ -156,13 +156,12 @@ class _Run:
     def _embed(self, shards: list[Shard], max_rows: int | None) -> Iterator[dg.AssetMaterialization]:
         options = self._clip.options(max_rows)  # starts what takes a while beside the model's loading
         encoder = self._clip.encoder()
-        device = self._clip.lease()
-        if device.shared:
-            self._context.log.warning(
-                f"Every device was taken: {device.name} is shared with another process."
-            )
+        lease = self._clip.lease()
+        device = lease.name if lease.lock else str(encoder.device)
+        if lease.shared:
+            self._context.log.warning(f"Every device was taken: {device} is shared with another process.")
         self._context.log.info(
-            f"{len(shards)} shards on {device.name} in {encoder.precision}, "
+            f"{len(shards)} shards on {device} in {encoder.precision}, "
             f"batches of {encoder.batch_size}, model {encoder.model.name} ({encoder.model.digest})."
         )
         facts = self._facts(encoder)
@@ -173,7 +172,7 @@ class _Run:
             if isinstance(result, FailedShard):
                 self._fail(result.shard.key, result.error)
                 continue
-            event = self._commit(result, facts, device.name)
+            event = self._commit(result, facts, device)
             if event:
                 yield event
         if left:
