@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import dagster as dg
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+from sqlalchemy.exc import IntegrityError, InternalError
 
 from boring_assets.engine.samples import Shard
 from partitions.discovery import Discovery
@@ -91,8 +92,13 @@ def _limit_pool(instance: dg.DagsterInstance) -> None:
     first look.
     """
     storage = instance.event_log_storage
-    if POOL not in storage.get_concurrency_keys():
+    if POOL in storage.get_concurrency_keys():
+        return
+    try:
         storage.initialize_concurrency_limit_to_default(POOL)
+    except (IntegrityError, InternalError):  # PostgreSQL gives the latter: Dagster goes on after the former
+        if POOL not in storage.get_concurrency_keys():  # else another process did so at the same moment
+            raise
 
 
 def take_stock(

@@ -25,6 +25,7 @@ from boring_assets.catalogue import (
 from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError, without_family
+from boring_assets.homes import HOME_TAG, home_name
 from boring_assets.jobs import ALIVE_LOCK, embed_job, is_of_command_line
 from boring_assets.parallel import run_in_workers
 from boring_assets.progress_bar import ProgressBar, count_rows
@@ -102,14 +103,13 @@ def _alive(instance: dg.DagsterInstance) -> Iterator[None]:
 
 
 def _end_dead_runs(instance: dg.DagsterInstance, lock: IO[str]) -> None:
-    """Ends the unfinished runs of command lines, where no other command line lives."""
+    """Ends the unfinished runs of this home's command lines, where no other one of them lives."""
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX lets a lock that is held answer either
         return
-    unfinished = dg.RunsFilter(
-        job_name=embed_job.name, statuses=NOT_FINISHED_STATUSES, tags={ADOPT_TAG: "true"}
-    )
+    tags = {ADOPT_TAG: "true", HOME_TAG: home_name(instance)}
+    unfinished = dg.RunsFilter(job_name=embed_job.name, statuses=NOT_FINISHED_STATUSES, tags=tags)
     for run in instance.get_runs(unfinished):
         if is_of_command_line(run):  # the daemon watches its own
             instance.report_run_failed(run, "The process of this run was ended before the run was.")

@@ -11,6 +11,7 @@ dagster.yaml:
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -33,13 +34,17 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster._serdes import ConfigurableClassData, serialize_value
 
+from boring_assets.homes import HOME_TAG, home_name, is_of_home
 from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
+from boring_assets.pool import fit_pool
+from boring_assets.settings import load_settings
 from boring_assets.worker import DONE, TAKEN, is_alive
 
 WORKER_TAG = "boring_assets/worker"
 """Run tag: which worker process executes the run, as its process id and a name of its own."""
 _ANSWER_SECONDS = 30.0
 _LOCAL = (None, "localhost", "127.0.0.1", "::1")
+_IMAGE = "DAGSTER_CURRENT_IMAGE"
 
 
 class _Worker:
@@ -100,7 +105,10 @@ class WarmRunLauncher(DefaultRunLauncher):
 
     Workers belong to the process of this launcher, which is the daemon's: they get its environment, and end
     with it once they are idle. Runs of code locations with another Python or on another machine are launched
-    as Dagster does by itself.
+    as Dagster does by itself, but for those of a container with the same image, as `DAGSTER_CURRENT_IMAGE`
+    names it in both: their code is here too.
+
+    The pool gets as many slots as this machine has devices, see `boring_assets.pool`.
 
     Args:
         idle_seconds: How long a worker waits for its next run, with the model loaded.
@@ -116,6 +124,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         self._idle_seconds, self._linger_seconds = idle_seconds, linger_seconds
         self._idle: list[_Worker] = []
         self._lock = threading.Lock()
+        self._pool_fits = False
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -143,6 +152,9 @@ class WarmRunLauncher(DefaultRunLauncher):
             super().launch_run(context)
             return
         assert run.job_code_origin is not None
+        if not self._pool_fits:
+            fit_pool(self._instance, load_settings().device)
+            self._pool_fits = True
         origin = run.job_code_origin.repository_origin
         ref = serialize_value(self._instance.get_ref())
         request = json.dumps({"run_id": run.run_id, "instance_ref": ref}).encode() + b"\n"
@@ -178,7 +190,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         if run.is_finished:
             return False
         self._instance.report_run_canceling(run)
-        if not self._is_alive(run):
+        if is_of_home(self._instance, run) and not self._is_alive(run):
             self._instance.report_run_canceled(run, "The run's process had ended before.")
         return True
 
@@ -194,13 +206,19 @@ class WarmRunLauncher(DefaultRunLauncher):
             run: A run that has started and not ended.
 
         Returns:
-            RUNNING or FAILED; RUNNING too for a run that Dagster's own launcher launched, which it watches.
+            RUNNING or FAILED; RUNNING too for a run that Dagster's own launcher launched, which it watches,
+            and for one of another home, whose locks cannot be seen from here.
         """
-        if is_of_command_line(run) and not is_alive(Path(self._instance.root_directory) / ALIVE_LOCK):
+        here = is_of_home(self._instance, run)
+        if here and is_of_command_line(run) and not is_alive(self._home() / ALIVE_LOCK):
             return CheckRunHealthResult(WorkerStatus.FAILED, "its command line has ended before it")
         if WORKER_TAG not in run.tags:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "launched without a worker")
         worker = run.tags[WORKER_TAG]
+        if not here:
+            return CheckRunHealthResult(
+                WorkerStatus.RUNNING, "launched from another home", run_worker_id=worker
+            )
         if self._is_alive(run):
             return CheckRunHealthResult(WorkerStatus.RUNNING, run_worker_id=worker)
         return CheckRunHealthResult(
@@ -214,8 +232,11 @@ class WarmRunLauncher(DefaultRunLauncher):
         for worker in workers:
             worker.end()
 
+    def _home(self) -> Path:
+        return Path(self._instance.root_directory)
+
     def _folder(self) -> Path:
-        return Path(self._instance.root_directory) / "workers"
+        return self._home() / "workers"
 
     def _is_alive(self, run: dg.DagsterRun) -> bool:
         name = Path(run.tags[WORKER_TAG].rpartition("-")[2]).name
@@ -231,7 +252,8 @@ class WarmRunLauncher(DefaultRunLauncher):
 
     def _offer(self, worker: _Worker, run_id: str, request: bytes) -> bool:
         # Before the run begins: Dagster rewrites the whole run to add a tag, its status too.
-        self._instance.add_run_tags(run_id, {WORKER_TAG: worker.id})
+        tags = {WORKER_TAG: worker.id, HOME_TAG: home_name(self._instance)}
+        self._instance.add_run_tags(run_id, tags)
         return worker.take(request)
 
     def _watch(self, worker: _Worker, run_id: str, ended: threading.Event) -> None:
@@ -251,14 +273,16 @@ class WarmRunLauncher(DefaultRunLauncher):
 
 
 def _is_local(run: dg.DagsterRun) -> bool:
-    """Whether this process's own Python, on this machine, is the one that has the run's code."""
+    """Whether this process's own Python, on this machine or in this image, is one that has the run's code."""
     if run.job_code_origin is None or run.remote_job_origin is None:
         return False
     repository = run.job_code_origin.repository_origin
     location = run.remote_job_origin.repository_origin.code_location_origin
-    if isinstance(location, GrpcServerCodeLocationOrigin) and location.host not in _LOCAL:
-        return False
-    return repository.executable_path == sys.executable and not repository.container_image
+    if repository.container_image or os.environ.get(_IMAGE):
+        here = repository.container_image == os.environ.get(_IMAGE)
+    else:
+        here = not isinstance(location, GrpcServerCodeLocationOrigin) or location.host in _LOCAL
+    return here and repository.executable_path == sys.executable
 
 
 class PromptRunCoordinator(QueuedRunCoordinator):

@@ -1,11 +1,12 @@
 """Several devices at once: each worker is a process with a Dagster run, a model and a device of its own.
 
+Each takes its device by itself, see `resources.devices`.
+
 A worker tells how far it is by JSON lines on its standard output.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -27,8 +28,7 @@ Range = tuple[str, str]
 def run_in_workers(shares: Sequence[Sequence[Range]], *, redo: bool = False) -> list[Outcome]:
     """Runs each share of ranges in a process of its own, all at once.
 
-    The CPU's cores are divided among the workers; CUDA devices are dealt out one each, in turn. Settings
-    reach them by the environment.
+    The CPU's cores are divided among the workers. Settings reach them by the environment.
 
     Args:
         shares: For each worker its ranges: first and last partition key, in Dagster's order.
@@ -37,8 +37,7 @@ def run_in_workers(shares: Sequence[Sequence[Range]], *, redo: bool = False) -> 
     Returns:
         How each run ended.
     """
-    devices = _cuda_devices()
-    workers = [_start(share, redo, _environment(n, len(shares), devices)) for n, share in enumerate(shares)]
+    workers = [_start(share, redo, _environment(len(shares))) for share in shares]
     with ThreadPoolExecutor(len(workers)) as pool:
         try:
             return [outcome for outcomes in pool.map(_follow, workers) for outcome in outcomes]
@@ -48,23 +47,10 @@ def run_in_workers(shares: Sequence[Sequence[Range]], *, redo: bool = False) -> 
             raise
 
 
-def _environment(number: int, workers: int, devices: list[str]) -> dict[str, str]:
+def _environment(workers: int) -> dict[str, str]:
     cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
     shared = {"OMP_NUM_THREADS": cores, f"{PREFIX}DECODE_WORKERS": cores}
-    device = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]} if devices else {}
-    return {**shared, **os.environ, **device}
-
-
-def _cuda_devices() -> list[str]:
-    """Names of the CUDA devices that this process may use, found without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [device.strip() for device in visible.split(",") if device.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
-    return [str(number) for number in range(len(lines))] if listed.returncode == 0 else []
+    return {**shared, **os.environ}
 
 
 def _start(share: Sequence[Range], redo: bool, environment: dict[str, str]) -> "subprocess.Popen[str]":

@@ -16,6 +16,7 @@ from boring_assets.assets.image_embeddings import FAILED_SHARDS, MAX_SAMPLES_TAG
 from boring_assets.catalogue import REDO_TAG
 from boring_assets.definitions import build_definitions
 from boring_assets.errors import SettingsError
+from boring_assets.homes import HOME_TAG, home_name
 from boring_assets.jobs import embed_job, range_tags
 from boring_assets.settings import Settings
 
@@ -113,7 +114,8 @@ def run_range(
         KeyboardInterrupt: SIGINT came in the middle of it.
     """
     job = build_definitions(settings).resolve_job_def(embed_job.name)
-    tags = range_tags(first, last) | ({MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {})
+    tags = range_tags(first, last) | {HOME_TAG: home_name(instance)}
+    tags |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
     tags |= {REDO_TAG: "true"} if redo else {}
     # The command line says what happened; Dagster's own log is in the UI.
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}

@@ -53,7 +53,11 @@ class Settings(BaseSettings):
         "",
         description="Pretrained tag or checkpoint path; empty takes the model's own weights, if any.",
     )
-    device: str = Field("auto", description="`auto` (CUDA, else CPU), `cpu`, `cuda` or `cuda:N`.")
+    device: str = Field(
+        "auto",
+        description="`auto` (CUDA, else CPU), `cpu`, `cuda`, `cuda:N`, or several: `cuda:0,cuda:1`. "
+        "Of several, each run takes one that no other run has.",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
         description="Arithmetic of the model; `auto` is bf16 where the device is fast at it, else fp32.",
@@ -70,7 +74,9 @@ class Settings(BaseSettings):
         1, ge=1, description="Devices (or CPU processes) that `boring-assets embed` uses at once."
     )
     decode_workers: int = Field(
-        0, ge=0, description="How many images are decoded at once; 0 is one a CPU core."
+        0,
+        ge=0,
+        description="How many images are decoded at once; 0 is one a CPU core, shared out among devices.",
     )
     read_ahead_mb: int = Field(
         512, ge=1, description="Most bytes of images, encoded and decoded, waiting for the model, in MiB."

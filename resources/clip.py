@@ -13,6 +13,7 @@ from boring_assets.engine.model import load_model
 from boring_assets.engine.pipeline import Options
 from boring_assets.errors import SettingsError
 from boring_assets.settings import config_field
+from resources.devices import Lease, lease
 
 _loaded: dict[tuple[Any, ...], Encoder] = {}
 _lock = threading.Lock()
@@ -52,14 +53,19 @@ class ClipResource(dg.ConfigurableResource):
             SettingsError: The batch size or the precision is none.
         """
         size = self._batch_size()
-        wanted = (self.model, self.pretrained, self.device, self.precision, size)
+        device = self.lease().torch_name
+        wanted = (self.model, self.pretrained, device, self.precision, size)
         with _lock:
             if wanted not in _loaded:
                 _loaded.clear()  # a device rarely has room for two
                 _loaded[wanted] = Encoder(
-                    load_model(self.model, self.pretrained), self.device, self.precision, size
+                    load_model(self.model, self.pretrained), device, self.precision, size
                 )
             return _loaded[wanted]
+
+    def lease(self) -> Lease:
+        """The device that this process has; taken at the first call, where there is a choice."""
+        return lease(self.device)
 
     def _batch_size(self) -> Any:
         if self.precision not in ("auto", "fp32", "bf16", "fp16"):
@@ -85,7 +91,7 @@ class ClipResource(dg.ConfigurableResource):
         Raises:
             SettingsError: An extra image format is none of Pillow's.
         """
-        workers = self.decode_workers or len(os.sched_getaffinity(0))
+        workers = self.decode_workers or max(1, len(os.sched_getaffinity(0)) // self.lease().of)
         if workers > MOST_THREADS:
             start_server()
         return Options(

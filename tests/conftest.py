@@ -9,6 +9,7 @@ import fsspec
 import pytest
 import s3fs
 
+from tests.postgres import Postgres, program
 from tests.seaweed import Seaweed
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -42,6 +43,15 @@ def s3_env(s3: Seaweed, clean_environment: None, monkeypatch: pytest.MonkeyPatch
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     return s3
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL server that asks for a password, for the whole session."""
+    if program("initdb") is None:
+        pytest.skip("PostgreSQL is not installed; on Debian: apt-get install postgresql")
+    with Postgres() as server:
+        yield server
 
 
 @pytest.fixture

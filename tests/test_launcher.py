@@ -21,6 +21,7 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
+from boring_assets.homes import HOME_TAG
 from boring_assets.jobs import ALIVE_LOCK, range_tags
 from boring_assets.launcher import WORKER_TAG, WarmRunLauncher
 from boring_assets.worker import is_alive
@@ -187,6 +188,8 @@ def test_the_health_of_a_run_is_that_of_its_own_process(project: Project) -> Non
     assert after(f"{pid}-ba9876543210") is WorkerStatus.FAILED
     assert after(f"{os.getpid()}-{name}") is WorkerStatus.RUNNING
     assert health(done.with_tags({})).status is WorkerStatus.RUNNING
+    other_home = done.with_tags({WORKER_TAG: "1-ba9876543210", HOME_TAG: "0123456789ab"})
+    assert health(other_home).status is WorkerStatus.RUNNING
     os.kill(int(pid), signal.SIGKILL)
     wait_for(lambda: not is_alive(project.home / "workers" / f"{name}.lock"), "the lock is free")
     assert health(done).status is WorkerStatus.FAILED

@@ -27,7 +27,8 @@ def materialization(
 
     Args:
         shard: The shard.
-        facts: What the embeddings file says of itself, and `seconds` and `image_bytes` where measured.
+        facts: What the embeddings file says of itself, and `seconds`, `image_bytes` and `device` where
+            it was made just now.
         uri: URI of the embeddings file.
         table: Its rows, for a preview.
         failures_uri: URI of the failures file.
@@ -57,7 +58,7 @@ def materialization(
         metadata["failures_uri"] = dg.MetadataValue.path(failures_uri)
     if seconds := facts.get("seconds"):
         metadata |= {"seconds": round(seconds, 3), "images_per_second": round(rows / seconds, 2)}
-        metadata["image_bytes"] = facts["image_bytes"]
+        metadata |= {"image_bytes": facts["image_bytes"], "device": facts["device"]}
     if table is not None:
         metadata["preview"] = dg.MetadataValue.md(preview(table))
     for name, text in (sheets or {}).items():

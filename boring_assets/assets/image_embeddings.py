@@ -162,8 +162,12 @@ class _Run:
     def _embed(self, shards: list[Shard], max_rows: int | None) -> Iterator[dg.AssetMaterialization]:
         options = self._clip.options(max_rows)  # starts what takes a while beside the model's loading
         encoder = self._clip.encoder()
+        lease = self._clip.lease()
+        device = lease.name if lease.lock else str(encoder.device)
+        if lease.shared:
+            self._context.log.warning(f"Every device was taken: {device} is shared with another process.")
         self._context.log.info(
-            f"{len(shards)} shards on {encoder.device} in {encoder.precision}, "
+            f"{len(shards)} shards on {device} in {encoder.precision}, "
             f"batches of {encoder.batch_size}, model {encoder.model.name} ({encoder.model.digest})."
         )
         facts = self._facts(encoder)
@@ -177,7 +181,7 @@ class _Run:
                     raise storage_error(result.error, result.shard.uri, "read") from result.error
                 self._fail(result.shard.key, result.error)
                 continue
-            event = self._commit(result, facts)
+            event = self._commit(result, facts, device)
             if event:
                 yield event
         if left:
@@ -191,7 +195,9 @@ class _Run:
             replaced = backfilled(self._context.instance, run.tags) | set(self._context.partition_keys)
             refuse_to_mix(self._embeddings, facts, replaced)
 
-    def _commit(self, result: EmbeddedShard, facts: dict[str, Any]) -> dg.AssetMaterialization | None:
+    def _commit(
+        self, result: EmbeddedShard, facts: dict[str, Any], device: str
+    ) -> dg.AssetMaterialization | None:
         try:
             written = self._embeddings.commit(result, facts)
         except ShardError as error:
@@ -199,7 +205,7 @@ class _Run:
             return None
         return materialization(
             result.shard,
-            {**written.facts, "seconds": result.seconds, "image_bytes": result.image_bytes},
+            {**written.facts, "seconds": result.seconds, "image_bytes": result.image_bytes, "device": device},
             written.uri,
             table=written.table,
             failures_uri=written.failures_uri,

@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -36,15 +36,15 @@ DEADLINE = 150
 
 @dataclass(frozen=True)
 class Home:
-    """A fresh `DAGSTER_HOME` with the project's dagster.yaml, and an input and an output beside it."""
+    """A fresh `DAGSTER_HOME` with the project's dagster.yaml or another; an input, an output beside it."""
 
     root: Path
 
     @classmethod
-    def make(cls, root: Path) -> "Home":
+    def make(cls, root: Path, config: Path = PROJECT / "dagster.yaml") -> "Home":
         for name in ("dagster", "input", "logs"):
-            (root / name).mkdir()
-        shutil.copyfile(PROJECT / "dagster.yaml", root / "dagster" / "dagster.yaml")
+            (root / name).mkdir(parents=True)
+        shutil.copyfile(config, root / "dagster" / "dagster.yaml")
         home = cls(root)
         home.instance.get_dynamic_partitions("")  # two processes that set up its storage at once can collide
         return home
@@ -126,27 +126,10 @@ class Home:
             check=False,
         )
 
-    @contextmanager
-    def start(self, *command: str, **settings: str) -> Iterator[None]:
-        """Keeps a command running; ends it with all its children, and shows its log if the block failed."""
+    def start(self, *command: str, **settings: str) -> AbstractContextManager[None]:
+        """Keeps a command running."""
         log = self.root / "logs" / f"{command[0]}.txt"
-        with log.open("ab") as sink:
-            process = subprocess.Popen(
-                [str(SCRIPTS / command[0]), *command[1:]],
-                cwd=PROJECT,
-                env=self.env(**settings),
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            yield
-            assert process.poll() is None, f"{command[0]} ended by itself with {process.returncode}"
-        except BaseException:
-            print(f"--- {log.name}\n{log.read_text(errors='replace')[-20_000:]}")
-            raise
-        finally:
-            _end(process)
+        return running([str(SCRIPTS / command[0]), *command[1:]], log, self.env(**settings))
 
     @contextmanager
     def webserver(self, **settings: str) -> Iterator["Webserver"]:
@@ -263,6 +246,23 @@ class Webserver:
         }
         statuses["unmaterialized"] -= statuses["failed"]  # the webserver counts those twice
         return {name: sorted(keys) for name, keys in statuses.items() if keys}
+
+
+@contextmanager
+def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[None]:
+    """Keeps a command running; ends it with all its children, and shows its log if the block failed."""
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            command, cwd=PROJECT, env=env, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield
+        assert process.poll() is None, f"{command[0]} ended by itself with {process.returncode}"
+    except BaseException:
+        print(f"--- {log.name}\n{log.read_text(errors='replace')[-20_000:]}")
+        raise
+    finally:
+        _end(process)
 
 
 def wait_for(

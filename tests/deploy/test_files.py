@@ -1,0 +1,66 @@
+"""Files of deploy/ through the tools that they are for; the other modules here do the rest."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+from dotenv import dotenv_values
+
+from boring_assets.settings import PREFIX, Settings
+from tests.deploy.containers import DOCKER, read_compose
+from tests.e2e.processes import PROJECT, SCRIPTS
+
+POSTGRES = PROJECT / "deploy" / "postgres"
+
+
+def hadolint(file: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [SCRIPTS / "hadolint", file], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_the_dockerfile_passes_its_linter(tmp_path: Path) -> None:
+    done = hadolint(DOCKER / "Dockerfile")
+    assert (done.returncode, done.stdout) == (0, "")
+    bad = tmp_path / "Dockerfile"
+    bad.write_text((DOCKER / "Dockerfile").read_text().replace("python:${PYTHON}-slim", "python"))
+    assert "DL3006" in hadolint(bad).stdout
+
+
+def test_the_image_gets_all_that_its_build_copies() -> None:
+    """Docker takes only what the ignore file leaves."""
+    left = {
+        line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"
+    }
+    copied = {
+        name
+        for line in (DOCKER / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for name in line.split()[1:-1]
+    }
+    assert copied == left
+    assert all((PROJECT / name).exists() for name in left)
+
+
+def test_the_compose_file_is_valid_and_only_one_daemon_starts() -> None:
+    variables = {name: value or "x" for name, value in dotenv_values(DOCKER / ".env.example").items()}
+    services = read_compose(variables)["services"]
+    profiles = {name: set(spec.get("profiles", [])) for name, spec in services.items()}
+    chosen = set(variables["COMPOSE_PROFILES"].split(","))
+    for profile, others in (("cpu", "daemon"), ("gpu", "daemon-gpu")):
+        active = {profile} | chosen - {"cpu"}
+        started = {name for name, its in profiles.items() if not its or its & active}
+        assert started == {"webserver", others, "code", "postgres", "seaweedfs"}
+    settings = {name for name in variables if name.startswith(PREFIX)}
+    assert settings <= {PREFIX + name.upper() for name in Settings.model_fields}
+    with pytest.raises(ValueError, match="imagee"):
+        PyCompose.from_yaml("services: {code: {imagee: x}}")
+
+
+def test_the_instance_with_postgres_is_else_the_projects_own() -> None:
+    ours = yaml.safe_load((POSTGRES / "dagster.yaml").read_text())
+    assert {"storage", "compute_logs"} <= ours.keys()
+    rest = {name: value for name, value in ours.items() if name not in ("storage", "compute_logs")}
+    assert rest == yaml.safe_load((PROJECT / "dagster.yaml").read_text())

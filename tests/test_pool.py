@@ -1,0 +1,36 @@
+"""The pool's limit follows the machine, unless somebody has set it."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from boring_assets.catalogue import POOL
+from boring_assets.pool import fit_pool
+from boring_assets.runs import open_instance
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dg.DagsterInstance:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    return open_instance("out")
+
+
+def limit(instance: dg.DagsterInstance) -> int:
+    (found,) = [pool.limit for pool in instance.event_log_storage.get_pool_limits() if pool.name == POOL]
+    return found
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_it_follows_the_machine_until_somebody_sets_it(
+    instance: dg.DagsterInstance, registered: bool
+) -> None:
+    if registered:
+        instance.event_log_storage.initialize_concurrency_limit_to_default(POOL)
+        assert limit(instance) == 1
+    for setting, found in (("cpu:0,cpu:1,cpu:2", 3), ("cpu:0,cpu:1", 2), ("cpu", 1), ("cpu:0,cpu:1", 2)):
+        fit_pool(instance, setting)
+        assert limit(instance) == found
+    instance.event_log_storage.set_concurrency_slots(POOL, 5)
+    fit_pool(instance, "cpu:0,cpu:1,cpu:2")
+    assert limit(instance) == 5
