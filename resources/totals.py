@@ -160,7 +160,7 @@ def _sum(counts: dict[str, Any]) -> dict[str, Any]:
     def the_one(name: str) -> Any:
         """The value that all files share; a list where they differ."""
         said = {json.dumps(facts[name], sort_keys=True) for facts in shards if facts[name] is not None}
-        values = [json.loads(value) for value in sorted(said)]
+        values = [json.loads(value) for value in sorted(said, key=lambda one: (len(one), one))]
         return values[0] if len(values) == 1 else values or None
 
     return {
