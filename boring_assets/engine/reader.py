@@ -144,8 +144,7 @@ class Reader:
                     self._send(chunk)
                     chunk = Chunk(job)
             self._look_again(job)
-        except (Closed, MemoryError) as error:
-            job.checked.set_exception(error)  # nobody shall wait for it
+        except Closed:
             raise
         except ShardError as error:
             chunk = Chunk(job, error=error)
