@@ -20,11 +20,10 @@ from boring_assets.sample_data import write_sample_data
 from torture.outputs import EMBEDDINGS, Place
 from torture.report import finish
 
-_PER_SHARD = 1000
 # Memory that comes and goes with read-ahead, shards in hand and the allocator's own habits.
 _SLACK_MB = 150
 _SLACK_FILES = 16
-_TICK_SECONDS = 2.0
+_TICK_SECONDS = 0.5
 
 
 @dataclass
@@ -62,9 +61,10 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--per-shard", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    shards = max(10, options.images // _PER_SHARD)
+    shards = max(10, options.images // options.per_shard)
     rows = options.images // shards
     with tempfile.TemporaryDirectory(prefix="torture-") as name:
         folder = Path(name)

@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from boring_assets.errors import StorageError
 from resources import files
 from resources.files import write_bytes
 from resources.storage import check_writable, open_root
@@ -117,3 +119,21 @@ def test_parts_of_an_upload_that_was_killed_are_given_back(s3_env: Seaweed) -> N
     assert fs.info(f"{prefix}/0.parquet")["size"] == len(content)
     left = fs.call_s3("list_multipart_uploads", Bucket=BUCKET, Prefix=key).get("Uploads", [])
     assert [upload["Key"] for upload in left] == [f"{key}/0.parquet.other"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk")
+def test_a_read_only_output_is_named_and_untouched(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a disk")
+    try:
+        root = open_root(str(disk))
+        write_bytes(root, "0.parquet", b"before")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        for write in (lambda: check_writable(root), lambda: write_bytes(root, "0.parquet", b"after")):
+            with pytest.raises(StorageError, match="the filesystem is read-only"):
+                write()
+        assert (disk / "0.parquet").read_bytes() == b"before"
+    finally:
+        subprocess.run(["umount", disk], check=True)

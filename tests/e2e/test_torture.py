@@ -1,0 +1,29 @@
+"""Short versions of `make torture`: the same programs, on less."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.processes import PROJECT
+
+
+def torture(part: str, *options: str) -> str:
+    command = [sys.executable, "-m", f"torture.{part}", *options]
+    done = subprocess.run(command, cwd=PROJECT, env=os.environ, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "\npassed\n" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["local", "s3"])
+def test_killed_runs_lose_nothing(storage: str) -> None:
+    said = torture("crashes", "--kills", "3", "--storage", storage, "--shards", "4", "--images", "12")
+    assert f"{storage}: kills  " in said
+
+
+@pytest.mark.slow
+def test_memory_and_open_files_stay_flat() -> None:
+    torture("soak", "--images", "3000", "--per-shard", "50")
