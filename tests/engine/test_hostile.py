@@ -18,4 +18,4 @@ def test_damaged_parquet_files_and_tars_cost_themselves(tmp_path: Path, encoder:
     account = account_for_files(60, seed=1, folder=tmp_path, encoder=encoder)
     assert account.wrong == []
     assert account.reasons["shard_error"] > 10
-    assert account.embedded > 100
+    assert account.embedded > 40
