@@ -9,6 +9,7 @@ import argparse
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torture.report import finish
 # Memory that comes and goes with read-ahead, shards in hand and the allocator's own habits.
 _SLACK_MB = 150
 _SLACK_FILES = 16
-_TICK_SECONDS = 0.5
+_TICK_SECONDS = 0.2
 
 
 @dataclass
@@ -45,9 +46,11 @@ class Watch:
     def look(self, process: psutil.Process, done: int) -> None:
         """Notes how a process is now."""
         family = [process, *process.children(recursive=True)]
-        self.memory.append(sum(one.memory_info().rss for one in family) / 2**20)
-        self.files.append(process.num_fds())
-        self.threads.append(process.num_threads())
+        memory = sum(one.memory_info().rss for one in family) / 2**20
+        files, threads = process.num_fds(), process.num_threads()
+        self.memory.append(memory)
+        self.files.append(files)
+        self.threads.append(threads)
         self.done.append(done)
 
     def grown(self, values: list[float] | list[int], shards: int) -> float:
@@ -79,10 +82,8 @@ def main() -> None:
         assert isinstance(run, subprocess.Popen)
         process = psutil.Process(run.pid)
         while run.poll() is None:
-            try:
+            with suppress(psutil.NoSuchProcess):  # it, or a child of it, has just ended
                 watch.look(process, len(list((output / EMBEDDINGS).glob("*.parquet"))))
-            except psutil.NoSuchProcess:
-                break
             time.sleep(_TICK_SECONDS)
         seconds = time.monotonic() - started
         violations = [place.log()] if run.wait() else []

@@ -4,7 +4,6 @@ Decoding releases Python's lock, but the calls around it do not: on 16 cores 8 t
 5 times what one does. Processes scale; their pixels come back in shared memory, without a copy.
 """
 
-import logging
 import os
 import queue
 import threading
@@ -20,16 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 
 from boring_assets.engine.decode import Limits, Preprocess, decode_all
-from boring_assets.engine.samples import Failure, Reason
+from boring_assets.engine.rescue import Rescuer
+from boring_assets.engine.samples import Failure
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-log = logging.getLogger(__name__)
 # Up to so many workers threads do as well as processes, and start at once.
 MOST_THREADS = 4
-# So many deaths of lone decoders, with no image decoded in between, are not the images' doing.
-_MOST_DEATHS = 40
 
 
 class Decoded(NamedTuple):
@@ -128,7 +125,7 @@ class ProcessDecoders:
         )
         self._workers = workers
         self._pool = self._new_pool(workers)
-        self._rescuer = _Rescuer(self._new_pool)
+        self._rescuer = Rescuer(self._new_pool, _decode_into, _decoded)
 
     def submit(self, images: "Sequence[bytes]") -> "Future[Decoded]":
         """See `Decoders`."""
@@ -178,81 +175,10 @@ class ProcessDecoders:
         self._memory.unlink()
 
 
-class _Rescuer:
-    """Decodes what a broken pool had in hand, by one process that may die as often as it must."""
-
-    def __init__(self, new_pool: "partial[ProcessPoolExecutor]") -> None:
-        self._new_pool = new_pool
-        self._pool: ProcessPoolExecutor | None = None
-        self._thread = ThreadPoolExecutor(1, "rescue")
-        self._deaths = 0
-
-    def rescue(self, images: "Sequence[bytes]", done: "Future[Decoded]", first: "partial[None]") -> None:
-        """Begins to decode some images, once `first` was called; sets `done` in the end."""
-
-        def work() -> None:
-            try:
-                first()
-                done.set_result(self._decode(images))
-            except BaseException as error:
-                done.set_exception(error)
-
-        try:
-            waiting = self._thread.submit(work)
-        except RuntimeError:  # closed: nobody wants it any more
-            done.cancel()
-        else:
-            waiting.add_done_callback(lambda ended: ended.cancelled() and done.cancel())
-
-    def close(self, *, cancel: bool) -> None:
-        """Ends the process, once it is done or as soon as it can."""
-        self._thread.shutdown(wait=True, cancel_futures=cancel)
-        if self._pool:
-            self._pool.shutdown(wait=True)
-
-    def _decode(self, images: "Sequence[bytes]") -> Decoded:
-        answer = self._try(images)
-        if answer is not None:
-            return answer
-        pixels: list[Tensor] = []
-        answers: list[Failure | None] = []
-        for image in images:
-            alone = self._try([image])
-            if alone is None:
-                log.warning("An image killed its decoder three times; it is recorded as a decode_error.")
-                answers.append(Failure(Reason.DECODE_ERROR, "the decoder's process died at it"))
-            else:
-                pixels.append(alone.pixels)
-                answers += alone.answers
-        return Decoded(_joined(pixels), answers)
-
-    def _try(self, images: "Sequence[bytes]") -> Decoded | None:
-        """The images decoded; None where the process died at them."""
-        self._pool = self._pool or self._new_pool(1)
-        try:
-            pixels, answers = self._pool.submit(_decode_into, images, -1).result()
-            assert pixels is not None
-        except BrokenProcessPool:
-            self._pool.shutdown(wait=True)
-            self._pool = None
-            self._deaths += 1
-            if self._deaths >= _MOST_DEATHS:
-                raise
-            return None
-        self._deaths = 0
-        return _decoded(pixels, answers)
-
-
 def _decoded(pixels: np.ndarray, answers: list[Failure | None]) -> Decoded:
     import torch
 
     return Decoded(torch.from_numpy(pixels)[: answers.count(None)], answers)
-
-
-def _joined(pixels: "list[Tensor]") -> "Tensor":
-    import torch
-
-    return torch.cat(pixels) if pixels else torch.empty((0, 0, 0, 3), dtype=torch.uint8)
 
 
 def start_server() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from boring_assets.engine import decoders
+from boring_assets.engine import decoders, rescue
 from boring_assets.engine.decode import Limits, Preprocess, decode, decode_all
 from boring_assets.engine.decoders import Decoders, ProcessDecoders, ThreadDecoders
 from boring_assets.engine.samples import Failure, Reason
@@ -143,7 +143,7 @@ def test_a_killed_process_costs_nothing(images: list[bytes]) -> None:
 
 
 def test_decoders_that_cannot_live_are_said(images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoders, "_MOST_DEATHS", 3)
+    monkeypatch.setattr(rescue, "_MOST_DEATHS", 3)
     mine = ProcessDecoders(1, len(images), NUMBERS, Limits(), 0)
     mine._memory.unlink()  # no process can start without it
     with pytest.raises(BrokenProcessPool):
