@@ -16,7 +16,7 @@ import yaml
 from compose_spec import PyCompose
 from dotenv import dotenv_values
 
-from tests.e2e.processes import PROJECT, SCRIPTS, running
+from tests.e2e.processes import PROJECT, SCRIPTS, running, wait_for
 from tests.postgres import program
 from tests.seaweed import free_ports, weed
 
@@ -110,6 +110,10 @@ class Containers:
         kind, *command = self.services[service]["healthcheck"]["test"]
         assert kind == "CMD"
         return self.run(service, *command).returncode == 0
+
+    def wait_until_healthy(self, service: str) -> None:
+        """What a service waits for that depends on this one."""
+        wait_for(lambda: self.is_healthy(service), f"{service} is healthy", every=1)
 
     def _mounts(self, service: str) -> dict[str, str]:
         """What is mounted into a container, by its path there."""

@@ -27,6 +27,7 @@ from dagster._core.remote_origin import (
 from boring_assets.definitions import build_definitions
 from boring_assets.jobs import embed_job, range_tags
 from boring_assets.settings import Settings
+from partitions.shards import SHARDS
 from tests.e2e.processes import PROJECT
 
 FOLDER = PROJECT / "deploy" / "kubernetes"
@@ -118,6 +119,8 @@ def launch(instance: dg.DagsterInstance) -> dg.DagsterRun:
     location = GrpcServerCodeLocationOrigin("boring-assets", 4000, None, "boring-assets")
     pointer = ModuleCodePointer("boring_assets.definitions", "defs")
     repository = RepositoryPythonOrigin("/opt/venv/bin/python", pointer, IMAGE, None, None)
+    assert SHARDS.name
+    instance.add_dynamic_partitions(SHARDS.name, ["00000", "00009"])
     run = instance.create_run_for_job(
         build_definitions(Settings()).resolve_job_def(embed_job.name),
         status=dg.DagsterRunStatus.STARTING,
