@@ -84,7 +84,8 @@ def _unaccounted(one: Measures) -> str:
 
 def failure_rate(committed: Committed) -> Found:
     """Of the images that there were to embed, no more than BORING_MAX_FAILURE_RATE failed."""
-    problems, failed, there = {}, 0, 0
+    problems: dict[str, str] = {}
+    failed = there = 0
     for one in committed.readable():
         its_failed, its_there = one.failed - one.not_downloaded, one.rows - one.not_downloaded
         failed, there = failed + its_failed, there + its_there
@@ -133,7 +134,8 @@ def drift(committed: Committed) -> Found:
     samples of n and N rows of one population a distance of about sqrt(1/n + 1/N); twice that is allowed, and
     BORING_MAX_DRIFT on top.
     """
-    problems, largest, rows = {}, 0.0, 0
+    problems: dict[str, str] = {}
+    largest, rows = 0.0, 0
     total: np.ndarray | None = None
     for one in committed.sound():
         mean, count = one.mean_vector(), one.vectors

@@ -144,7 +144,8 @@ def _of_rows(parquet: pq.ParquetFile) -> dict[str, Any]:
     kind = parquet.schema_arrow.field("embedding").type
     dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
     total, bad = np.zeros(dim), 0
-    digest, hashes = hashlib.sha256(), []
+    digest = hashlib.sha256()
+    hashes: list[np.ndarray] = []
     for batch in parquet.iter_batches(_BATCH_ROWS, columns=["embedding"]) if dim else ():
         column = batch.column(0)
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)

@@ -60,7 +60,7 @@ class TFRecordBeside(OpenShard):
                 continue  # whose it is cannot be told; its row is among those that are left
             row = rows.get(str(_value(record.get("key", []))))
             data = _image(record)
-            if row not in left or data is None:
+            if row is None or row not in left or data is None:
                 continue
             del left[row]
             if len(data) > self.limits.bytes:
