@@ -57,10 +57,14 @@ def job(encoder: Encoder, source: str, out: str, workers: int = _CORES) -> float
     """
     embeddings = EmbeddingsIOManager(output_dir=f"{out}/{uuid.uuid4().hex}")
     start, count = time.perf_counter(), 0
-    for result in embed_shards(shards_below(source), encoder, Options(decode_workers=workers)):
-        assert isinstance(result, EmbeddedShard), result
+
+    def commit(result: EmbeddedShard) -> int:
         embeddings.commit(result, {})
-        count += len(result.embedded)
+        return len(result.embedded)
+
+    for embedded in embed_shards(shards_below(source), encoder, Options(decode_workers=workers), then=commit):
+        assert isinstance(embedded, int), embedded
+        count += embedded
     return count / (time.perf_counter() - start)
 
 

@@ -11,6 +11,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,9 +231,9 @@ def daft_udf(model: Model, folder: Path, out: Path, meter: Meter) -> None:
 def engine(model: Model, folder: Path, out: Path, meter: Meter) -> None:
     """This project without Dagster: the engine, and the IO manager that writes and commits."""
     from benchmarks.gpu import shards_in
-    from boring_assets.engine.pipeline import EmbeddedShard, Progress, embed_shards
+    from boring_assets.engine.pipeline import Progress, embed_shards
     from resources.clip import ClipResource
-    from resources.embeddings_io import EmbeddingsIOManager
+    from resources.embeddings_io import EmbeddingsIOManager, Written
 
     clip, embeddings = (
         ClipResource(model=model.name, pretrained=model.checkpoint),
@@ -240,9 +241,10 @@ def engine(model: Model, folder: Path, out: Path, meter: Meter) -> None:
     )
     progress = Progress()
     with _Watch(progress, meter):
-        for result in embed_shards(shards_in(folder), clip.encoder(), clip.options(), progress=progress):
-            assert isinstance(result, EmbeddedShard), result
-            embeddings.commit(result, {})
+        written = partial(embeddings.commit, facts={})
+        work = (shards_in(folder), clip.encoder(), clip.options())
+        for result in embed_shards(*work, progress=progress, then=written):
+            assert isinstance(result, Written), result
 
 
 def command(model: Model, folder: Path, out: Path, meter: Meter) -> None:

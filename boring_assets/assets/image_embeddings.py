@@ -9,7 +9,8 @@ each shard, rows in = embedded + failed.
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import dagster as dg
 
@@ -86,6 +87,13 @@ def _noted_on(first: BoringError) -> Iterator[None]:
         yield
     except BoringError as also:
         first.add_note(str(also))
+
+
+class _Committed(NamedTuple):
+    """A shard that is committed, and the event that says so."""
+
+    shard: Shard
+    event: dg.AssetMaterialization
 
 
 class _Run:
@@ -173,17 +181,16 @@ class _Run:
         facts = self._facts(encoder)
         self._refuse_to_mix(facts)
         left = {shard.key for shard in shards}
-        results = embed_shards(shards, encoder, options, self._source.fetcher(), PROGRESS, self._source.check)
-        for result in results:
+        commit = partial(self._commit, facts=facts, device=device)
+        work = (shards, encoder, options, self._source.fetcher(), PROGRESS, self._source.check)
+        for result in embed_shards(*work, then=commit):
             left.discard(result.shard.key)
             if isinstance(result, FailedShard):
                 if is_down(result.error):  # the others would fail alike, each after its retries
                     raise storage_error(result.error, result.shard.uri, "read") from result.error
                 self._fail(result.shard.key, result.error)
-                continue
-            event = self._commit(result, facts, device)
-            if event:
-                yield event
+            else:
+                yield result.event
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
         # Another run may have begun in the same empty output, with another model.
@@ -197,13 +204,13 @@ class _Run:
 
     def _commit(
         self, result: EmbeddedShard, facts: dict[str, Any], device: str
-    ) -> dg.AssetMaterialization | None:
+    ) -> "_Committed | FailedShard":
+        """Writes a shard; called in several threads at once."""
         try:
             written = self._embeddings.commit(result, facts)
         except ShardError as error:
-            self._fail(result.shard.key, error)
-            return None
-        return materialization(
+            return FailedShard(result.shard, error)
+        event = materialization(
             result.shard,
             {**written.facts, "seconds": result.seconds, "image_bytes": result.image_bytes, "device": device},
             written.uri,
@@ -211,6 +218,7 @@ class _Run:
             failures_uri=written.failures_uri,
             sheets={"contact_sheet": contact_sheet(result), "failures": failure_sheet(result)},
         )
+        return _Committed(result.shard, event)
 
     def _facts(self, encoder: Encoder) -> dict[str, Any]:
         numbers = encoder.model.preprocess

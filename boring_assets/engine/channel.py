@@ -27,6 +27,11 @@ class Channel(Generic[T]):
         self._open = True
         self._error: BaseException | None = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has closed it."""
+        return self._open
+
     def put(self, item: T, weight: int = 1) -> None:
         """Adds an item, once there is room for it.
 

@@ -6,7 +6,9 @@
       │ in order, bounded by bytes
     encoder (1 thread)     fills batches across shard boundaries, gives each shard its rows back
       │ finished shards, bounded by bytes
-    the caller             writes and commits, off the model's path
+    finishers (4 threads)  what the caller wants done with each: writing and committing it
+      │ in the order in which they are done
+    the caller
 
 Each row is answered exactly once, with an embedding or a failure, and a shard is finished when its last
 row is. Shards share batches, so many small ones cost what one large one costs.
@@ -14,7 +16,10 @@ row is. Shards share batches, so many small ones cost what one large one costs.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
+from typing import Any, TypeVar, overload
 
 from boring_assets.engine.batcher import Batcher
 from boring_assets.engine.channel import Channel, Closed
@@ -28,6 +33,33 @@ from boring_assets.errors import ShardError
 __all__ = ["EmbeddedShard", "FailedShard", "Options", "Progress", "embed_shards"]
 
 _FINISHED_BYTES = 256 * 2**20
+# Writing a shard to object storage is mostly waiting.
+_FINISHERS = 4
+T = TypeVar("T")
+
+
+@overload
+def embed_shards(
+    shards: Iterable[Shard],
+    encoder: Encoder,
+    options: Options | None = None,
+    fetcher: Fetcher | None = None,
+    progress: Progress | None = None,
+    check: Callable[[Shard], None] | None = None,
+) -> Iterator[EmbeddedShard | FailedShard]: ...
+
+
+@overload
+def embed_shards(
+    shards: Iterable[Shard],
+    encoder: Encoder,
+    options: Options | None = None,
+    fetcher: Fetcher | None = None,
+    progress: Progress | None = None,
+    check: Callable[[Shard], None] | None = None,
+    *,
+    then: Callable[[EmbeddedShard], T],
+) -> Iterator[T | FailedShard]: ...
 
 
 def embed_shards(
@@ -37,7 +69,8 @@ def embed_shards(
     fetcher: Fetcher | None = None,
     progress: Progress | None = None,
     check: Callable[[Shard], None] | None = None,
-) -> Iterator[EmbeddedShard | FailedShard]:
+    then: Callable[[EmbeddedShard], Any] | None = None,
+) -> Iterator[Any]:
     """Embeds shards; each is given back as soon as it is finished.
 
     Args:
@@ -47,38 +80,72 @@ def embed_shards(
         fetcher: Fetches images behind URLs; by default only those below the dataset's own root.
         progress: Counted up as batches are answered.
         check: Called for each shard that was read to its end, in another thread; raises ShardError where it
-            is no longer what it was. Its answer is waited for here, off the model's path.
+            is no longer what it was. Its answer is waited for off the model's path.
+        then: Called for each finished shard, for several at once in threads of their own; what it returns is
+            given back in the shard's place.
 
     Yields:
         Each shard once, nearly in order: its embeddings, or why it could not be read. With `max_rows`,
-        shards past the limit are left out.
+        shards past the limit are left out. When the caller leaves, calls of `then` that have begun are
+        waited for.
 
     Raises:
         ModelError: The device cannot go on.
-        Exception: What `check` raised, if that was no ShardError.
+        Exception: What `then` raised, or `check`, if that was no ShardError.
     """
     options = options or Options()
     fetcher = fetcher or Fetcher(max_bytes=options.limits.bytes)
     pixels: Channel[Chunk] = Channel(options.read_ahead_bytes)
     finished: Channel[EmbeddedShard | FailedShard] = Channel(_FINISHED_BYTES)
+    answers: Channel[Any] = Channel(_FINISHERS)
+    channels = (pixels, finished, answers)
     reader = Reader(options, fetcher, encoder, pixels, check)
     batcher = Batcher(encoder, pixels, finished, progress or Progress())
+    work = {
+        "reader": partial(reader.read, shards),
+        "encoder": batcher.run,
+        "finisher": partial(_finish, finished, answers, then, channels),
+    }
     threads = [
-        threading.Thread(target=_run, args=(work, pixels, finished), name=name, daemon=True)
-        for name, work in (("reader", partial(reader.read, shards)), ("encoder", batcher.run))
+        threading.Thread(target=_run, args=(body, *channels), name=name, daemon=True)
+        for name, body in work.items()
     ]
     for thread in threads:
         thread.start()
     try:
         while True:
-            yield _confirmed(finished.get())
+            yield answers.get()
     except Closed:
         return
     finally:
-        pixels.close()
-        finished.close()
+        for channel in channels:
+            channel.close()
         for thread in threads:
             thread.join()
+
+
+def _finish(
+    finished: Channel[EmbeddedShard | FailedShard],
+    answers: Channel[Any],
+    then: Callable[[EmbeddedShard], Any] | None,
+    channels: Iterable[Channel],
+) -> None:
+    """Does with each finished shard what the caller wants done, with some of them at once."""
+    room = threading.Semaphore(_FINISHERS)
+
+    def answer(result: EmbeddedShard | FailedShard) -> None:
+        if answers.is_open:
+            result = _confirmed(result)
+            answers.put(then(result) if then and isinstance(result, EmbeddedShard) else result)
+
+    # Where nothing is to be done, one thread keeps the order.
+    with ThreadPoolExecutor(_FINISHERS if then else 1, "finish") as pool, suppress(Closed):
+        while True:
+            result = finished.get()
+            room.acquire()
+            pool.submit(_run, partial(answer, result), *channels).add_done_callback(lambda _: room.release())
+            del result
+    answers.close()
 
 
 def _confirmed(result: EmbeddedShard | FailedShard) -> EmbeddedShard | FailedShard:

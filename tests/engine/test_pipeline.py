@@ -338,3 +338,33 @@ def test_decoding_limits_are_the_pipelines(encoder: Encoder, tmp_path: Path) -> 
     (result,) = embedded(list(embed_shards([make_shard(tmp_path, "0", [large, small])], encoder, options)))
     assert result.embedded.tolist() == [1]
     assert result.failures[0].reason is Reason.TOO_LARGE
+
+
+def test_what_is_done_with_finished_shards_is_done_to_several_at_once(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    """Writing is mostly waiting: it must not stop the next shard's, nor what is embedded meanwhile."""
+    shards = [make_shard(tmp_path, f"{n}", [jpeg(row) for row in range(10)]) for n in range(9)]
+    together = threading.Barrier(3, timeout=60)
+
+    def write(result: EmbeddedShard) -> str:
+        together.wait()
+        return result.shard.key
+
+    assert sorted(embed_shards(shards, encoder, then=write)) == [f"{n}" for n in range(9)]
+
+
+def test_an_error_of_writing_stops_all_and_leaves_nothing_behind(
+    encoder: Encoder, many: list[Shard]
+) -> None:
+    before, written = _threads(), []
+
+    def write(result: EmbeddedShard) -> None:
+        if len(written) == 3:
+            raise OSError("the disk is full")
+        written.append(result.shard.key)
+
+    with pytest.raises(OSError, match="the disk is full"):
+        list(embed_shards(many, encoder, then=write))
+    _wait_for_the_end_of(before)
+    assert 3 <= len(written) < len(many)
