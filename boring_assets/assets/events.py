@@ -58,7 +58,9 @@ def materialization(
         metadata["failures_uri"] = dg.MetadataValue.path(failures_uri)
     if seconds := facts.get("seconds"):
         metadata |= {"seconds": round(seconds, 3), "images_per_second": round(rows / seconds, 2)}
-        metadata |= {"image_bytes": facts["image_bytes"], "device": facts["device"]}
+        metadata["image_bytes"] = facts["image_bytes"]
+    if device := facts.get("device"):
+        metadata["device"] = device
     if table is not None:
         metadata["preview"] = dg.MetadataValue.md(preview(table))
     for name, text in (sheets or {}).items():

@@ -56,7 +56,7 @@ def test_the_event_of_a_shard() -> None:
     shard = finished_shard("a/0").shard
     event = materialization(
         shard,
-        FACTS | {"seconds": 2.0, "image_bytes": 1000},
+        FACTS | {"seconds": 2.0, "image_bytes": 1000, "device": "cuda:3"},
         "file:///out/image_embeddings/a/0.parquet",
         table=table("a cat"),
         failures_uri="file:///out/image_failures/a/0.parquet",
@@ -80,6 +80,7 @@ def test_the_event_of_a_shard() -> None:
         "seconds": 2.0,
         "images_per_second": 4.0,
         "image_bytes": 1000,
+        "device": "cuda:3",
     }
     assert event.tags == {"dagster/data_version": "v1@s", "dagster/code_version": "s"}
     adopted = materialization(shard, FACTS, "file:///x", adopted=True)
