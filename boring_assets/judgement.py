@@ -3,12 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import dagster as dg
 import numpy as np
 
 from resources.measures import Measures
 
+Value = TypeVar("Value")
 # Below so many embeddings, all of them being equal says nothing.
 _FEW = 10
 # Most pictures are of one kind long before this; what is left is a model that answers nothing but one vector.
@@ -185,7 +187,7 @@ def _spread(mean: np.ndarray) -> float:
     return max(0.0, 1 - float(mean @ mean))
 
 
-def _most_common(values: Sequence) -> int | str | None:
+def _most_common(values: Sequence[Value]) -> Value | None:
     return Counter(values).most_common(1)[0][0] if values else None
 
 
