@@ -36,7 +36,7 @@ class ClipResource(dg.ConfigurableResource):
     max_image_pixels: int = config_field("max_image_pixels")
     max_image_bytes: int = config_field("max_image_bytes")
     max_image_seconds: float = config_field("max_image_seconds")
-    extra_image_formats: list[str] = config_field("extra_image_formats")
+    extra_image_formats: list[str] = config_field("extra_image_formats", [])
     max_shard_rows: int = config_field("max_shard_rows")
     max_shard_mb: int = config_field("max_shard_mb")
 
