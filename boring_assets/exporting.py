@@ -293,9 +293,11 @@ def export_all(output_dir: str, dest_dir: str, layout: str) -> dict[str, Any]:
 @click.command("export")
 @click.argument("output_dir", metavar="OUTPUT")
 @click.argument("dest_dir", metavar="DEST")
-@click.option("--format", "layout", required=True, type=click.Choice(list(FORMATS)), help="The layout.")
+@click.option(
+    "--format", "layout", required=True, type=click.Choice(list(FORMATS)), help="The layout.  [default: none]"
+)
 def export_command(output_dir: str, dest_dir: str, layout: str) -> None:
-    """Writes the embeddings of OUTPUT to DEST in another tool's layout.
+    """Writes the embeddings in another tool's layout.
 
     OUTPUT and DEST are paths or URIs. DEST must be empty; `export.json` appears in it when all is written.
     """

@@ -113,10 +113,11 @@ def _captions(folder: Root, texts: set[str]) -> dict[str, str | None]:
     "--samples-per-shard", default=10_000, type=click.IntRange(1, 1_000_000), help="Most pictures in a list."
 )
 def list_pictures_command(folder: str, samples_per_shard: int) -> None:
-    """Lists the pictures below DIR in parquet shards, so that `embed DIR` takes them.
+    """Lists the pictures of a folder in parquet shards.
 
-    DIR is a path or a URI. The lists are written to it, as pictures-00000.parquet and so on; later calls list
-    what is new. A `.txt` of the same name is a picture's caption.
+    After that, `embed DIR` takes them. DIR is a path or a URI. The lists are written to it, as
+    pictures-00000.parquet and so on; later calls list what is new. A `.txt` of the same name is a picture's
+    caption.
     """
     root = open_root(folder)
     sizes = list_pictures(root, samples_per_shard)
