@@ -3,9 +3,9 @@
     python -m benchmarks.index --rows 1000000 --dim 512 lance-ivf-pq lance-hnsw-sq usearch faiss-hnsw
 
 The vectors are made up, float32 and of length 1: clusters of about a hundred, each spread along axes
-whose share falls as 1/i, as the spectrum of real CLIP embeddings does. Queries are further draws from the same
-clusters. Real ones may be easier or harder; compare indexes by this, not datasets. usearch and faiss-cpu are
-no dependencies of the project: install them to compare. docs/search.md has the figures.
+whose share falls as 1/i, as the spectrum of real CLIP embeddings does. Queries are further draws from the
+same clusters. Real ones may be easier or harder; compare indexes by this, not datasets. usearch and
+faiss-cpu are no dependencies of the project: install them to compare. docs/search.md has the figures.
 """
 
 import argparse

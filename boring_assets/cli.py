@@ -1,4 +1,4 @@
-"""The command line: `boring-assets embed | register | status | failures | sample-data`.
+"""The command line: `boring-assets embed | register | status | failures | search | ...`.
 
 Exit codes: 0 all is done; 1 an error, what was committed before it stays; 2 wrong usage; 3 some shards
 failed, the others are committed; 4 (`status`) there is work to do; 130 interrupted, what was committed stays.
@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,8 +16,12 @@ import click
 
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import BoringError, SettingsError, StorageError
+from boring_assets.options import apply as _apply
+from boring_assets.options import config as _config
+from boring_assets.options import setting as _setting
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
-from boring_assets.settings import PREFIX, Settings, load_settings
+from boring_assets.search.commands import clip_scores, index, near_duplicates, search, serve
+from boring_assets.settings import PREFIX, Settings
 from boring_assets.wording import first_of, plain, some
 
 FAILED_SHARDS = 3
@@ -57,27 +60,6 @@ def _with_options(text: str, command: click.Command | None) -> str:
         return f"{match[0]} ({option})" if option else match[0]
 
     return re.sub(rf"\b{PREFIX}([A-Z_]+)\b(?! \()", both, text)
-
-
-def _setting(name: str, *flags: str, **extra: Any) -> Callable[..., Any]:
-    """An option that stands for a setting: the same name, the same help."""
-    flag = flags or (f"--{name.replace('_', '-')}",)
-    field = Settings.model_fields[name]
-    default = field.default if field.default not in ("", ()) else "none"
-    return click.option(*flag, name, help=f"{field.description}  [default: {default}]", **extra)
-
-
-_config = click.option(
-    "--config", metavar="FILE", help="TOML file with settings, one `name = value` a line.  [default: none]"
-)
-
-
-def _apply(options: dict[str, Any]) -> Settings:
-    """Puts the options given into the environment, where child processes find them too, and reads all."""
-    for name, value in options.items():
-        if value is not None:
-            os.environ[PREFIX + name.upper()] = str(value)
-    return load_settings()
 
 
 _CODES = (
@@ -269,6 +251,10 @@ def sample_data(
         raise StorageError(f"Cannot write {folder}: {error}. Give a folder that you may write.") from error
     each = f", {broken:,} broken in each" if broken else ""
     click.echo(f"{some(len(paths), 'shard')} of {some(samples_per_shard, 'sample')} in {folder}{each}.")
+
+
+for _command in (index, search, serve, near_duplicates, clip_scores):
+    main.add_command(_command)
 
 
 def _source(settings: Settings) -> Any:

@@ -2,8 +2,11 @@
 
 import dagster as dg
 
+from boring_assets.assets.clip_scores import define_clip_scores
+from boring_assets.assets.embedding_index import define_embedding_index
 from boring_assets.assets.image_embeddings import define_image_embeddings
-from boring_assets.jobs import embed_job
+from boring_assets.assets.near_duplicates import define_near_duplicates
+from boring_assets.jobs import duplicates_job, embed_job, index_job, scores_job
 from boring_assets.sensors import define_new_shards
 from boring_assets.settings import Settings, load_settings
 from resources.clip import ClipResource
@@ -20,7 +23,28 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     Returns:
         Assets, job, sensor and resources.
     """
-    clip = ClipResource(
+    version = settings.embedding_version()
+    return dg.Definitions(
+        assets=[
+            define_image_embeddings(settings.partitions_per_run, version),
+            define_embedding_index(),
+            define_near_duplicates(settings.duplicate_threshold),
+            define_clip_scores(settings.partitions_per_run, settings.caption_embeddings),
+        ],
+        jobs=[embed_job, index_job, duplicates_job, scores_job],
+        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
+        resources={
+            "clip": build_clip(settings),
+            "source": build_source(settings),
+            "embeddings": build_embeddings(settings),
+        },
+        executor=dg.in_process_executor,
+    )
+
+
+def build_clip(settings: Settings) -> ClipResource:
+    """The model."""
+    return ClipResource(
         model=settings.model,
         pretrained=settings.pretrained,
         device=settings.device,
@@ -30,18 +54,6 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         read_ahead_mb=settings.read_ahead_mb,
         max_image_pixels=settings.max_image_pixels,
         max_image_bytes=settings.max_image_bytes,
-    )
-    version = settings.embedding_version()
-    return dg.Definitions(
-        assets=[define_image_embeddings(settings.partitions_per_run, version)],
-        jobs=[embed_job],
-        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
-        resources={
-            "clip": clip,
-            "source": build_source(settings),
-            "embeddings": build_embeddings(settings),
-        },
-        executor=dg.in_process_executor,
     )
 
 

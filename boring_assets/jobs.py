@@ -11,6 +11,25 @@ embed_job = dg.define_asset_job(
     executor_def=dg.in_process_executor,
 )
 
+index_job = dg.define_asset_job(
+    "update_index",
+    selection=dg.AssetSelection.assets("embedding_index"),
+    description="Brings the nearest-neighbour index up to date.",
+    executor_def=dg.in_process_executor,
+)
+duplicates_job = dg.define_asset_job(
+    "find_near_duplicates",
+    selection=dg.AssetSelection.assets("near_duplicates"),
+    description="Finds groups of near-identical images.",
+    executor_def=dg.in_process_executor,
+)
+scores_job = dg.define_asset_job(
+    "score_captions",
+    selection=dg.AssetSelection.assets("clip_scores"),
+    description="Scores how well a range of shards' captions fit their images.",
+    executor_def=dg.in_process_executor,
+)
+
 
 def range_tags(first: str, last: str) -> dict[str, str]:
     """Run tags for a range of partitions that takes over what is committed already.

@@ -1,12 +1,11 @@
-"""The nearest-neighbour index: one LanceDB table over all committed embeddings, kept up to date by what changed.
+"""The nearest-neighbour index: one LanceDB table over all committed embeddings, updated by what changed.
 
-Each row says which version of which file it came from, so the table itself knows what it holds: an update adds
-what is new and then removes what is superseded, each in one atomic commit. One that is killed in between leaves
-a table that the next one mends, and two at once end in the same state.
+Each row says which version of which file it came from, so the table itself knows what it holds: an update
+adds what is new and then removes what is superseded, each in one atomic commit. One that is killed in between
+leaves a table that the next one mends, and two at once end in the same state.
 """
 
 import json
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from partitions.root import Root
 from resources.embeddings_io import EMBEDDINGS
 from resources.files import file_versions
 
-log = logging.getLogger(__name__)
 INDEXED_FROM = 50_000
 """Rows from which on there is an approximate index; below, LanceDB looks at every vector."""
 _RETRAIN = 4  # times as many rows as the index was trained on
@@ -207,9 +205,7 @@ def _add(
         say(f"{done.added:,} of {len(missing):,} shards")
 
 
-def _groups(
-    root: Root, missing: dict[str, str], schema: pa.Schema, done: Update
-) -> Iterator[list[pa.Table]]:
+def _groups(root: Root, missing: dict[str, str], schema: pa.Schema, done: Update) -> Iterator[list[pa.Table]]:
     """Files as rows, some of them together: each commit costs the table a version and a file."""
     group: list[pa.Table] = []
     for key, version in missing.items():

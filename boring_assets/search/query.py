@@ -1,5 +1,7 @@
 """Questions to the index: by text, by picture, by key; with filters and in pages."""
 
+import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ Operator = Literal["=", "!=", ">=", "<=", "contains"]
 _OWN = ("partition", "row", "key", "url", "caption")
 _HIDDEN = ("load", VECTOR)
 # Parts of the index that are looked into, and candidates for each result whose exact distance is computed.
-_PROBES = 30
+_PROBES = 64
 _REFINE = 10
 
 
@@ -58,6 +60,15 @@ class Hit:
         """All of it, flat."""
         own = {name: getattr(self, name) for name in ("key", "caption", "score", "url", "partition", "row")}
         return {**own, **self.meta}
+
+
+def to_json(hits: "Sequence[Hit]") -> str:
+    """Results as a JSON list; what JSON has no number for is null."""
+
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps([{name: plain(value) for name, value in hit.as_json().items()} for hit in hits])
 
 
 class Searcher:
@@ -118,10 +129,7 @@ class Searcher:
             SettingsError: There is none, or several and no partition was given.
         """
         where = f"key = {quote(key)}" + (f" AND partition = {quote(partition)}" if partition else "")
-        with told(self._root, "read"):
-            found = self._table.search().where(where).limit(2).to_arrow()
-        if not found.num_rows:
-            raise SettingsError(f"There is no picture with the key {key!r} in the index.")
+        found = self._rows(where, f"the key {key!r}")
         if found.num_rows > 1 and partition is None:
             raise SettingsError(
                 f"The key {key!r} is in the partitions {' and '.join(found['partition'].to_pylist())}. "
@@ -129,6 +137,23 @@ class Searcher:
             )
         vector = np.array(found[VECTOR][0].as_py(), np.float32)
         return vector, _hit(found.drop_columns(list(_HIDDEN)).to_pylist()[0], 1.0)
+
+    def of_row(self, partition: str, row: int) -> np.ndarray:
+        """float32 [dim], the embedding of a picture that is in the index.
+
+        Raises:
+            SettingsError: There is none.
+        """
+        where = f"partition = {quote(partition)} AND row = {row}"
+        found = self._rows(where, f"the partition {partition!r} and the row {row}")
+        return np.array(found[VECTOR][0].as_py(), np.float32)
+
+    def _rows(self, where: str, what: str) -> pa.Table:
+        with told(self._root, "read"):
+            found = self._table.search().where(where).limit(2).to_arrow()
+        if not found.num_rows:
+            raise SettingsError(f"There is no picture with {what} in the index.")
+        return found
 
     def nearest(
         self,
