@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ INDEXED_FROM = 50_000
 _RETRAIN = 4  # times as many rows as the index was trained on
 _GROUP_BYTES = 128 * 2**20
 _AT_ONCE = 200
+_TRIES = 10
 _KEEP = timedelta(hours=1)
 _NAME = "vector_"
 
@@ -98,8 +100,7 @@ def update_index(
     _add(root, table, {key: plan.missing[key] for key in peeks}, peeks, done, say)
     _remove(root, table, _plan(root, table, current).superfluous, done)
     if done.added or done.removed or done.rebuilt:
-        with told(root, "write"):
-            _optimize(table, say)
+        _write(root, table, lambda: _optimize(table, say))
     with told(root, "read"):
         done.rows = table.count_rows()
     return done
@@ -194,13 +195,12 @@ def _add(
 ) -> None:
     there = set(table.schema.names)
     columns = widest(each.columns for each in peeks.values())
-    with told(root, "write"):
-        if new := [pa.field(name, kind) for name, kind in columns.items() if name not in there]:
-            table.add_columns(new)
+    if new := [pa.field(name, kind) for name, kind in columns.items() if name not in there]:
+        _write(root, table, lambda: table.add_columns(new))
     schema = table.schema
     for group in _groups(root, missing, schema, done):
-        with told(root, "write"):
-            table.add(pa.concat_tables(group))
+        rows = pa.concat_tables(group)
+        _write(root, table, partial(table.add, rows))
         done.added += len(group)
         say(f"{done.added:,} of {len(missing):,} shards")
 
@@ -225,9 +225,21 @@ def _remove(root: Root, table: Any, superfluous: dict[str, str], done: Update) -
     loads = list(superfluous)
     for start in range(0, len(loads), _AT_ONCE):
         listed = ", ".join(map(quote, loads[start : start + _AT_ONCE]))
-        with told(root, "write"):
-            table.delete(f"load IN ({listed})")
+        _write(root, table, partial(table.delete, f"load IN ({listed})"))
     done.removed = len(set(superfluous.values()))
+
+
+def _write(root: Root, table: Any, work: Callable[[], object]) -> None:
+    """Commits to the table; what another update has overtaken is tried again on what that one left."""
+    with told(root, "write"):
+        for left in reversed(range(_TRIES)):
+            try:
+                work()
+                return
+            except RuntimeError as error:
+                if not left or "commit conflict" not in str(error):
+                    raise
+                table.checkout_latest()
 
 
 def quote(text: str) -> str:
