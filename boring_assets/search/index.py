@@ -29,6 +29,7 @@ INDEXED_FROM = 50_000
 _RETRAIN = 4  # times as many rows as the index was trained on
 _GROUP_BYTES = 128 * 2**20
 _AT_ONCE = 200
+_MANY = 256
 _TRIES = 10
 _KEEP = timedelta(hours=1)
 _NAME = "vector_"
@@ -249,7 +250,7 @@ def quote(text: str) -> str:
 
 def _optimize(table: Any, say: Callable[[str], None]) -> None:
     """Joins small files, brings the vector index up to date, and trains it again once it is far outgrown."""
-    from lancedb.index import IvfRq
+    from lancedb.index import IvfRq, IvfSq
 
     rows = table.count_rows()
     names = [index.name for index in table.list_indices() if index.name.startswith(_NAME)]
@@ -257,7 +258,9 @@ def _optimize(table: Any, say: Callable[[str], None]) -> None:
     table.optimize(cleanup_older_than=_KEEP)
     if rows >= max(INDEXED_FROM, trained * _RETRAIN):
         say(f"indexing {rows:,} vectors")
-        table.create_index(VECTOR, config=IvfRq(distance_type="cosine"), name=f"{_NAME}{rows}")
+        # One bit a number and a look at the best ones' vectors: right for many numbers, too coarse for few.
+        kind = IvfRq if table.schema.field(VECTOR).type.list_size >= _MANY else IvfSq
+        table.create_index(VECTOR, config=kind(distance_type="cosine"), name=f"{_NAME}{rows}")
         for name in names:
             if name != f"{_NAME}{rows}":
                 table.drop_index(name)

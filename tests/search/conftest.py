@@ -1,4 +1,4 @@
-"""A dataset of pictures that boring-tiny was never trained on, embedded and indexed once for all tests here."""
+"""A dataset of pictures that boring-tiny was never trained on, embedded and indexed once for all."""
 
 from pathlib import Path
 

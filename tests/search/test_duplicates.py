@@ -19,7 +19,6 @@ from tests.search.dataset import commit_vectors, encoded, write_shard
 
 
 def test_planted_duplicates_all_and_only(tmp_path: Path) -> None:
-    # Pictures far apart: one for each shape and number of the darkest contrast that the model tells apart well.
     distinct = [encoded(draw(each, 256, 5), "PNG") for each in HELD_OUT[::9]]
     image = draw(HELD_OUT[1], 256, 8)
     other = draw(HELD_OUT[5], 256, 9)

@@ -18,7 +18,7 @@ from boring_assets.search.lance import open_table
 from boring_assets.search.query import Searcher
 from boring_assets.settings import Settings
 from resources.embeddings_io import EmbeddingsIOManager
-from tests.search.dataset import DIM, FACTS, commit, commit_vectors, contents
+from tests.search.dataset import FACTS, commit, commit_vectors, contents
 from tests.seaweed import Seaweed
 
 
@@ -187,17 +187,22 @@ def test_shards_need_not_agree_on_their_columns(output: EmbeddingsIOManager) -> 
     assert sorted(found["partition"].to_pylist()) == ["a", "b", *["c"] * 5]
 
 
+@pytest.mark.parametrize("dim", [16, 256])
 def test_large_tables_are_indexed_and_still_find_the_nearest(
-    output: EmbeddingsIOManager, monkeypatch: pytest.MonkeyPatch
+    dim: int, output: EmbeddingsIOManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = output.root()
     monkeypatch.setattr(index, "INDEXED_FROM", 1000)
     rng = np.random.default_rng(0)
+    centres = rng.normal(size=(80, dim))
+
+    def draw(count: int) -> np.ndarray:
+        made = centres[rng.integers(80, size=count)] + 0.5 * rng.normal(size=(count, dim))
+        return (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
 
     def more(key: str, count: int) -> np.ndarray:
-        made = rng.normal(size=(count, DIM)).astype(np.float32)
-        made /= np.linalg.norm(made, axis=1, keepdims=True)
-        commit_vectors(output, key, made, half=pa.array(np.arange(count) % 2))
+        made = draw(count)
+        commit_vectors(output, key, made, FACTS | {"dim": dim}, half=pa.array(np.arange(count) % 2))
         return made
 
     first = more("a", 900)
@@ -220,8 +225,7 @@ def test_large_tables_are_indexed_and_still_find_the_nearest(
         (key, row) for key, count in (("a", 900), ("b", 900), ("c", 200), ("d", 6000)) for row in range(count)
     ]
     right = 0
-    for query in rng.normal(size=(20, DIM)).astype(np.float32):
-        query /= np.linalg.norm(query)
+    for query in draw(20):
         best = {places[number] for number in np.argsort(-(vectors @ query))[:10]}
         right += len(best & {(hit.partition, hit.row) for hit in searcher.nearest(query, limit=10)})
     assert right >= 190  # of 200

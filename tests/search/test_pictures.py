@@ -16,8 +16,8 @@ from boring_assets.search.pictures import Pictures
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 from tests.assets.project import Project
-from tests.search.dataset import encoded, jpeg
 from tests.search.conftest import HELD_OUT
+from tests.search.dataset import encoded, jpeg
 from tests.seaweed import Seaweed
 
 
