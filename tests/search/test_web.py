@@ -103,7 +103,7 @@ def captions(page: Any) -> list[str]:
 
 def loaded(page: Any) -> int:
     """How many pictures the browser shows, once it has loaded all that are in view."""
-    page.wait_for_function("[...document.images].slice(0, 4).every(image => image.complete)")
+    page.wait_for_function("() => [...document.images].slice(0, 4).every(image => image.complete)")
     return page.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length")
 
 
@@ -149,7 +149,7 @@ def test_search_by_a_chosen_and_by_a_dropped_picture(page: Any, gallery: Gallery
     assert captions(page)[0] == HELD_OUT[20].caption
 
     page.evaluate(drop, list(b"<svg onload=alert(1)>"))
-    page.wait_for_function("document.getElementById('message').textContent.includes('no picture')")
+    page.locator("#message", has_text="no picture").wait_for()
 
 
 def test_filters_empty_results_and_wrong_ones(page: Any) -> None:
@@ -168,7 +168,7 @@ def test_filters_empty_results_and_wrong_ones(page: Any) -> None:
     page.locator("select[name=column]").first.select_option("meta_width")
     page.locator("select[name=operator]").first.select_option(">=")
     page.click("button")
-    page.wait_for_function("document.getElementById('message').textContent.includes('is a number')")
+    page.locator("#message", has_text="is a number").wait_for()
 
 
 def test_a_thousand_results(page: Any, server: Server) -> None:
@@ -176,7 +176,7 @@ def test_a_thousand_results(page: Any, server: Server) -> None:
     assert len(captions(page)) == 1000
     assert len(set(captions(page))) == 1000
     page.locator("li").nth(999).scroll_into_view_if_needed()
-    page.wait_for_function("document.images[999].complete && document.images[999].naturalWidth > 0")
+    page.wait_for_function("() => document.images[999].complete && document.images[999].naturalWidth > 0")
     page.click("text=Next page")
     page.wait_for_url("**page=2**")
     assert len(captions(page)) == 200
