@@ -5,6 +5,7 @@ threshold where others lie between them. Below `INDEXED_FROM` rows every pair is
 asked for the neighbours of each row, and finds nearly all of them.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -33,6 +34,8 @@ _SAME = 0.9995
 _BLOCK = 2048
 _QUERIES = 64
 _NEIGHBOURS = 16
+_MOST_NEIGHBOURS = 1024
+_GATHERED = 1_000_000
 
 Pairs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 Digest = Callable[[str, str | None, int], str | None]
@@ -60,16 +63,36 @@ def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.T
         .sort_by([("partition", "ascending"), ("row", "ascending")])
     )
     vectors = rows[VECTOR].combine_chunks()
-    matrix = vectors.values.to_numpy(zero_copy_only=False).reshape(len(vectors), -1)
+    matrix = vectors.values.to_numpy(zero_copy_only=False).reshape(len(vectors), vectors.type.list_size)
     pairs = _by_index(table, matrix, rows, threshold) if has_vector_index(table) else _all(matrix, threshold)
     groups = _Groups(len(matrix))
     best = np.full(len(matrix), -1, np.float32)
-    for left, right, scores in pairs:
+    for left, right, scores in _gathered(pairs):
         np.maximum.at(best, left, scores)
         np.maximum.at(best, right, scores)
-        for one, other in zip(left.tolist(), right.tolist(), strict=True):
-            groups.join(one, other)
-    return _table(rows.drop_columns([VECTOR]), groups.numbers(), best, digest)
+        groups.join(left, right)
+    return _table(rows.drop_columns([VECTOR]), groups.members(), best, digest)
+
+
+def _gathered(pairs: Pairs) -> Pairs:
+    """The same pairs in fewer, larger pieces."""
+    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    count = 0
+    for piece in pairs:
+        waiting.append(piece)
+        count += len(piece[0])
+        if count >= _GATHERED:
+            yield _joined(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(
+    pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    left, right, scores = zip(*pieces, strict=True)
+    return np.concatenate(left), np.concatenate(right), np.concatenate(scores)
 
 
 def _all(matrix: np.ndarray, threshold: float) -> Pairs:
@@ -94,13 +117,13 @@ def _by_index(table: Any, matrix: np.ndarray, rows: pa.Table, threshold: float) 
     seen: dict[bytes, int] = {}
     asked = []
     for number, vector in enumerate(matrix):
-        first = seen.setdefault(vector.tobytes(), number)
+        first = seen.setdefault(hashlib.blake2b(vector, digest_size=16).digest(), number)
         if first == number:
             asked.append(number)
         else:
             yield np.array([first]), np.array([number]), np.ones(1, np.float32)
     limit = _NEIGHBOURS
-    while asked:
+    while asked and limit <= _MOST_NEIGHBOURS:
         crowded: list[int] = []
         for start in range(0, len(asked), _QUERIES):
             part = np.array(asked[start : start + _QUERIES])
@@ -113,7 +136,8 @@ def _by_index(table: Any, matrix: np.ndarray, rows: pa.Table, threshold: float) 
             ].tolist()
             apart = left != right
             yield left[apart], right[apart], 1 - found["_distance"].to_numpy()[apart]
-        # Rows with more neighbours than were asked for are asked again, for more.
+        # Rows with more neighbours than were asked for are asked again, for more. The nearest thousand link a
+        # row to its group; all pairs of a group of many thousands would be too many.
         asked, limit = crowded, limit * 8
 
 
@@ -124,36 +148,35 @@ def _neighbours(table: Any, queries: np.ndarray, limit: int, threshold: float) -
 
 
 class _Groups:
-    """Sets that grow together: union-find with path halving (Tarjan and van Leeuwen, 1984)."""
+    """Sets that grow together. Each row's label is the lowest row that it is known to be connected with."""
 
     def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
+        self._label = np.arange(count)
 
-    def _root(self, one: int) -> int:
-        parent = self._parent
-        while parent[one] != one:
-            parent[one] = parent[parent[one]]
-            one = parent[one]
-        return one
+    def join(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Connects each of some rows with another: every set is hooked to a lower one until none is left."""
+        while True:
+            one, other = self._label[left], self._label[right]
+            apart = one != other
+            if not apart.any():
+                return
+            left, right, one, other = left[apart], right[apart], one[apart], other[apart]
+            np.minimum.at(self._label, np.maximum(one, other), np.minimum(one, other))
+            while (self._label[self._label] != self._label).any():
+                self._label = self._label[self._label]
 
-    def join(self, one: int, other: int) -> None:
-        one, other = self._root(one), self._root(other)
-        self._parent[max(one, other)] = min(one, other)
-
-    def numbers(self) -> dict[int, list[int]]:
-        """Members of each group of two or more, by its number, in the order of their first members."""
-        members: dict[int, list[int]] = defaultdict(list)
-        for one in range(len(self._parent)):
-            members[self._root(one)].append(one)
-        several = (its for _, its in sorted(members.items()) if len(its) > 1)
-        return dict(enumerate(several))
+    def members(self) -> list[list[int]]:
+        """Each group of two or more, in the order of their first members."""
+        order = np.argsort(self._label, kind="stable")
+        cuts = np.flatnonzero(np.diff(self._label[order])) + 1
+        return [its.tolist() for its in np.split(order, cuts) if len(its) > 1]
 
 
-def _table(rows: pa.Table, groups: dict[int, list[int]], best: np.ndarray, digest: Digest | None) -> pa.Table:
-    members = [one for its in groups.values() for one in its]
+def _table(rows: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Digest | None) -> pa.Table:
+    members = [one for its in groups for one in its]
     picked = rows.take(pa.array(members, pa.int64()))
     kinds = ["exact" if same else "near" for same in _are_copies(picked, groups, best[members], digest)]
-    numbers = [number for number, its in groups.items() for _ in its]
+    numbers = [number for number, its in enumerate(groups) for _ in its]
     made = {
         "group": pa.array(numbers, pa.int64()),
         "score": pa.array(best[members]),
@@ -164,14 +187,14 @@ def _table(rows: pa.Table, groups: dict[int, list[int]], best: np.ndarray, diges
 
 
 def _are_copies(
-    picked: pa.Table, groups: dict[int, list[int]], best: np.ndarray, digest: Digest | None
+    picked: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Digest | None
 ) -> list[bool]:
     """For each member whether another of its group has the same bytes or the same pixels."""
     sums = picked[SHA256].to_pylist() if SHA256 in picked.column_names else [None] * picked.num_rows
     places = [picked[name].to_pylist() for name in ("partition", "key", "row")]
     same = [False] * picked.num_rows
     start = 0
-    for its in groups.values():
+    for its in groups:
         shared: dict[str, list[int]] = defaultdict(list)
         for at in range(start, start + len(its)):
             if sums[at]:

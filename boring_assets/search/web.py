@@ -7,6 +7,7 @@ allows nothing but this page's own files. Pictures come from the source shards, 
 
 import secrets
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -303,4 +304,5 @@ def listen(
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"Search at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
     config = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=100)
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # the way that it is meant to end
+        uvicorn.Server(config).run(sockets=[listener])
