@@ -23,7 +23,9 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
 
 
 def test_help_says_every_option_with_its_meaning_and_default(cli: CommandLine) -> None:
-    assert set(main.commands) == {"embed", "failures", "register", "sample-data", "status"}
+    made = {"embed", "failures", "register", "sample-data", "status"}
+    found = {"clip-scores", "index", "near-duplicates", "search", "serve"}
+    assert set(main.commands) == made | found
     overview = cli("--help").output
     assert "130 interrupted" in overview
     assert "..." not in overview.partition("Commands:")[2].replace("failed, ...", "")

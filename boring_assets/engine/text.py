@@ -66,7 +66,8 @@ def _tokenizer(model: ClipModel) -> Any:
     import open_clip
 
     try:
-        return open_clip.get_tokenizer(resolve(model.name, model.source)[0])
+        name = resolve(model.name, model.source)[0]
+        return open_clip.get_tokenizer(name if ":" in name else name.replace("/", "-"))
     except Exception as error:
         raise ModelError(
             f"The tokenizer of {model.name} cannot be loaded ({type(error).__name__}: {str(error)[:500]}). "

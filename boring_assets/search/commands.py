@@ -27,7 +27,7 @@ _device = setting("device")
 @config
 @click.option("--rebuild", is_flag=True, help="Read everything anew.")
 def index(rebuild: bool, **options: Any) -> None:
-    """Brings the nearest-neighbour index up to date with the embeddings, through Dagster."""
+    """Brings the index that search uses up to date."""
     from boring_assets.jobs import index_job
 
     settings = apply(options)
@@ -82,7 +82,7 @@ def search(
     no_update: bool,
     **options: Any,
 ) -> None:
-    """Finds images by TEXT, by a picture, or by the key of one of them.
+    """Finds images by TEXT, by a picture or by a key.
 
     The index is brought up to date first. The model is the one that made the embeddings.
     """
@@ -162,13 +162,15 @@ def _line(text: str | None) -> str:
 )
 @click.option("--no-update", is_flag=True, help="Use the index as it is, even if shards were added since.")
 def serve(host: str, port: int, allowed_hosts: tuple[str, ...], no_update: bool, **options: Any) -> None:
-    """Opens a web page to search by text or by dropping a picture.
+    """Opens a web page to search in.
 
     Only this machine can reach it, unless --host says otherwise; it asks for no password.
     """
     from boring_assets.search.web import listen
 
     settings = apply(options)
+    if not settings.input_dir:
+        click.secho("Without --input there are no pictures to show.", fg="yellow", err=True)
     listen(settings, _searcher(settings, update=not no_update), host, port, allowed_hosts)
 
 
@@ -178,7 +180,7 @@ def serve(host: str, port: int, allowed_hosts: tuple[str, ...], no_update: bool,
 @setting("duplicate_threshold", "--threshold", metavar="COSINE")
 @config
 def near_duplicates(**options: Any) -> None:
-    """Finds groups of near-identical images, through Dagster.
+    """Finds groups of near-identical images.
 
     The index is brought up to date first. With --input, images of all but equal embeddings are compared pixel
     by pixel to tell exact duplicates.
@@ -208,7 +210,10 @@ def near_duplicates(**options: Any) -> None:
 @setting("caption_embeddings", is_flag=True, default=None)
 @config
 def clip_scores(**options: Any) -> None:
-    """Scores how well each caption fits its image, through Dagster; what is scored already is left alone."""
+    """Scores how well each caption fits its image.
+
+    What is scored already is left alone.
+    """
     from boring_assets.catalogue import ranges
     from boring_assets.definitions import build_embeddings
     from boring_assets.jobs import range_tags, scores_job
