@@ -81,7 +81,8 @@ class Lookup:
         start, size = self._members[row]
         if size > self._opened.limits.bytes:
             return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self._opened.limits.bytes}")
-        data: bytes = shard.fs.cat_file(shard.path.removesuffix(".parquet") + ".tar", start, start + size)
+        tar = shard.path.removesuffix(".parquet") + ".tar"
+        data: bytes = shard.fs.cat_file(tar, start=start, end=start + size) if size else b""
         return data
 
     @cached_property
