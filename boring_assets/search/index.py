@@ -29,6 +29,7 @@ INDEXED_FROM = 50_000
 _RETRAIN = 4  # times as many rows as the index was trained on
 _GROUP_BYTES = 128 * 2**20
 _AT_ONCE = 200
+_SCANNED = 1_000_000
 _MANY = 256
 _TRIES = 10
 _KEEP = timedelta(hours=1)
@@ -118,13 +119,7 @@ def has_vector_index(table: Any) -> bool:
 
 
 def _plan(root: Root, table: Any, current: dict[str, str]) -> _Plan:
-    loads: dict[str, list[str]] = defaultdict(list)
-    if table is not None:
-        with told(root, "read"):
-            seen = table.search().select(["partition", "load"]).to_arrow().combine_chunks()
-        pairs = seen.group_by(["partition", "load"]).aggregate([])
-        for partition, load in zip(pairs["partition"].to_pylist(), pairs["load"].to_pylist(), strict=True):
-            loads[partition].append(load)
+    loads = _loads(root, table) if table is not None else {}
     kept: set[str] = set()
     superfluous: dict[str, str] = {}
     for partition, its in loads.items():
@@ -133,6 +128,18 @@ def _plan(root: Root, table: Any, current: dict[str, str]) -> _Plan:
         superfluous |= {load: partition for load in its if load not in right[:1]}
         kept |= {partition} if right else set()
     return _Plan(kept, superfluous, {key: version for key, version in current.items() if key not in kept})
+
+
+def _loads(root: Root, table: Any) -> dict[str, set[str]]:
+    """The loads of each partition that the table has rows of."""
+    loads: dict[str, set[str]] = defaultdict(set)
+    columns = ["partition", "load"]
+    with told(root, "read"):
+        for batch in table.search().select(columns).to_batches(_SCANNED):
+            pairs = pa.table(batch).group_by(columns).aggregate([])
+            for partition, load in zip(*(pairs[name].to_pylist() for name in columns), strict=True):
+                loads[partition].add(load)
+    return loads
 
 
 def _peek(root: Root, keys: dict[str, str], done: Update) -> dict[str, Peek]:

@@ -8,7 +8,6 @@ allows nothing but this page's own files. Pictures come from the source shards, 
 import secrets
 from collections import OrderedDict
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 from urllib.parse import urlencode, urlsplit
@@ -19,18 +18,15 @@ from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError, SettingsError
 from boring_assets.search.page import PLACEHOLDER, open_pictures, render
 from boring_assets.search.query import Hit, Operator, Searcher, condition, to_json
+from boring_assets.search.question import MOST_PAGE, SIZES, Question
 from boring_assets.settings import Settings
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
-    from starlette.datastructures import QueryParams
     from starlette.requests import Request
     from starlette.responses import Response
 
-SIZES = (24, 100, 1000)
 LOOPBACK = ("127.0.0.1", "localhost")
-_MOST_TEXT = 1000
-_MOST_PAGE = 1000
 _PICTURES = 200
 _HEADERS = {
     "Content-Security-Policy": (
@@ -41,70 +37,6 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a page asks for: a text, a picture that was given, or one that is in the index; see `read`.
-
-    Attributes:
-        text: The text.
-        picture: Name of a picture that was given before.
-        partition: Of a picture in the index.
-        row: Of a picture in the index; None where the question is another.
-        filters: Column, operator and value of each.
-        least_score: Results with a lower score are left out.
-        size: Results on a page.
-        page: From 1.
-    """
-
-    text: str
-    picture: str
-    partition: str
-    row: int | None
-    filters: list[tuple[str, str, str]]
-    least_score: float
-    size: int
-    page: int
-
-    @property
-    def offset(self) -> int:
-        """Results before this page."""
-        return (self.page - 1) * self.size
-
-    @classmethod
-    def read(cls, params: "QueryParams") -> "Question":
-        """Reads the query of a URL.
-
-        Raises:
-            SettingsError: A value is none.
-        """
-        given = zip(
-            params.getlist("column"), params.getlist("operator"), params.getlist("value"), strict=False
-        )
-        try:
-            size, page = int(params.get("n", SIZES[0])), int(params.get("page", 1))
-            least = float(params.get("least") or -1)
-            row = int(params["row"]) if "row" in params else None
-        except ValueError as error:
-            raise SettingsError(f"n, page, least and row are numbers: {error}.") from error
-        if not 1 <= size <= SIZES[-1] or not 1 <= page <= _MOST_PAGE:
-            raise SettingsError(f"n goes from 1 to {SIZES[-1]}, and page from 1 to {_MOST_PAGE}.")
-        text = params.get("q", "").strip()
-        if len(text) > _MOST_TEXT:
-            raise SettingsError(f"The text is longer than {_MOST_TEXT} characters.")
-        filters = [each for each in given if each[0]]
-        picture, partition = params.get("picture", ""), params.get("partition", "")
-        return cls(text, picture, partition, row, filters, least, size, page)
-
-    def url(self, page: int) -> str:
-        """The URL of a page of the same question."""
-        pairs: list[tuple[str, object]] = [("q", self.text)] if self.text else []
-        pairs += [("picture", self.picture)] if self.picture else []
-        pairs += [("partition", self.partition), ("row", self.row)] if self.row is not None else []
-        for column, operator, value in self.filters:
-            pairs += [("column", column), ("operator", operator), ("value", value)]
-        return "/?" + urlencode([*pairs, ("least", self.least_score), ("n", self.size), ("page", page)])
 
 
 class Site:
@@ -130,8 +62,8 @@ class Site:
             "search.html",
             question=question,
             hits=hits[: question.size],
-            more=len(hits) > question.size and question.page < _MOST_PAGE,
-            asked=_is_asked(question),
+            more=len(hits) > question.size and question.page < MOST_PAGE,
+            asked=question.asked,
             message=message,
             columns=list(self._searcher.columns),
             operators=get_args(Operator),
@@ -189,7 +121,7 @@ class Site:
         return JSONResponse({"picture": name})
 
     def _find(self, question: Question, limit: int) -> list[Hit]:
-        if not _is_asked(question):
+        if not question.asked:
             return []
         if question.picture:
             vector = self._given.get(question.picture)
@@ -206,10 +138,6 @@ class Site:
             where=condition(self._searcher.columns, question.filters),
             least_score=question.least_score,
         )
-
-
-def _is_asked(question: Question) -> bool:
-    return bool(question.text or question.picture or question.row is not None)
 
 
 def _place(hit: Hit) -> dict[str, object]:
