@@ -23,6 +23,7 @@ from boring_assets.options import config as _config
 from boring_assets.options import setting as _setting
 from boring_assets.picture_lists import list_pictures_command
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
+from boring_assets.search.commands import clip_scores, index, near_duplicates, search, serve
 from boring_assets.settings import PREFIX, Settings
 from boring_assets.verifying import verify
 from boring_assets.wording import first_of, plain, some
@@ -254,6 +255,10 @@ def sample_data(
         raise StorageError(f"Cannot write {folder}: {error}. Give a folder that you may write.") from error
     each = f", {broken:,} broken in each" if broken else ""
     click.echo(f"{some(len(paths), 'shard')} of {some(samples_per_shard, 'sample')} in {folder}{each}.")
+
+
+for _command in (index, search, serve, near_duplicates, clip_scores):
+    main.add_command(_command)
 
 
 def _source(settings: Settings) -> Any:

@@ -2,9 +2,12 @@
 
 import dagster as dg
 
+from boring_assets.assets.clip_scores import define_clip_scores
+from boring_assets.assets.embedding_index import define_embedding_index
 from boring_assets.assets.image_embeddings import define_image_embeddings
+from boring_assets.assets.near_duplicates import define_near_duplicates
 from boring_assets.checks import define_checks
-from boring_assets.jobs import check_hourly, check_job, embed_job
+from boring_assets.jobs import check_hourly, check_job, duplicates_job, embed_job, index_job, scores_job
 from boring_assets.sensors import define_new_shards
 from boring_assets.settings import Settings, load_settings
 from resources.clip import ClipResource
@@ -19,9 +22,32 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         settings: What the resources are made with.
 
     Returns:
-        Assets, job, sensor and resources.
+        Assets, checks, jobs, sensor and resources.
     """
-    clip = ClipResource(
+    version = settings.embedding_version()
+    return dg.Definitions(
+        assets=[
+            define_image_embeddings(settings.partitions_per_run, version),
+            define_embedding_index(),
+            define_near_duplicates(settings.duplicate_threshold),
+            define_clip_scores(settings.partitions_per_run, settings.caption_embeddings),
+        ],
+        asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift)],
+        jobs=[embed_job, check_job, index_job, duplicates_job, scores_job],
+        schedules=[check_hourly],
+        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
+        resources={
+            "clip": build_clip(settings),
+            "source": build_source(settings),
+            "embeddings": build_embeddings(settings),
+        },
+        executor=dg.in_process_executor,
+    )
+
+
+def build_clip(settings: Settings) -> ClipResource:
+    """The model."""
+    return ClipResource(
         model=settings.model,
         pretrained=settings.pretrained,
         device=settings.device,
@@ -36,20 +62,6 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         max_shard_rows=settings.max_shard_rows,
         max_shard_mb=settings.max_shard_mb,
         preview_images=settings.preview_images,
-    )
-    version = settings.embedding_version()
-    return dg.Definitions(
-        assets=[define_image_embeddings(settings.partitions_per_run, version)],
-        asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift)],
-        jobs=[embed_job, check_job],
-        schedules=[check_hourly],
-        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
-        resources={
-            "clip": clip,
-            "source": build_source(settings),
-            "embeddings": build_embeddings(settings),
-        },
-        executor=dg.in_process_executor,
     )
 
 

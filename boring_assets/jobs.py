@@ -27,6 +27,24 @@ check_hourly = dg.ScheduleDefinition(
     cron_schedule="@hourly",
     description="Runs the checks every hour; off until somebody turns it on.",
 )
+index_job = dg.define_asset_job(
+    "update_index",
+    selection=dg.AssetSelection.assets("embedding_index"),
+    description="Brings the nearest-neighbour index up to date.",
+    executor_def=dg.in_process_executor,
+)
+duplicates_job = dg.define_asset_job(
+    "find_near_duplicates",
+    selection=dg.AssetSelection.assets("near_duplicates"),
+    description="Finds groups of near-identical images.",
+    executor_def=dg.in_process_executor,
+)
+scores_job = dg.define_asset_job(
+    "score_captions",
+    selection=dg.AssetSelection.assets("clip_scores"),
+    description="Scores how well a range of shards' captions fit their images.",
+    executor_def=dg.in_process_executor,
+)
 
 
 def is_of_command_line(run: dg.DagsterRun) -> bool:

@@ -1,4 +1,4 @@
-"""Options that stand for settings, shared by the commands of `boring-assets`."""
+"""Options of the command line that stand for settings."""
 
 import os
 from collections.abc import Callable
@@ -10,7 +10,13 @@ from boring_assets.settings import PREFIX, Settings, load_settings
 
 
 def setting(name: str, *flags: str, **extra: Any) -> Callable[..., Any]:
-    """An option that stands for a setting: the same help, and the same name unless flags are given."""
+    """An option that stands for a setting: the same name, the same help.
+
+    Args:
+        name: The setting's.
+        flags: The option's, where it is called otherwise.
+        extra: For `click.option`.
+    """
     flag = flags or (f"--{name.replace('_', '-')}",)
     field = Settings.model_fields[name]
     default = field.default if field.default not in ("", ()) else "none"
@@ -26,10 +32,13 @@ def apply(options: dict[str, Any]) -> Settings:
     """Puts the options given into the environment, where child processes find them too, and reads all.
 
     Args:
-        options: Values by setting; None where an option was not given.
+        options: Values by setting; None where the option was not given.
+
+    Returns:
+        All settings.
 
     Raises:
-        SettingsError: A setting is wrong.
+        SettingsError: A value is wrong.
     """
     for name, value in options.items():
         if value is not None:

@@ -113,13 +113,40 @@ def run_range(
     Raises:
         KeyboardInterrupt: SIGINT came in the middle of it.
     """
-    job = build_definitions(settings).resolve_job_def(embed_job.name)
     tags = range_tags(first, last) | {HOME_TAG: home_name(instance)}
     tags |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
     tags |= {REDO_TAG: "true"} if redo else {}
+    return run_job(settings, instance, embed_job.name, tags)
+
+
+def run_job(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    name: str,
+    tags: dict[str, str] | None = None,
+    config: dict[str, Any] | None = None,
+) -> Outcome:
+    """Runs a job in this process.
+
+    Args:
+        settings: What the resources are made with.
+        instance: Dagster's instance.
+        name: The job's.
+        tags: The run's.
+        config: The run's, besides its logging.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        KeyboardInterrupt: SIGINT came in the middle of it.
+    """
+    job = build_definitions(settings).resolve_job_def(name)
     # The command line says what happened; Dagster's own log is in the UI.
     quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-    result = job.execute_in_process(instance=instance, tags=tags, run_config=quiet, raise_on_error=False)
+    result = job.execute_in_process(
+        instance=instance, tags=tags, run_config=quiet | (config or {}), raise_on_error=False
+    )
     return Outcome(run_id=result.run_id) if result.success else _explain(result)
 
 

@@ -94,6 +94,16 @@ class Settings(BaseSettings):
     )
     sensor_seconds: int = Field(30, ge=1, description="Least seconds between two looks of the sensor.")
 
+    duplicate_threshold: float = Field(
+        0.96,
+        gt=0,
+        le=1,
+        description="Least cosine of two embeddings whose images count as near duplicates.",
+    )
+    caption_embeddings: bool = Field(
+        False, description="Whether `clip_scores` also writes each caption's embedding."
+    )
+
     allowed_url_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Comma-separated URI prefixes that image URLs may lie below, besides the input itself.",

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.schema import read_facts
 from partitions.root import Root, storage_error
+from partitions.shards import SUFFIX
 
 _STAGING = ".staging"
 # s3fs sends what is at least twice a chunk of this size in parts.
@@ -172,3 +173,36 @@ def _sweep(staging: Path, prefix: str) -> None:
 def _lock(file: IO[bytes]) -> None:
     with suppress(OSError):  # a filesystem without locks: nobody else can lock it, so nobody sweeps it
         fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def file_versions(root: Root, folder: str) -> dict[str, str]:
+    """The parquet files of a folder of the output, by one listing.
+
+    Args:
+        root: The output.
+        folder: `image_embeddings`, say.
+
+    Returns:
+        For each partition key what changes with its file: an ETag, or size, time and inode.
+
+    Raises:
+        StorageError: The output cannot be listed; one that is not there yet holds none.
+    """
+    base = f"{root.path}/{folder}"
+    try:
+        root.fs.invalidate_cache()
+        found = root.fs.find(base, detail=True)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/{folder}", "list") from error
+    return {
+        path[len(base) + 1 :].removesuffix(SUFFIX): _version(info)
+        for path, info in sorted(found.items())
+        if path.endswith(SUFFIX)
+    }
+
+
+def _version(info: dict[str, Any]) -> str:
+    tag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+    return tag or "-".join(str(info.get(name, "")) for name in ("size", "mtime", "created", "ino"))

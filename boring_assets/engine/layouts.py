@@ -122,7 +122,7 @@ class TarShard(OpenShard):
 
     def images(self) -> Iterator[Image]:  # noqa: D102
         uri = self.shard.uri.removesuffix(".parquet") + ".tar"
-        waiting = _RowsByKey(self.column("key"))
+        waiting = rows_by_key(self)
         for member in read_members(self.reader, uri, self.limits.bytes):
             row = waiting.take(member.name)
             if row is None:
@@ -161,13 +161,18 @@ class _RowsByKey:
         return (row for row in range(len(self._keys)) if row not in self._taken)
 
 
+def rows_by_key(opened: OpenShard) -> _RowsByKey:
+    """Which row of a shard each image file belongs to."""
+    return _RowsByKey(opened.column("key"))
+
+
 @dataclass
 class FolderShard(OpenShard):
     """A folder beside the parquet, with files `{key}.{suffix}`."""
 
     def images(self) -> Iterator[Image]:  # noqa: D102
         fs, folder = self.shard.fs, self.shard.path.removesuffix(".parquet")
-        waiting = _RowsByKey(self.column("key"))
+        waiting = rows_by_key(self)
         wanted: dict[str, int] = {}
         for path, info in sorted(fs.find(folder, detail=True).items()):
             row = waiting.take(PurePosixPath(path).name)

@@ -31,6 +31,7 @@ class ClipModel:
         digest: First 16 hex digits of the SHA-256 over the image tower's weights.
         module: The whole open_clip model, fp32, on the CPU, in evaluation mode.
         preprocess: The model's own preprocess numbers.
+        source: The tag or the checkpoint's whole path.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ClipModel:
     digest: str
     module: "torch.nn.Module"
     preprocess: Preprocess
+    source: str = ""
 
 
 def load_model(name: str, pretrained: str = "") -> ClipModel:
@@ -55,7 +57,7 @@ def load_model(name: str, pretrained: str = "") -> ClipModel:
     Raises:
         ModelError: The name or tag is unknown, the checkpoint does not fit, or weights cannot be fetched.
     """
-    target, tag, options = _resolve(name, pretrained)
+    target, tag, options = resolve(name, pretrained)
     import open_clip
 
     try:
@@ -73,11 +75,19 @@ def load_model(name: str, pretrained: str = "") -> ClipModel:
     module = module.eval().requires_grad_(False)
     shown = Path(tag).name if tag and Path(tag).is_file() else tag
     preprocess = Preprocess.of(module.visual.preprocess_cfg)
-    return ClipModel(name, shown, _digest(module.visual), module, preprocess)
+    return ClipModel(name, shown, _digest(module.visual), module, preprocess, tag)
 
 
-def _resolve(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
-    """What open_clip calls the model, its tag, and options for it."""
+def resolve(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
+    """What open_clip calls the model, its tag, and options for it.
+
+    Args:
+        name: As for `load_model`.
+        pretrained: As for `load_model`.
+
+    Raises:
+        ModelError: There is no such model, or no such tag of it.
+    """
     if name == TINY_NAME:
         return f"local-dir:{TINY_DIR}", "", {}
     if name.startswith(("hf-hub:", "local-dir:")):

@@ -354,9 +354,7 @@ def test_what_is_done_with_finished_shards_is_done_to_several_at_once(
     assert sorted(embed_shards(shards, encoder, then=write)) == [f"{n}" for n in range(9)]
 
 
-def test_an_error_of_writing_stops_all_and_leaves_nothing_behind(
-    encoder: Encoder, many: list[Shard]
-) -> None:
+def test_an_error_of_writing_stops_all_and_leaves_nothing_behind(encoder: Encoder, many: list[Shard]) -> None:
     before, written = _threads(), []
 
     def write(result: EmbeddedShard) -> None:

@@ -1,0 +1,133 @@
+"""How well each caption fits its image: the cosine of their embeddings, in `clip_scores/{partition}.parquet`.
+
+Columns: `row` (in the partition's embeddings file), `key`, `clip_score` (null without a caption) and, where
+`BORING_CAPTION_EMBEDDINGS` is set, `caption_embedding`. LAION kept pairs that scored at least 0.28
+(English) or 0.26 (other languages) with ViT-B-32 (https://laion.ai/blog/laion-5b/).
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from boring_assets.assets.image_embeddings import FAILED_SHARDS
+from boring_assets.catalogue import ASSET_KEY, POOL
+from boring_assets.engine.model import ClipModel
+from boring_assets.engine.schema import METADATA_KEY
+from boring_assets.engine.text import TextEncoder
+from boring_assets.errors import BoringError, ShardError
+from partitions.shards import SHARDS, uri_of
+from resources.clip import ClipResource
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.files import committed_facts, write_table
+
+SCORES = "clip_scores"
+
+
+def define_clip_scores(partitions_per_run: int, caption_embeddings: bool) -> dg.AssetsDefinition:
+    """Makes the asset.
+
+    Args:
+        partitions_per_run: Most partitions in one run of a backfill.
+        caption_embeddings: Whether the captions' embeddings are written too.
+    """
+
+    @dg.asset(
+        key=SCORES,
+        description=__doc__,
+        partitions_def=SHARDS,
+        deps=[ASSET_KEY],
+        backfill_policy=dg.BackfillPolicy.multi_run(partitions_per_run),
+        output_required=False,
+        pool=POOL,
+        kinds={"pytorch", "parquet"},
+    )
+    def clip_scores(
+        context: dg.AssetExecutionContext,
+        clip: ClipResource,
+        embeddings: dg.ResourceParam[EmbeddingsIOManager],
+    ) -> Iterator[dg.AssetMaterialization]:
+        failed: dict[str, str] = {}
+        try:
+            embeddings.check()
+            model = clip.encoder().model
+            texts = TextEncoder(model, clip.device, clip.precision)
+            for key in context.partition_keys:
+                try:
+                    yield _score(key, embeddings, model, texts, caption_embeddings)
+                except ShardError as error:
+                    failed[key] = str(error)
+                    context.log.error(f"Shard {key} failed: {error}")
+        except BoringError as error:
+            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
+        if failed:
+            shown = "\n".join(f"- {key}: {why}" for key, why in list(failed.items())[:20])
+            raise dg.Failure(
+                description=f"{len(failed)} of {len(context.partition_keys)} shards failed.\n{shown}",
+                metadata={FAILED_SHARDS: dg.MetadataValue.json(dict(list(failed.items())[:1000]))},
+            )
+
+    return clip_scores
+
+
+def _score(
+    key: str, embeddings: EmbeddingsIOManager, model: ClipModel, texts: TextEncoder, keep: bool
+) -> dg.AssetMaterialization:
+    """Scores one shard, unless it was scored in its present version; gives its event."""
+    made = embeddings.facts(key)
+    if not made:
+        raise ShardError(f"{embeddings.uri(key)} is not there. Materialize image_embeddings of {key} first.")
+    if made.get("weights_digest") != model.digest:
+        raise ShardError(
+            f"{embeddings.uri(key)} was made with the weights {made.get('weights_digest')}, not with those "
+            f"of {model.name} ({model.digest}). Set BORING_MODEL and BORING_PRETRAINED to its model."
+        )
+    root, path = embeddings.root(), f"{SCORES}/{uri_of('', key)}"
+    facts: dict[str, Any] = {
+        **{
+            name: made.get(name)
+            for name in ("model", "pretrained", "weights_digest", "precision", "source_version")
+        },
+        "embedded": made.get("embedded"),
+        "caption_embeddings": keep,
+    }
+    there = committed_facts(root, path)
+    if {name: there.get(name) for name in facts} != facts:
+        table = _table(
+            embeddings.scan(key).select("key", "caption", "embedding").collect().to_arrow(), texts, keep
+        )
+        scores = table["clip_score"]
+        there = {**facts, "scored": len(scores) - scores.null_count, "mean": pc.mean(scores).as_py()}
+        write_table(root, path, table.replace_schema_metadata({METADATA_KEY: json.dumps(there).encode()}))
+    metadata: dict[str, Any] = {
+        "dagster/partition_row_count": there["embedded"],
+        "scored": there["scored"],
+        "output_uri": dg.MetadataValue.path(f"{root.uri}/{path}"),
+    }
+    if there["mean"] is not None:
+        metadata["mean_clip_score"] = there["mean"]
+    return dg.AssetMaterialization(SCORES, partition=key, metadata=metadata)
+
+
+def _table(rows: pa.Table, texts: TextEncoder, keep: bool) -> pa.Table:
+    captions = rows["caption"].to_pylist()
+    there = np.array([bool(caption and caption.strip()) for caption in captions], bool)
+    images = np.array(rows["embedding"].to_pylist(), np.float32).reshape(len(captions), -1)
+    found = np.zeros(images.shape, np.float32)
+    if there.any():
+        found[there] = texts.encode([caption for caption in captions if caption and caption.strip()])
+    columns = {
+        "row": pa.array(range(len(captions)), pa.int64()),
+        "key": rows["key"].cast(pa.string()),
+        "clip_score": pa.array((images * found).sum(axis=1), pa.float32(), mask=~there),
+    }
+    if keep:
+        flat = pa.FixedSizeListArray.from_arrays(
+            pa.array(found.reshape(-1)), max(1, images.shape[1]), mask=pa.array(~there)
+        )
+        columns["caption_embedding"] = flat
+    return pa.table(columns)

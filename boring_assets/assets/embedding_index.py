@@ -1,0 +1,77 @@
+"""A nearest-neighbour index over all of `image_embeddings`: a LanceDB table in `embedding_index/`.
+
+A run reads the shards that are new or changed since the last one and removes what is superseded or gone. Turn
+on `default_automation_condition_sensor`, and it follows the embeddings by itself.
+"""
+
+import dagster as dg
+
+from boring_assets.catalogue import ASSET_KEY
+from boring_assets.errors import BoringError
+from boring_assets.search.index import update_index
+from boring_assets.search.lance import FOLDER
+from boring_assets.wording import some
+from resources.embeddings_io import EmbeddingsIOManager
+
+# Once after each batch of runs that embed, not after each shard; what failed there does not hold it up.
+AFTER_EMBEDDING = (
+    dg.AutomationCondition.any_deps_updated().since_last_handled()
+    & ~dg.AutomationCondition.any_deps_in_progress()
+    & ~dg.AutomationCondition.in_progress()
+)
+
+
+class IndexConfig(dg.Config):
+    """What a run of `embedding_index` may be told.
+
+    Attributes:
+        rebuild: Read everything anew, whatever the index holds.
+    """
+
+    rebuild: bool = False
+
+
+def define_embedding_index() -> dg.AssetsDefinition:
+    """Makes the asset `embedding_index`; it needs the extra `search` when it is run."""
+
+    @dg.asset(
+        key=FOLDER,
+        description=__doc__,
+        deps=[ASSET_KEY],
+        automation_condition=AFTER_EMBEDDING,
+        pool=FOLDER,
+        kinds={"lancedb"},
+    )
+    def embedding_index(
+        context: dg.AssetExecutionContext,
+        config: IndexConfig,
+        embeddings: dg.ResourceParam[EmbeddingsIOManager],
+    ) -> dg.MaterializeResult:
+        root = embeddings.root()
+        try:
+            done = update_index(root, rebuild=config.rebuild, say=context.log.info)
+        except BoringError as error:
+            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
+        if done.other_model:
+            context.log.warning(
+                f"{some(len(done.other_model), 'shard')} of another model than the index's left out: "
+                f"{', '.join(done.other_model[:20])}."
+            )
+        if done.failed:
+            shown = "\n".join(f"- {key}: {why}" for key, why in list(done.failed.items())[:20])
+            raise dg.Failure(
+                description=f"{some(len(done.failed), 'shard')} could not be read; the others are in "
+                f"the index.\n{shown}",
+            )
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": done.rows,
+                "shards_added": done.added,
+                "shards_removed": done.removed,
+                "shards_of_other_models": len(done.other_model),
+                "rebuilt": done.rebuilt,
+                "output_uri": dg.MetadataValue.path(f"{root.uri}/{FOLDER}"),
+            }
+        )
+
+    return embedding_index

@@ -1,0 +1,66 @@
+"""Groups of near-identical images over the whole dataset: `near_duplicates.parquet`.
+
+It reads the index, so materialize `embedding_index` first. Columns: `group`, `partition`, `row`, `key`,
+`url`, `caption`, `score` (highest cosine with another of the group) and `kind`: `exact` for equal bytes or
+pixels, else `near`.
+"""
+
+import dagster as dg
+import pyarrow.compute as pc
+
+from boring_assets.engine.decode import Limits
+from boring_assets.engine.samples import Failure
+from boring_assets.engine.thumbnail import pixel_digest
+from boring_assets.errors import BoringError, StorageError
+from boring_assets.search.duplicates import find_duplicates
+from boring_assets.search.lance import FOLDER, open_table, told
+from boring_assets.search.pictures import Pictures
+from resources.clip import ClipResource
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.files import write_table
+from resources.source import ShardSource
+
+FILE = "near_duplicates.parquet"
+
+
+def define_near_duplicates(threshold: float) -> dg.AssetsDefinition:
+    """Makes the asset `near_duplicates`; it needs the extra `search` when it is run.
+
+    Args:
+        threshold: Least cosine of near duplicates.
+    """
+
+    @dg.asset(key="near_duplicates", description=__doc__, deps=[FOLDER], kinds={"parquet"})
+    def near_duplicates(
+        clip: ClipResource,
+        source: ShardSource,
+        embeddings: dg.ResourceParam[EmbeddingsIOManager],
+    ) -> dg.MaterializeResult:
+        limits = Limits(clip.max_image_pixels, clip.max_image_bytes)
+        pictures = Pictures(source, embeddings, limits)
+
+        def digest(partition: str, key: str | None, row: int) -> str | None:
+            data = pictures.read(partition, key, row)
+            return None if isinstance(data, Failure) else pixel_digest(data, limits)
+
+        try:
+            root = embeddings.root()
+            table = open_table(root)
+            if table is None:
+                raise StorageError(f"There is no index below {root.uri}. Materialize embedding_index first.")
+            with told(root, "read"):
+                found = find_duplicates(table, threshold, digest if source.input_dir else None)
+            write_table(root, FILE, found)
+        except BoringError as error:
+            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": found.num_rows,
+                "groups": pc.count_distinct(found["group"]).as_py(),
+                "exact": pc.sum(pc.equal(found["kind"], "exact")).as_py() or 0,
+                "threshold": threshold,
+                "output_uri": dg.MetadataValue.path(f"{root.uri}/{FILE}"),
+            }
+        )
+
+    return near_duplicates

@@ -1,0 +1,208 @@
+"""Groups of near-identical images: rows of the index whose embeddings are closer than a threshold.
+
+Groups are the connected parts of "is that close to": two images of one group may be less alike than the
+threshold where others lie between them. Below `INDEXED_FROM` rows every pair is compared; above, the index is
+asked for the neighbours of each row, and finds nearly all of them.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from boring_assets.search.index import has_vector_index
+from boring_assets.search.rows import VECTOR
+
+SHA256 = "meta_sha256"
+SCHEMA = pa.schema(
+    [
+        ("group", pa.int64()),
+        ("partition", pa.string()),
+        ("row", pa.int64()),
+        ("key", pa.string()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("score", pa.float32()),
+        ("kind", pa.string()),
+    ]
+)
+# Embeddings of equal pixels differ by rounding alone; from here on the images themselves are compared.
+_SAME = 0.9995
+_BLOCK = 2048
+_QUERIES = 64
+_NEIGHBOURS = 16
+_MOST_NEIGHBOURS = 1024
+_GATHERED = 1_000_000
+
+Pairs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+Digest = Callable[[str, str | None, int], str | None]
+
+
+def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.Table:
+    """Finds the groups.
+
+    Args:
+        table: The index's; its vectors are held in memory, 4 bytes a number.
+        threshold: Least cosine of near duplicates.
+        digest: Gives what equal pixels share, by partition, key and row, or None where the source is gone.
+            Asked only for images whose embeddings are all but equal; None asks for none.
+
+    Returns:
+        `SCHEMA`, one row an image that is in a group: `score` is its highest cosine with another of the
+        group, `kind` is `exact` where another has the same bytes (by `sha256`) or pixels, else `near`.
+    """
+    names = ["partition", "row", "key", "url", "caption"]
+    names += [SHA256] if SHA256 in table.schema.names else []
+    rows = (
+        table.search()
+        .select([*names, VECTOR])
+        .to_arrow()
+        .sort_by([("partition", "ascending"), ("row", "ascending")])
+    )
+    vectors = rows[VECTOR].combine_chunks()
+    matrix = vectors.values.to_numpy(zero_copy_only=False).reshape(len(vectors), vectors.type.list_size)
+    pairs = _by_index(table, matrix, rows, threshold) if has_vector_index(table) else _all(matrix, threshold)
+    groups = _Groups(len(matrix))
+    best = np.full(len(matrix), -1, np.float32)
+    for left, right, scores in _gathered(pairs):
+        np.maximum.at(best, left, scores)
+        np.maximum.at(best, right, scores)
+        groups.join(left, right)
+    return _table(rows.drop_columns([VECTOR]), groups.members(), best, digest)
+
+
+def _gathered(pairs: Pairs) -> Pairs:
+    """The same pairs in fewer, larger pieces."""
+    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    count = 0
+    for piece in pairs:
+        waiting.append(piece)
+        count += len(piece[0])
+        if count >= _GATHERED:
+            yield _joined(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(
+    pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    left, right, scores = zip(*pieces, strict=True)
+    return np.concatenate(left), np.concatenate(right), np.concatenate(scores)
+
+
+def _all(matrix: np.ndarray, threshold: float) -> Pairs:
+    """Every pair, by blocks."""
+    for start in range(0, len(matrix), _BLOCK):
+        for other in range(start, len(matrix), _BLOCK):
+            scores = matrix[start : start + _BLOCK] @ matrix[other : other + _BLOCK].T
+            left, right = np.nonzero(scores >= threshold)
+            apart = left + start < right + other
+            left, right = left[apart], right[apart]
+            yield left + start, right + other, scores[left, right]
+
+
+def _by_index(table: Any, matrix: np.ndarray, rows: pa.Table, threshold: float) -> Pairs:
+    """The neighbours of each row, as the index finds them; equal vectors are asked for once."""
+    place = {
+        (partition, row): number
+        for number, (partition, row) in enumerate(
+            zip(rows["partition"].to_pylist(), rows["row"].to_pylist(), strict=True)
+        )
+    }
+    seen: dict[bytes, int] = {}
+    asked = []
+    for number, vector in enumerate(matrix):
+        first = seen.setdefault(hashlib.blake2b(vector, digest_size=16).digest(), number)
+        if first == number:
+            asked.append(number)
+        else:
+            yield np.array([first]), np.array([number]), np.ones(1, np.float32)
+    limit = _NEIGHBOURS
+    while asked and limit <= _MOST_NEIGHBOURS:
+        crowded: list[int] = []
+        for start in range(0, len(asked), _QUERIES):
+            part = np.array(asked[start : start + _QUERIES])
+            found = _neighbours(table, matrix[part], limit, threshold)
+            left = part[found["query_index"].to_numpy()]
+            pairs = zip(found["partition"].to_pylist(), found["row"].to_pylist(), strict=True)
+            right = np.array([place[pair] for pair in pairs], np.int64)
+            crowded += part[
+                np.bincount(found["query_index"].to_numpy(), minlength=len(part)) == limit
+            ].tolist()
+            apart = left != right
+            yield left[apart], right[apart], 1 - found["_distance"].to_numpy()[apart]
+        # Rows with more neighbours than were asked for are asked again, for more. The nearest thousand link a
+        # row to its group; all pairs of a group of many thousands would be too many.
+        asked, limit = crowded, limit * 8
+
+
+def _neighbours(table: Any, queries: np.ndarray, limit: int, threshold: float) -> pa.Table:
+    ask = table.search(queries, vector_column_name=VECTOR).distance_type("cosine").nprobes(8).refine_factor(4)
+    found: pa.Table = ask.select(["partition", "row", "_distance"]).limit(limit).to_arrow()
+    return found.filter(pa.array(1 - found["_distance"].to_numpy() >= threshold))
+
+
+class _Groups:
+    """Sets that grow together. Each row's label is the lowest row that it is known to be connected with."""
+
+    def __init__(self, count: int) -> None:
+        self._label = np.arange(count)
+
+    def join(self, left: np.ndarray, right: np.ndarray) -> None:
+        """Connects each of some rows with another: every set is hooked to a lower one until none is left."""
+        while True:
+            one, other = self._label[left], self._label[right]
+            apart = one != other
+            if not apart.any():
+                return
+            left, right, one, other = left[apart], right[apart], one[apart], other[apart]
+            np.minimum.at(self._label, np.maximum(one, other), np.minimum(one, other))
+            while (self._label[self._label] != self._label).any():
+                self._label = self._label[self._label]
+
+    def members(self) -> list[list[int]]:
+        """Each group of two or more, in the order of their first members."""
+        order = np.argsort(self._label, kind="stable")
+        cuts = np.flatnonzero(np.diff(self._label[order])) + 1
+        return [its.tolist() for its in np.split(order, cuts) if len(its) > 1]
+
+
+def _table(rows: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Digest | None) -> pa.Table:
+    members = [one for its in groups for one in its]
+    picked = rows.take(pa.array(members, pa.int64()))
+    kinds = ["exact" if same else "near" for same in _are_copies(picked, groups, best[members], digest)]
+    numbers = [number for number, its in enumerate(groups) for _ in its]
+    made = {
+        "group": pa.array(numbers, pa.int64()),
+        "score": pa.array(best[members]),
+        "kind": pa.array(kinds, pa.string()),
+    }
+    columns = [made[field.name] if field.name in made else picked[field.name] for field in SCHEMA]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _are_copies(
+    picked: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Digest | None
+) -> list[bool]:
+    """For each member whether another of its group has the same bytes or the same pixels."""
+    sums = picked[SHA256].to_pylist() if SHA256 in picked.column_names else [None] * picked.num_rows
+    places = [picked[name].to_pylist() for name in ("partition", "key", "row")]
+    same = [False] * picked.num_rows
+    start = 0
+    for its in groups:
+        shared: dict[str, list[int]] = defaultdict(list)
+        for at in range(start, start + len(its)):
+            if sums[at]:
+                shared[f"bytes {sums[at]}"].append(at)
+            if digest and best[at] >= _SAME and (pixels := digest(*(column[at] for column in places))):
+                shared[f"pixels {pixels}"].append(at)
+        for copies in shared.values():
+            for at in copies if len(copies) > 1 else ():
+                same[at] = True
+        start += len(its)
+    return same

@@ -1,0 +1,95 @@
+"""The pictures behind search results, read from their source shards."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from threading import Lock
+from typing import TypeVar
+
+from boring_assets.engine.decode import Limits
+from boring_assets.engine.lookup import Lookup
+from boring_assets.engine.samples import Failure, Reason
+from boring_assets.engine.sources import open_shard
+from boring_assets.engine.thumbnail import thumbnail
+from boring_assets.errors import BoringError
+from resources.embeddings_io import FAILURES, EmbeddingsIOManager
+from resources.source import ShardSource
+
+_OPEN_SHARDS = 32
+_THUMBNAILS = 4000
+_SHARD_SECONDS = 60.0
+
+Name = TypeVar("Name")
+Thing = TypeVar("Thing")
+
+
+class Pictures:
+    """Reads pictures by partition and key, through the same sources as the engine. Threads may share it.
+
+    Shards stay open for a minute and thumbnails stay in memory, some thousands of them.
+    """
+
+    def __init__(self, source: ShardSource, embeddings: EmbeddingsIOManager, limits: Limits) -> None:
+        self._source, self._embeddings, self._limits = source, embeddings, limits
+        self._lock = Lock()
+        self._shards: OrderedDict[str, tuple[float, Lookup]] = OrderedDict()
+        self._made: OrderedDict[tuple[str, str | None, int], bytes | Failure] = OrderedDict()
+
+    def thumbnail(self, partition: str, key: str | None, row: int) -> bytes | Failure:
+        """A small JPEG of a picture, or why there is none.
+
+        Args:
+            partition: Its partition key.
+            key: Its key; None where the input has none.
+            row: Its row in the partition's embeddings file.
+        """
+        name = (partition, key, row)
+        with self._lock:
+            if name in self._made:
+                return self._made[name]
+        data = self.read(partition, key, row)
+        made = data if isinstance(data, Failure) else thumbnail(data, self._limits)
+        with self._lock:
+            self._made[name] = made
+            _trim(self._made, _THUMBNAILS, lambda old: None)
+        return made
+
+    def read(self, partition: str, key: str | None, row: int) -> bytes | Failure:
+        """The encoded picture as it lies in its source, or why it cannot be read."""
+        with self._lock:  # a shard's file handle is not for two threads at once
+            try:
+                shard = self._open(partition)
+                if key is None:
+                    return shard.read(self._source_row(partition, row, shard.rows))
+                place = shard.keys.get(key)
+            except BoringError as error:
+                return Failure(Reason.MISSING_IMAGE, str(error))
+            if place is None:
+                return Failure(Reason.MISSING_IMAGE, "the source shard has no such key any more")
+            return shard.read(place)
+
+    def _open(self, partition: str) -> Lookup:
+        opened, shard = self._shards.pop(partition, (0.0, None))
+        if shard is not None and time.monotonic() - opened > _SHARD_SECONDS:
+            shard.close()
+            shard = None
+        if shard is None:
+            found = self._source.find([partition])[partition]
+            if isinstance(found, BoringError):
+                raise found
+            opened = time.monotonic()
+            shard = Lookup(open_shard(found, self._limits, self._source.fetcher()))
+        self._shards[partition] = (opened, shard)
+        _trim(self._shards, _OPEN_SHARDS, lambda old: old[1].close())
+        return shard
+
+    def _source_row(self, partition: str, row: int, rows: int) -> int:
+        """The input's row of an embedded one: what failed stands between them."""
+        failed = set(self._embeddings.scan(partition, FAILURES).select("row").collect()["row"])
+        embedded = [place for place in range(rows) if place not in failed]
+        return embedded[row] if 0 <= row < len(embedded) else -1
+
+
+def _trim(things: OrderedDict[Name, Thing], most: int, drop: Callable[[Thing], None]) -> None:
+    while len(things) > most:
+        drop(things.popitem(last=False)[1])

@@ -1,0 +1,268 @@
+"""Questions to the index: by text, by picture, by key; with filters and in pages."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from boring_assets.engine.decode import Limits, decode
+from boring_assets.engine.samples import Failure
+from boring_assets.errors import ModelError, SettingsError, StorageError
+from boring_assets.search.index import has_vector_index, model_of, quote
+from boring_assets.search.lance import open_table, told
+from boring_assets.search.rows import VECTOR
+from boring_assets.settings import Settings
+from partitions.root import Root
+
+if TYPE_CHECKING:
+    from boring_assets.engine.encoder import Encoder
+    from boring_assets.engine.model import ClipModel
+    from boring_assets.engine.text import TextEncoder
+
+Operator = Literal["=", "!=", ">=", "<=", "contains"]
+_OWN = ("partition", "row", "key", "url", "caption")
+_HIDDEN = ("load", VECTOR)
+# Parts of the index that are looked into, and candidates for each result whose exact distance is computed.
+_PROBES = 64
+_REFINE = 10
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One picture that was found.
+
+    Attributes:
+        key: Its key; null where the input has none.
+        caption: Its caption, from the data and not to be trusted.
+        score: Cosine of its embedding with what was asked for, -1 to 1.
+        url: Its URL, from the data and not to be trusted.
+        partition: The partition that it lies in.
+        row: Its row in that partition's embeddings file.
+        meta: Its further columns.
+    """
+
+    key: str | None
+    caption: str | None
+    score: float
+    url: str | None
+    partition: str
+    row: int
+    meta: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, flat."""
+        own = {name: getattr(self, name) for name in ("key", "caption", "score", "url", "partition", "row")}
+        return {**own, **self.meta}
+
+
+def to_json(hits: "Sequence[Hit]") -> str:
+    """Results as a JSON list; what JSON has no number for is null."""
+
+    def plain(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps([{name: plain(value) for name, value in hit.as_json().items()} for hit in hits])
+
+
+class Searcher:
+    """An index and its model, which is loaded at the first question that needs it. Threads may share it."""
+
+    def __init__(self, settings: Settings, root: Root) -> None:
+        """Opens the index.
+
+        Args:
+            settings: The device, the limits, and the model where it is set; else the index names it.
+            root: The output.
+
+        Raises:
+            SettingsError: LanceDB is not installed.
+            StorageError: There is no index, or it cannot be read.
+        """
+        self._settings, self._root = settings, root
+        self._lock = Lock()
+        self._table = open_table(root)
+        if self._table is None:
+            raise StorageError(f"There is no index below {root.uri} yet. Run `boring-assets index` first.")
+
+    def refresh(self) -> None:
+        """Looks at the index as it is now; without this call it stays as it was when it was opened."""
+        with told(self._root, "read"):
+            self._table.checkout_latest()
+
+    @property
+    def columns(self) -> dict[str, pa.DataType]:
+        """The columns that a filter may name."""
+        return {column.name: column.type for column in self._table.schema if column.name not in _HIDDEN}
+
+    def count(self) -> int:
+        """Rows of the index."""
+        with told(self._root, "read"):
+            return int(self._table.count_rows())
+
+    def of_text(self, text: str) -> np.ndarray:
+        """float32 [dim], the embedding of a text."""
+        with self._lock:
+            return self._texts.encode([text])[0]
+
+    def of_picture(self, data: bytes) -> np.ndarray | Failure:
+        """float32 [dim], the embedding of an encoded picture, or why there is none."""
+        limits = Limits(self._settings.max_image_pixels, self._settings.max_image_bytes)
+        with self._lock:
+            pixels = decode(data, self._model.preprocess, limits)
+            return pixels if isinstance(pixels, Failure) else self._images.submit([pixels[None]]).result()[0]
+
+    def of_key(self, key: str, partition: str | None = None) -> tuple[np.ndarray, Hit]:
+        """The embedding of a picture that is in the index, and the picture.
+
+        Args:
+            key: Its key.
+            partition: Its partition, where several have that key.
+
+        Raises:
+            SettingsError: There is none, or several and no partition was given.
+        """
+        where = f"key = {quote(key)}" + (f" AND partition = {quote(partition)}" if partition else "")
+        found = self._rows(where, f"the key {key!r}")
+        if found.num_rows > 1 and partition is None:
+            raise SettingsError(
+                f"The key {key!r} is in the partitions {' and '.join(found['partition'].to_pylist())}. "
+                "Add --partition."
+            )
+        vector = np.array(found[VECTOR][0].as_py(), np.float32)
+        return vector, _hit(found.drop_columns(list(_HIDDEN)).to_pylist()[0], 1.0)
+
+    def of_row(self, partition: str, row: int) -> np.ndarray:
+        """float32 [dim], the embedding of a picture that is in the index.
+
+        Raises:
+            SettingsError: There is none.
+        """
+        where = f"partition = {quote(partition)} AND row = {row}"
+        found = self._rows(where, f"the partition {partition!r} and the row {row}")
+        return np.array(found[VECTOR][0].as_py(), np.float32)
+
+    def _rows(self, where: str, what: str) -> pa.Table:
+        with told(self._root, "read"):
+            found = self._table.search().where(where).limit(2).to_arrow()
+        if not found.num_rows:
+            raise SettingsError(f"There is no picture with {what} in the index.")
+        return found
+
+    def nearest(
+        self,
+        vector: np.ndarray,
+        *,
+        limit: int = 10,
+        offset: int = 0,
+        where: str = "",
+        least_score: float = -1.0,
+    ) -> list[Hit]:
+        """The nearest pictures, the best first.
+
+        Args:
+            vector: float32 [dim], L2-normalized.
+            limit: Most results.
+            offset: Results passed over before them.
+            where: A condition in LanceDB's SQL, e.g. `meta_width >= 512`.
+            least_score: Results with a lower score are left out.
+
+        Raises:
+            SettingsError: The condition is wrong.
+            StorageError: The index cannot be read.
+        """
+        ask = self._table.search(vector, vector_column_name=VECTOR).distance_type("cosine")
+        if has_vector_index(self._table):
+            # Where a filter leaves too few candidates in the first parts, it goes on to others.
+            ask = ask.minimum_nprobes(_PROBES).maximum_nprobes(0).refine_factor(_REFINE)
+        if where:
+            ask = ask.where(where)
+        try:
+            with told(self._root, "read"):
+                found = ask.select([*self.columns, "_distance"]).limit(limit).offset(offset).to_arrow()
+        except StorageError as error:
+            if where and isinstance(error.__cause__, ValueError):
+                names = ", ".join(self.columns)
+                raise SettingsError(
+                    f"The filter {where!r} is wrong: {error.__cause__}. The columns are {names}."
+                ) from error
+            raise
+        scores = 1 - found["_distance"].to_numpy()
+        rows = found.drop_columns(["_distance"]).to_pylist()
+        hits = [_hit(row, float(score)) for row, score in zip(rows, scores, strict=True)]
+        return [hit for hit in hits if hit.score >= least_score]
+
+    @cached_property
+    def _model(self) -> "ClipModel":
+        from boring_assets.engine.model import load_model
+
+        made_by = model_of(self._table.schema)
+        chosen = {"model", "pretrained"} & self._settings.model_fields_set
+        name = self._settings.model if chosen else str(made_by["model"])
+        model = load_model(name, self._settings.pretrained if chosen else str(made_by["pretrained"]))
+        if model.digest != made_by["weights_digest"]:
+            raise ModelError(
+                f"The embeddings were made with {made_by['model']} {made_by['pretrained']} (weights "
+                f"{made_by['weights_digest']}), but {name} has other weights ({model.digest}). Set "
+                "BORING_MODEL and BORING_PRETRAINED to the model that they were made with."
+            )
+        return model
+
+    @cached_property
+    def _texts(self) -> "TextEncoder":
+        from boring_assets.engine.text import TextEncoder
+
+        return TextEncoder(self._model, self._settings.device, self._settings.precision)
+
+    @cached_property
+    def _images(self) -> "Encoder":
+        from boring_assets.engine.encoder import Encoder
+
+        return Encoder(self._model, self._settings.device, self._settings.precision, batch_size=1)
+
+
+def _hit(row: dict[str, Any], score: float) -> Hit:
+    meta = {name: value for name, value in row.items() if name not in _OWN}
+    return Hit(score=score, meta=meta, **{name: row[name] for name in _OWN})
+
+
+def condition(
+    columns: dict[str, pa.DataType], filters: Sequence[tuple[str, str, str]], word: str = "AND"
+) -> str:
+    """Filters as SQL, for values that come from a stranger.
+
+    Args:
+        columns: The index's; see `Searcher.columns`.
+        filters: Column, operator and value of each.
+        word: What joins them.
+
+    Raises:
+        SettingsError: There is no such column or operator, or the value is none of the column's.
+    """
+    return f" {word} ".join(_one(columns, *each) for each in filters)
+
+
+def _one(columns: dict[str, pa.DataType], name: str, operator: str, value: str) -> str:
+    if name not in columns:
+        raise SettingsError(f"There is no column {name!r}; there are {', '.join(columns)}.")
+    if operator not in get_args(Operator):
+        raise SettingsError(f"There is no operator {operator!r}; there are {', '.join(get_args(Operator))}.")
+    quoted = "`" + name.replace("`", "``") + "`"
+    kind = columns[name]
+    if operator == "contains":
+        return f"contains(lower(CAST({quoted} AS STRING)), {quote(value.lower())})"
+    if pa.types.is_string(kind):
+        return f"{quoted} {operator} {quote(value)}"
+    if pa.types.is_boolean(kind):
+        if value.lower() not in ("true", "false"):
+            raise SettingsError(f"{name} is true or false, not {value!r}.")
+        return f"{quoted} {operator} {value.lower()}"
+    if not re.fullmatch(r"[+-]?\d{1,18}(\.\d{1,18})?", value.strip()):
+        raise SettingsError(f"{name} is a number, not {value!r}.")
+    return f"{quoted} {operator} {value.strip()}"
