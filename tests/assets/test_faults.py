@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.catalogue import State
-from boring_assets.engine import layouts
+from boring_assets.engine import layouts, sources
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
 from tests.assets.project import Project, metadata_of
@@ -122,7 +122,7 @@ def test_credentials_that_run_out_stop_the_run_and_keep_what_is_committed(
     with FaultyProxy(s3_env.endpoint, {}) as proxy:
         mine = disturbed_project(tmp_path, monkeypatch, proxy, source, str(tmp_path / "out-2"))
         keys = sorted(mine.states())
-        inner = layouts.open_shard
+        inner = sources.open_shard
         opened = []
 
         def expire(shard: Any, *rest: Any) -> layouts.OpenShard:
