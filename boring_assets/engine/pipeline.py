@@ -7,7 +7,7 @@
     encoder (1 thread)     fills batches across shard boundaries, gives each shard its rows back
       │ finished shards, bounded by bytes
     finishers (4 threads)  what the caller wants done with each: writing and committing it
-      │ in the order in which they are done
+      │ in order
     the caller
 
 Each row is answered exactly once, with an embedding or a failure, and a shard is finished when its last
@@ -16,7 +16,7 @@ row is. Shards share batches, so many small ones cost what one large one costs.
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar, overload
@@ -97,28 +97,24 @@ def embed_shards(
     fetcher = fetcher or Fetcher(max_bytes=options.limits.bytes)
     pixels: Channel[Chunk] = Channel(options.read_ahead_bytes)
     finished: Channel[EmbeddedShard | FailedShard] = Channel(_FINISHED_BYTES)
-    answers: Channel[Any] = Channel(_FINISHERS)
-    channels = (pixels, finished, answers)
+    answers: Channel[Future[Any]] = Channel(_FINISHERS)
     reader = Reader(options, fetcher, encoder, pixels, check)
     batcher = Batcher(encoder, pixels, finished, progress or Progress())
     work = {
-        "reader": partial(reader.read, shards),
-        "encoder": batcher.run,
-        "finisher": partial(_finish, finished, answers, then, channels),
+        "reader": partial(_run, partial(reader.read, shards), pixels, finished),
+        "encoder": partial(_run, batcher.run, pixels, finished),
+        "finisher": partial(_finish, finished, answers, then),
     }
-    threads = [
-        threading.Thread(target=_run, args=(body, *channels), name=name, daemon=True)
-        for name, body in work.items()
-    ]
+    threads = [threading.Thread(target=body, name=name, daemon=True) for name, body in work.items()]
     for thread in threads:
         thread.start()
     try:
         while True:
-            yield answers.get()
+            yield answers.get().result()
     except Closed:
         return
     finally:
-        for channel in channels:
+        for channel in (pixels, finished, answers):
             channel.close()
         for thread in threads:
             thread.join()
@@ -126,25 +122,27 @@ def embed_shards(
 
 def _finish(
     finished: Channel[EmbeddedShard | FailedShard],
-    answers: Channel[Any],
+    answers: Channel[Future[Any]],
     then: Callable[[EmbeddedShard], Any] | None,
-    channels: Iterable[Channel],
 ) -> None:
     """Does with each finished shard what the caller wants done, with some of them at once."""
-    room = threading.Semaphore(_FINISHERS)
 
-    def answer(result: EmbeddedShard | FailedShard) -> None:
-        if answers.is_open:
-            result = _confirmed(result)
-            answers.put(then(result) if then and isinstance(result, EmbeddedShard) else result)
+    def answer(result: EmbeddedShard | FailedShard) -> Any:
+        if not answers.is_open:  # the caller has left
+            return None
+        result = _confirmed(result)
+        return then(result) if then and isinstance(result, EmbeddedShard) else result
 
-    # Where nothing is to be done, one thread keeps the order.
-    with ThreadPoolExecutor(_FINISHERS if then else 1, "finish") as pool, suppress(Closed):
-        while True:
-            result = finished.get()
-            room.acquire()
-            pool.submit(_run, partial(answer, result), *channels).add_done_callback(lambda _: room.release())
-            del result
+    with ThreadPoolExecutor(_FINISHERS, "finish") as pool, suppress(Closed):
+        try:
+            while True:
+                answers.put(pool.submit(answer, finished.get()))
+        except Closed:
+            pass
+        except BaseException as error:  # of the reader or the encoder: told after what was finished before it
+            last: Future[Any] = Future()
+            last.set_exception(error)
+            answers.put(last)
     answers.close()
 
 
