@@ -120,6 +120,24 @@ def is_down(error: BaseException) -> bool:
     return bool(codes & _WRONG_CREDENTIALS or names & (_NO_CREDENTIALS | _UNREACHABLE))
 
 
+def check_refusal(error: BaseException, root: Root) -> None:
+    """Finds out whether a refusal was meant for one file or for all: S3 does not say so to a HEAD.
+
+    Args:
+        error: What was raised for a file.
+        root: What the file lies below; where the error was a refusal, it is asked for one name.
+
+    Raises:
+        StorageError: Nothing below the root may be read.
+    """
+    if hasattr(root.fs, "call_s3") and any(isinstance(one, PermissionError) for one in _causes(error)):
+        bucket, prefix, _ = root.fs.split_path(root.path)
+        try:
+            root.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        except Exception as why:
+            raise storage_error(why, root.uri, "read") from why
+
+
 def _explain(
     chain: list[BaseException], codes: set[str], names: set[str], numbers: set[int | None], uri: str
 ) -> str:

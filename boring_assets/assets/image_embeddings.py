@@ -24,7 +24,7 @@ from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, 
 from boring_assets.engine.samples import Shard
 from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError, ShardError
-from partitions.root import is_down, storage_error
+from partitions.root import check_refusal, is_down, storage_error
 from partitions.shards import SHARDS
 from resources.clip import ClipResource
 from resources.embeddings_io import EMBEDDINGS, FAILURES, EmbeddingsIOManager
@@ -188,6 +188,7 @@ class _Run:
             if isinstance(result, FailedShard):
                 if is_down(result.error):  # the others would fail alike, each after its retries
                     raise storage_error(result.error, result.shard.uri, "read") from result.error
+                check_refusal(result.error, self._source.root())
                 self._fail(result.shard.key, result.error)
             else:
                 yield result.event

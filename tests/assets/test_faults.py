@@ -115,8 +115,9 @@ def test_a_server_that_fails_by_chance_changes_nothing(
     assert len([path for path in fs.find(target) if path.endswith(".parquet")]) == 2 * len(keys)
 
 
+@pytest.mark.parametrize("after", [0, 3])
 def test_credentials_that_run_out_stop_the_run_and_keep_what_is_committed(
-    tmp_path: Path, s3_env: Seaweed, on_s3: tuple[str, Settings], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, s3_env: Seaweed, on_s3: tuple[str, Settings], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     source, _ = on_s3
     with FaultyProxy(s3_env.endpoint, {}) as proxy:
@@ -127,7 +128,7 @@ def test_credentials_that_run_out_stop_the_run_and_keep_what_is_committed(
 
         def expire(shard: Any, *rest: Any) -> layouts.OpenShard:
             opened.append(shard.key)
-            proxy.expired = len(opened) > 3
+            proxy.expired = len(opened) > after
             return inner(shard, *rest)
 
         with monkeypatch.context() as patch:
