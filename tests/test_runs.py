@@ -18,6 +18,8 @@ from boring_assets.runs import open_instance
 from tests.command_line import CommandLine
 
 SHARDS = 40
+UNTOLD = 6
+"""Most shards that are written and whose events are not stored yet: see `engine.pipeline`."""
 
 
 @pytest.fixture
@@ -41,9 +43,9 @@ def check_the_rest_is_done(cli: CommandLine) -> None:
     before = cli.stamps(Path("out"))
     assert 5 <= len(before) < SHARDS
     said = cli("embed", "in", "out").stdout
-    # A shard that was written but not yet told of is taken over; it counts as embedded by this call.
+    # Shards that were written but not yet told of are taken over; they count as embedded by this call.
     embedded = int(re.match(r"Shards    (\d+) embedded\n", said)[1])  # type: ignore[index]
-    assert SHARDS - len(before) <= embedded <= SHARDS - len(before) + 1
+    assert SHARDS - len(before) <= embedded <= SHARDS - len(before) + UNTOLD
     after = cli.stamps(Path("out"))
     assert len(after) == SHARDS
     assert {key: after[key] for key in before} == before

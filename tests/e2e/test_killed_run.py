@@ -12,6 +12,8 @@ from boring_assets.jobs import range_tags
 from tests.e2e.processes import LOCATION, Home, Webserver, wait_for
 
 SHARDS = 60
+UNTOLD = 6
+"""Most shards that are written and whose events are not stored yet: see `engine.pipeline`."""
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
@@ -51,9 +53,9 @@ def test_a_killed_run_is_retried_and_loses_nothing(home: Home) -> None:
     adopted = {str(event.partition) for event in home.events(retry) if event.metadata.get("adopted")}
     assert 0 < len(adopted) < SHARDS
     assert set(done.values()) == {1}
-    # Each event was stored before the next shard was written, so the kill cost one event at most.
+    # Writing is but a few shards ahead of the events, so the kill cost no more than those events.
     assert set(done) <= adopted
-    assert len(adopted) <= len(done) + 1
+    assert len(adopted) <= len(done) + UNTOLD
     assert home.materialized(retry) == dict.fromkeys(keys, 1)
     assert home.messages(retry).count(f"{SHARDS - len(adopted)} shards on cpu") == 1
     home.check_committed(keys, images=4)
