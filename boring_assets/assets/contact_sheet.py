@@ -7,6 +7,7 @@ import numpy as np
 
 from boring_assets.assets.events import cell
 from boring_assets.engine.pipeline import EmbeddedShard
+from boring_assets.engine.secrets import without_secrets
 
 _SIDE = 96
 _COLUMNS = 6
@@ -53,7 +54,9 @@ def failure_sheet(result: EmbeddedShard) -> str:
     lines = ["| row | key | reason | detail |", "|---|---|---|---|"]
     for row, key in zip(rows, _texts(result, "key", rows), strict=True):
         failure = result.failures[row]
-        lines.append(f"| {row} | {cell(key)} | {failure.reason.value} | {cell(failure.detail)} |")
+        lines.append(
+            f"| {row} | {cell(key)} | {failure.reason.value} | {cell(without_secrets(failure.detail))} |"
+        )
     more = len(result.failures) - len(rows)
     return "\n".join(lines) + (f"\n\n{more:,} more in the failures file." if more else "")
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from boring_assets.catalogue import ASSET_KEY, DATA_VERSION_TAG, data_version
 from boring_assets.engine.samples import Shard
+from boring_assets.engine.secrets import without_secrets
 
 _PREVIEW_ROWS = 5
 _PREVIEW_TEXT = 60
@@ -99,7 +100,9 @@ def preview(table: pa.Table) -> str:
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for row in table.select(names).slice(0, _PREVIEW_ROWS).to_pylist():
         vector = ", ".join(f"{value:.3f}" for value in row["embedding"][:4])
-        cells = [cell(row[name]) for name in names[:-1]] + [f"[{vector}, ...] ({len(row['embedding'])})"]
+        cells = [cell(without_secrets(row[name] or "")) for name in names[:-1]] + [
+            f"[{vector}, ...] ({len(row['embedding'])})"
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
