@@ -18,7 +18,7 @@ from boring_assets.errors import SettingsError, ShardError, StorageError
 from boring_assets.settings import config_field
 from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, uri_of
-from resources.files import committed_facts, write_table
+from resources.files import committed_facts, file_versions, write_table
 from resources.identity import differences, identity, is_all_of, made_by_others
 from resources.storage import check_writable, open_root
 
@@ -141,17 +141,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         Raises:
             StorageError: The output cannot be listed; one that is not there yet holds none.
         """
-        root = self.root()
-        folder = f"{root.path}/{EMBEDDINGS}"
-        try:
-            root.fs.invalidate_cache()
-            paths = root.fs.find(folder)
-        except FileNotFoundError:
-            return set()
-        except Exception as error:
-            raise storage_error(error, f"{root.uri}/{EMBEDDINGS}", "list") from error
-        start = len(folder) + 1
-        return {path[start:].removesuffix(SUFFIX) for path in paths if path.endswith(SUFFIX)}
+        return set(file_versions(self.root(), EMBEDDINGS))
 
     def remove(self, key: str) -> None:
         """Takes back a commit: the embeddings file goes, and the partition counts as lost.
