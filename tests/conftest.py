@@ -49,7 +49,7 @@ def s3_env(s3: Seaweed, clean_environment: None, monkeypatch: pytest.MonkeyPatch
 def postgres() -> Iterator[Postgres]:
     """A PostgreSQL server that asks for a password, for the whole session."""
     if program("initdb") is None:
-        pytest.skip("PostgreSQL is not installed; on Debian: apt-get install postgresql")
+        pytest.skip("no PostgreSQL that this user can run; on Debian: apt-get install postgresql")
     with Postgres() as server:
         yield server
 

