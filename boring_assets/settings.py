@@ -13,8 +13,9 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -31,6 +32,8 @@ PREFIX = "BORING_"
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 # A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
 CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@|(?i:[?&][\w-]*(signature|sig|token|password|secret)=)")
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class Settings(BaseSettings):
@@ -150,6 +153,26 @@ class Settings(BaseSettings):
         description="How far a shard's mean may be from those before it, in spreads, before its check warns.",
     )
 
+    metrics_dir: str = Field(
+        "",
+        description="Folder for a file of Prometheus metrics, for node_exporter's textfile collector.",
+    )
+    metrics_pushgateway: SecretStr = Field(
+        SecretStr(""),
+        description="URL of a Prometheus Pushgateway; it may hold a user and a password, and is never shown.",
+    )
+    alert_webhook: SecretStr = Field(
+        SecretStr(""),
+        description="URL that the sensor `failure_rate_alert` posts to; https, or http on this machine. "
+        "It is never shown.",
+    )
+    alert_minutes: PositiveInt = Field(
+        60, description="Minutes of materializations over which `failure_rate_alert` looks at the failures."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json` writes a JSON object a line to standard error, of runs too."
+    )
+
     def embedding_version(self) -> str:
         """What decides an embedding's numbers; partitions made by another one are stale."""
         return "-".join((self.model, self.pretrained, self.precision, self.output_dtype))
@@ -164,6 +187,25 @@ class Settings(BaseSettings):
                 "holds credentials, which would be stored and shown. Take them out, and set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own "
                 "variables).",
+            )
+        return value
+
+    @field_validator("metrics_pushgateway", "alert_webhook")
+    @classmethod
+    def _be_a_url(cls, value: SecretStr, field: ValidationInfo) -> SecretStr:
+        url = value.get_secret_value()
+        try:
+            parts = urlsplit(url)
+            sound = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            sound = False
+        plain = field.field_name == "metrics_pushgateway" or (sound and parts.hostname in _LOOPBACK)
+        if url and not (sound and parts.scheme in ("https", "http" if plain else "https")):
+            raise PydanticCustomError(
+                "credentials",
+                f"is no {'http:// or ' if plain else ''}https:// URL with a host. It is not shown, since it "
+                "may hold a secret."
+                + ("" if plain else " Plain http:// is taken for 127.0.0.1, [::1] and localhost alone."),
             )
         return value
 
@@ -259,6 +301,6 @@ def markdown_table() -> str:
     """All settings as the table of `docs/settings.md`."""
     lines = ["| Variable | Default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "" if field.default in ("", ()) else f"`{field.default}`"
+        default = "" if field.default in ("", (), SecretStr("")) else f"`{field.default}`"
         lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines)
