@@ -66,7 +66,7 @@ def log_runs_as_json() -> None:
     from dagster import logger
     from dagster._core.execution import context_creation_job
 
-    @logger(description="One JSON object a line on standard error.")
+    @logger({"log_level": str}, "One JSON object a line on standard error.")
     def json_lines(context: "InitLoggerContext") -> logging.Logger:
         made = logging.getLoggerClass()("dagster", level=context.logger_config["log_level"])
         made.addHandler(_handler())
