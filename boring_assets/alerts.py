@@ -100,7 +100,7 @@ class _Memory:
         """Takes in what was materialized since the last tick, and gives each partition's counts."""
         rows, reasons = 0, Counter[str]()
         for event in self._events(instance):
-            metadata = {name: value.value for name, value in event.metadata.items()}
+            metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
             if "rows" not in metadata:  # reported by somebody else
                 continue
             failed = Counter({one: metadata.get(f"failed_{one}", 0) for one in map(str, Reason)})

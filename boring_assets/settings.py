@@ -13,7 +13,6 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveInt, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -33,7 +32,8 @@ _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP)(_\w+)?
 # A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
 CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@|(?i:[?&][\w-]*(signature|sig|token|password|secret)=)")
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_URL = re.compile(r"(https?)://(?:[^/?#]*@)?(\[[\da-f:]+\]|[^/?#@:\[\s]+)(?::\d+)?(?:[/?]\S*)?")
+_LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
 class Settings(BaseSettings):
@@ -193,20 +193,13 @@ class Settings(BaseSettings):
     @field_validator("metrics_pushgateway", "alert_webhook")
     @classmethod
     def _be_a_url(cls, value: SecretStr, field: ValidationInfo) -> SecretStr:
-        url = value.get_secret_value()
-        try:
-            parts = urlsplit(url)
-            sound = bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            sound = False
-        plain = field.field_name == "metrics_pushgateway" or (sound and parts.hostname in _LOOPBACK)
-        if url and not (sound and parts.scheme in ("https", "http" if plain else "https")):
-            raise PydanticCustomError(
-                "credentials",
-                f"is no {'http:// or ' if plain else ''}https:// URL with a host. It is not shown, since it "
-                "may hold a secret."
-                + ("" if plain else " Plain http:// is taken for 127.0.0.1, [::1] and localhost alone."),
-            )
+        url, public = _URL.fullmatch(value.get_secret_value()), field.field_name == "alert_webhook"
+        if value.get_secret_value() and not (
+            url and (not public or url[1] == "https" or url[2] in _LOOPBACK)
+        ):
+            wanted = "https:// URL, nor http:// on this machine" if public else "http:// or https:// URL"
+            said = f"is no {wanted}. It is not shown: it may hold a secret."
+            raise PydanticCustomError("credentials", said)  # type: ignore[arg-type]
         return value
 
     @field_validator("allowed_url_prefixes", "extra_image_formats", mode="before")
@@ -270,9 +263,10 @@ def _refuse_misspelt() -> None:
 def _explain(name: str, problems: list[ErrorDetails]) -> str:
     """What is wrong with one setting; a value that may be of several types has a problem with each."""
     said = " Or: ".join(f"{problem['msg'].rstrip('.')}." for problem in problems)
-    if problems[0]["type"] == "credentials":
+    field = Settings.model_fields.get(name)
+    if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
         return f"{PREFIX}{name.upper()} {said}"
-    if name not in Settings.model_fields:  # its value may be a secret that somebody keeps in the same file
+    if field is None:  # its value may be a secret that somebody keeps in the same file
         return f"{PREFIX}{name.upper()}: {setting_help(name)}."
     return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {said} {setting_help(name)}."
 

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tests.command_line import PROGRAM, CommandLine
 from tests.seaweed import free_ports
@@ -28,29 +29,29 @@ def run(cli: CommandLine, *arguments: str, **env: str) -> tuple[int, str, list[d
     return done.returncode, done.stdout, [json.loads(line) for line in done.stderr.splitlines()]
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_run_logs_json_lines_without_secrets(tmp_path: Path, workers: str) -> None:
+def test_a_run_logs_json_lines_without_secrets(tmp_path: Path) -> None:
     cli = CommandLine(tmp_path)
     cli.sample_data("in", "--broken", 2, shards=3, samples=8)
     (tmp_path / "in" / "00002.parquet").write_bytes(b"no parquet")
     (port,) = free_ports(1)
+    signed = [f"http://127.0.0.1:{port}/a.jpg?X-Amz-Signature={SECRET}", f"https://me:{SECRET}@host/a.jpg"]
+    pq.write_table(pa.table({"url": signed}), tmp_path / "in" / "00003.parquet")
     secrets = {
         "HF_TOKEN": f"{SECRET}-token",
         "BORING_METRICS_PUSHGATEWAY": f"http://me:{SECRET}@127.0.0.1:{port}",
         "BORING_ALERT_WEBHOOK": f"https://127.0.0.1/{SECRET}",
     }
-    code, printed, lines = run(
-        cli, "embed", "in", "out", "--quiet-seconds", "0", "--num-workers", workers, **secrets
-    )
+    code, printed, lines = run(cli, "embed", "in", "out", "--quiet-seconds", "0", **secrets)
     assert code == 3
-    assert "2 embedded, 1 failed" in printed, "what it says to people stays as it is"
+    assert "3 embedded, 1 failed" in printed, "what it says to people stays as it is"
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
     made = {line["partition"]: line for line in lines if line.get("event") == "ASSET_MATERIALIZATION"}
-    assert made.keys() == {"00000", "00001"}
+    assert made.keys() == {"00000", "00001", "00003"}
     for line in made.values():
         assert line["asset"] == "image_embeddings"
-        assert line["metadata"]["rows"] == line["metadata"]["embedded"] + line["metadata"]["failed"] == 8
+        assert line["metadata"]["rows"] == line["metadata"]["embedded"] + line["metadata"]["failed"]
         assert line["run_id"]
+    assert sum(line["metadata"]["rows"] for line in made.values()) == 18
     (failed,) = [line for line in lines if line["message"].startswith("Shard 00002 failed")]
     assert failed["level"] == "ERROR"
     ended = [line for line in lines if line.get("event") == "STEP_FAILURE"]
@@ -63,6 +64,11 @@ def test_a_run_logs_json_lines_without_secrets(tmp_path: Path, workers: str) -> 
 def test_the_command_lines_own_errors_are_json_too(tmp_path: Path) -> None:
     cli = CommandLine(tmp_path)
     cli.sample_data("in", shards=1, samples=2)
-    code, printed, (line,) = run(cli, "embed", "in", "out", "--model", "no-such-model")
-    assert (code, printed, line["level"]) == (1, "", "ERROR")
-    assert "no-such-model" in line["message"]
+    (port,) = free_ports(1)
+    endpoint = f"http://me:{SECRET}@127.0.0.1:{port}"
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_MAX_ATTEMPTS": "1"}
+    code, printed, lines = run(cli, "embed", "in", "s3://bucket/out", AWS_ENDPOINT_URL=endpoint, **keys)
+    assert (code, printed) == (1, "")
+    assert lines[-1]["level"] == "ERROR"
+    assert lines[-1]["message"].startswith("s3://bucket/out: the server does not answer")
+    assert SECRET not in json.dumps(lines)
