@@ -83,7 +83,7 @@ class _Memory:
 
     def __init__(self, cursor: dict[str, Any], minutes: int) -> None:
         self._after: int | None = cursor.get("after")
-        # One entry for each tick that found something: when, how many rows, and how many failed by reason.
+        # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
         self._ticks: list[tuple[float, int, dict[str, int]]] = [tuple(one) for one in cursor.get("ticks", [])]
         self.alerting: bool = cursor.get("alerting", False)
         self.unsent: dict[str, Any] | None = cursor.get("unsent")
@@ -108,7 +108,11 @@ class _Memory:
             reasons += failed
             yield _measures(str(event.partition), metadata["rows"], failed)
         if rows:
-            self._ticks.append((time.time(), rows, dict(reasons)))
+            now = time.time()
+            if self._ticks and now - self._ticks[-1][0] < self._minutes:
+                since, more, others = self._ticks.pop()
+                now, rows, reasons = since, rows + more, reasons + Counter(others)
+            self._ticks.append((now, rows, dict(reasons)))
         self._ticks = [one for one in self._ticks if one[0] > self._start]
 
     def _events(self, instance: dg.DagsterInstance) -> Iterator[dg.AssetMaterialization]:

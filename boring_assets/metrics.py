@@ -32,17 +32,14 @@ if TYPE_CHECKING:
 
 _EVERY_SECONDS = 10.0
 _PUSH_SECONDS = 5.0
+LOCK_SECONDS = 10.0
+"""How long a run waits for another one that writes the metrics, which may hang, before it goes on without."""
 _JOB = "boring_assets"
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Where metrics go.
-
-    Attributes:
-        folder: Folder for the textfile, see `BORING_METRICS_DIR`; empty writes none.
-        gateway: URL of a Pushgateway, maybe with a user and a password; empty pushes nothing.
-    """
+    """Where metrics go: `BORING_METRICS_DIR` and `BORING_METRICS_PUSHGATEWAY`; each may be empty."""
 
     folder: str = ""
     gateway: str = ""
@@ -72,7 +69,7 @@ class Metrics:
         if not (self.folder or self.gateway):
             yield RunMetrics(progress)
             return
-        self._require_client()
+        _require_client()
         folder = Path(self.folder or Path(home) / "metrics")
         keeper = _Keeper(folder, output, self, warn)
         run = RunMetrics(progress)
@@ -83,25 +80,16 @@ class Metrics:
             while not stop.wait(_EVERY_SECONDS):
                 keeper.update(run)
 
-        thread = threading.Thread(target=keep, name="metrics", daemon=True)
+        thread = threading.Thread(target=keep, daemon=True)
         thread.start()
-        ended = "failure"
+        outcome = "failure"
         try:
             yield run
-            ended = "success"
+            outcome = "success"
         finally:
             stop.set()
             thread.join()
-            keeper.update(run, ended)
-
-    def _require_client(self) -> None:
-        try:
-            import prometheus_client  # noqa: F401
-        except ImportError as error:
-            raise SettingsError(
-                "BORING_METRICS_DIR or BORING_METRICS_PUSHGATEWAY is set, but prometheus_client is missing. "
-                'Install the extra: pip install "boring_assets[monitoring]", or unset them.'
-            ) from error
+            keeper.update(run, outcome)
 
 
 class RunMetrics:
@@ -164,10 +152,8 @@ class RunMetrics:
 
     def now(self) -> dict[str, Any]:
         """What the run is doing: its device, how fast it is, and how much memory it has taken at most."""
-        live: dict[str, Any] = {"device": self._device_name, "rate": self.rate}
-        if self._device is not None:
-            live["memory"] = _memory_peak(self._device)
-        return live
+        memory = _memory_peak(self._device) if self._device is not None else 0
+        return {"device": self._device_name, "rate": self.rate, "memory": memory}
 
     def whole(self) -> dict[str, float]:
         """What there is to say of the run once it has ended."""
@@ -204,8 +190,18 @@ class _Keeper:
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
+        end = time.monotonic() + LOCK_SECONDS
         with path.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() > end:
+                        raise TimeoutError(
+                            f"another process has held {path} for {LOCK_SECONDS:g} s"
+                        ) from error
+                    time.sleep(0.02)
             yield
 
     def _read(self) -> dict[str, Any]:
@@ -260,18 +256,14 @@ def _apply(
 ) -> None:
     """Brings the state up to date with a run."""
     now = time.time()
-    runs = {
-        name: one for name, one in state.setdefault("runs", {}).items() if now - one["time"] < GONE_SECONDS
-    }
+    runs = {name: one for name, one in state.get("runs", {}).items() if now - one["time"] < GONE_SECONDS}
     live = run.now()
     if live["device"]:
-        devices = state.setdefault("devices", {})
-        devices[live["device"]] = live.pop("memory")
+        state.setdefault("devices", {})[live["device"]] = live["memory"]
     runs[run.id] = live | {"time": now}
     if ended:
         del runs[run.id]
-        whole = run.whole()
-        state["last"] = {"seconds": whole["seconds"], "rate": whole["rate"]}
+        state["last"] = run.whole()
         counts = {**counts, ("runs", ended): 1.0}
         if ended == "success":
             state["success"] = now
@@ -279,6 +271,16 @@ def _apply(
     for (name, label), value in counts.items():
         counter = state.setdefault("counters", {}).setdefault(name, {})
         counter[label] = counter.get(label, 0.0) + value
+
+
+def _require_client() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            "BORING_METRICS_DIR or BORING_METRICS_PUSHGATEWAY is set, but prometheus_client is missing. "
+            'Install the extra: pip install "boring_assets[monitoring]", or unset them.'
+        ) from error
 
 
 def _samples(now: Mapping[str, float], before: Mapping[str, float]) -> float:

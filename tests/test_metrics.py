@@ -1,5 +1,6 @@
 """Metrics of runs, as Prometheus sees them: from a text file by node_exporter, and from a Pushgateway."""
 
+import fcntl
 import json
 import multiprocessing
 import re
@@ -188,6 +189,21 @@ def test_a_killed_run_is_seen_until_the_next_one_misses_it(
     with Metrics(str(tmp_path)).run("out", "", Progress(), pytest.fail):
         pass
     assert total(read_file(tmp_path), "runs_in_progress") == 0
+
+
+def test_a_process_that_hangs_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics(str(tmp_path))
+    with metrics.run("out", "", Progress(), pytest.fail):
+        pass
+    monkeypatch.setattr("boring_assets.metrics.LOCK_SECONDS", 0.1)
+    warned: list[str] = []
+    (path,) = tmp_path.glob(".*.lock")
+    with path.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with metrics.run("out", "", Progress(), warned.append) as run:
+            run.add("samples_embedded", 5)
+    (warning,) = warned
+    assert f"another process has held {path}" in warning
 
 
 def test_without_the_extra_the_run_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
