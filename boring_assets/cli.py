@@ -18,6 +18,7 @@ import click
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import BoringError, SettingsError, StorageError
 from boring_assets.exporting import export_command
+from boring_assets.logs import say_error
 from boring_assets.options import apply as _apply
 from boring_assets.options import config as _config
 from boring_assets.options import setting as _setting
@@ -41,7 +42,7 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except BoringError as error:
             said = plain(_with_options(str(error), self.commands.get(ctx.invoked_subcommand or "")))
-            click.secho(f"Error: {said}", fg="red", err=True)
+            say_error(said)
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("Interrupted. What is committed stays; the same command does the rest.", err=True)

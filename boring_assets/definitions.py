@@ -2,12 +2,15 @@
 
 import dagster as dg
 
+from boring_assets.alerts import define_failure_rate_alert
 from boring_assets.assets.clip_scores import define_clip_scores
 from boring_assets.assets.embedding_index import define_embedding_index
 from boring_assets.assets.image_embeddings import define_image_embeddings
 from boring_assets.assets.near_duplicates import define_near_duplicates
 from boring_assets.checks import define_checks
 from boring_assets.jobs import check_hourly, check_job, duplicates_job, embed_job, index_job, scores_job
+from boring_assets.logs import log_runs_as_json
+from boring_assets.metrics import Metrics
 from boring_assets.sensors import define_new_shards
 from boring_assets.settings import Settings, load_settings
 from resources.clip import ClipResource
@@ -24,10 +27,12 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     Returns:
         Assets, checks, jobs, sensor and resources.
     """
+    if settings.log_format == "json":
+        log_runs_as_json()
     version = settings.embedding_version()
     return dg.Definitions(
         assets=[
-            define_image_embeddings(settings.partitions_per_run, version),
+            define_image_embeddings(settings.partitions_per_run, version, build_metrics(settings)),
             define_embedding_index(),
             define_near_duplicates(settings.duplicate_threshold),
             define_clip_scores(settings.partitions_per_run, settings.caption_embeddings),
@@ -35,7 +40,14 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift)],
         jobs=[embed_job, check_job, index_job, duplicates_job, scores_job],
         schedules=[check_hourly],
-        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
+        sensors=[
+            define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version),
+            define_failure_rate_alert(
+                settings.max_failure_rate,
+                settings.alert_minutes,
+                settings.alert_webhook.get_secret_value(),
+            ),
+        ],
         resources={
             "clip": build_clip(settings),
             "source": build_source(settings),
@@ -79,6 +91,11 @@ def build_source(settings: Settings) -> ShardSource:
 def build_embeddings(settings: Settings) -> EmbeddingsIOManager:
     """The output."""
     return EmbeddingsIOManager(output_dir=settings.output_dir, output_dtype=settings.output_dtype)
+
+
+def build_metrics(settings: Settings) -> Metrics:
+    """Where metrics of runs go; no resource, since Dagster stores and shows what those are made with."""
+    return Metrics(settings.metrics_dir, settings.metrics_pushgateway.get_secret_value())
 
 
 defs = build_definitions(load_settings())

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from boring_assets.logs import set_up_process
 from boring_assets.settings import PREFIX, Settings, load_settings
 
 
@@ -43,4 +44,6 @@ def apply(options: dict[str, Any]) -> Settings:
     for name, value in options.items():
         if value is not None:
             os.environ[PREFIX + name.upper()] = str(value)
-    return load_settings()
+    settings = load_settings()
+    set_up_process(settings)
+    return settings

@@ -16,6 +16,7 @@ from typing import Any
 
 from boring_assets.assets.image_embeddings import PROGRESS
 from boring_assets.engine.results import Progress
+from boring_assets.logs import set_up_process
 from boring_assets.runs import Outcome, open_instance, run_range
 from boring_assets.settings import PREFIX, load_settings
 
@@ -80,6 +81,7 @@ def _follow(worker: "subprocess.Popen[str]") -> list[Outcome]:
 def main() -> None:
     """A worker's own part: runs the ranges that it is given, one after another."""
     settings = load_settings()
+    set_up_process(settings)
     instance = open_instance(settings.output_dir)
     stop = threading.Event()
     reporter = threading.Thread(target=_report, args=(PROGRESS, stop), daemon=True)

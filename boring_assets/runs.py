@@ -143,7 +143,8 @@ def run_job(
     """
     job = build_definitions(settings).resolve_job_def(name)
     # The command line says what happened; Dagster's own log is in the UI.
-    quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    silence = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+    quiet = silence if settings.log_format == "text" else {}
     result = job.execute_in_process(
         instance=instance, tags=tags, run_config=quiet | (config or {}), raise_on_error=False
     )

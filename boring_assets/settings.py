@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import Field, PositiveInt, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
@@ -31,6 +31,9 @@ PREFIX = "BORING_"
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 # A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
 CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@|(?i:[?&][\w-]*(signature|sig|token|password|secret)=)")
+
+_URL = re.compile(r"(https?)://(?:[^/?#]*@)?(\[[\da-f:]+\]|[^/?#@:\[\s]+)(?::\d+)?(?:[/?]\S*)?")
+_LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
 class Settings(BaseSettings):
@@ -150,6 +153,26 @@ class Settings(BaseSettings):
         description="How far a shard's mean may be from those before it, in spreads, before its check warns.",
     )
 
+    metrics_dir: str = Field(
+        "",
+        description="Folder for a file of Prometheus metrics, for node_exporter's textfile collector.",
+    )
+    metrics_pushgateway: SecretStr = Field(
+        SecretStr(""),
+        description="URL of a Prometheus Pushgateway; it may hold a user and a password, and is never shown.",
+    )
+    alert_webhook: SecretStr = Field(
+        SecretStr(""),
+        description="URL that the sensor `failure_rate_alert` posts to; https, or http on this machine. "
+        "It is never shown.",
+    )
+    alert_minutes: PositiveInt = Field(
+        60, description="Minutes of materializations over which `failure_rate_alert` looks at the failures."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`json` writes a JSON object a line to standard error, of runs too."
+    )
+
     def embedding_version(self) -> str:
         """What decides an embedding's numbers; partitions made by another one are stale."""
         return "-".join((self.model, self.pretrained, self.precision, self.output_dtype))
@@ -165,6 +188,18 @@ class Settings(BaseSettings):
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own "
                 "variables).",
             )
+        return value
+
+    @field_validator("metrics_pushgateway", "alert_webhook")
+    @classmethod
+    def _be_a_url(cls, value: SecretStr, field: ValidationInfo) -> SecretStr:
+        url, public = _URL.fullmatch(value.get_secret_value()), field.field_name == "alert_webhook"
+        if value.get_secret_value() and not (
+            url and (not public or url[1] == "https" or url[2] in _LOOPBACK)
+        ):
+            wanted = "https:// URL, nor http:// on this machine" if public else "http:// or https:// URL"
+            said = f"is no {wanted}. It is not shown: it may hold a secret."
+            raise PydanticCustomError("credentials", said)  # type: ignore[arg-type]
         return value
 
     @field_validator("allowed_url_prefixes", "extra_image_formats", mode="before")
@@ -228,9 +263,10 @@ def _refuse_misspelt() -> None:
 def _explain(name: str, problems: list[ErrorDetails]) -> str:
     """What is wrong with one setting; a value that may be of several types has a problem with each."""
     said = " Or: ".join(f"{problem['msg'].rstrip('.')}." for problem in problems)
-    if problems[0]["type"] == "credentials":
+    field = Settings.model_fields.get(name)
+    if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
         return f"{PREFIX}{name.upper()} {said}"
-    if name not in Settings.model_fields:  # its value may be a secret that somebody keeps in the same file
+    if field is None:  # its value may be a secret that somebody keeps in the same file
         return f"{PREFIX}{name.upper()}: {setting_help(name)}."
     return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {said} {setting_help(name)}."
 
@@ -259,6 +295,6 @@ def markdown_table() -> str:
     """All settings as the table of `docs/settings.md`."""
     lines = ["| Variable | Default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "" if field.default in ("", ()) else f"`{field.default}`"
+        default = "" if field.default in ("", (), SecretStr("")) else f"`{field.default}`"
         lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines)

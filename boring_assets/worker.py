@@ -23,6 +23,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from boring_assets.logs import set_up_process
+
 TAKEN, DONE = b"taken\n", b"done\n"
 _CANCEL_SECONDS = 1.0
 # Dagster gives runs the variables of this file, and the definitions read them once.
@@ -37,6 +39,7 @@ def main() -> None:
     descriptor, lock, idle_seconds = sys.argv[1:]
     connection = socket.socket(fileno=int(descriptor))
     connection.set_inheritable(False)
+    set_up_process()
     with Path(lock).open("wb") as held:
         # A record lock: unlike flock's, it is not shared with children, so it ends with this very process.
         fcntl.lockf(held, fcntl.LOCK_EX)

@@ -6,6 +6,7 @@ beside it `image_failures/{partition}.parquet` with every row that could not be 
 each shard, rows in = embedded + failed.
 """
 
+import time
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, 
 from boring_assets.engine.samples import Shard
 from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError, ShardError
+from boring_assets.metrics import Metrics, RunMetrics
 from partitions.root import check_refusal, is_down, storage_error
 from partitions.shards import SHARDS
 from resources.clip import ClipResource
@@ -42,13 +44,16 @@ PROGRESS = Progress()
 """What the runs of this process have done so far, for whoever shows it."""
 
 
-def define_image_embeddings(partitions_per_run: int, code_version: str) -> dg.AssetsDefinition:
+def define_image_embeddings(
+    partitions_per_run: int, code_version: str, metrics: Metrics | None = None
+) -> dg.AssetsDefinition:
     """Makes the asset.
 
     Args:
         partitions_per_run: Most partitions in one run of a backfill.
         code_version: Changes when other settings would give other embeddings; the UI then shows the
             partitions as stale.
+        metrics: Where metrics of the runs go; None is nowhere.
 
     Returns:
         The asset `image_embeddings`.
@@ -71,9 +76,12 @@ def define_image_embeddings(partitions_per_run: int, code_version: str) -> dg.As
         clip: ClipResource,
         embeddings: dg.ResourceParam[EmbeddingsIOManager],
     ) -> Iterator[dg.AssetMaterialization]:
-        run = _Run(context, source, clip, embeddings, code_version)
         try:
-            yield from run.materialize()
+            output, home = embeddings.root().uri, context.instance.root_directory
+            counted = (metrics or Metrics()).run(output, home, PROGRESS, context.log.warning)
+            with counted as counts:
+                run = _Run(context, source, clip, embeddings, code_version, counts)
+                yield from run.materialize()
         except BoringError as error:
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
 
@@ -106,9 +114,10 @@ class _Run:
         clip: ClipResource,
         embeddings: EmbeddingsIOManager,
         code_version: str,
+        metrics: RunMetrics,
     ) -> None:
         self._context, self._source, self._clip, self._embeddings = context, source, clip, embeddings
-        self._code_version = code_version
+        self._code_version, self._metrics = code_version, metrics
         self._failed: dict[str, str] = {}
 
     def materialize(self) -> Iterator[dg.AssetMaterialization]:
@@ -169,9 +178,12 @@ class _Run:
 
     def _embed(self, shards: list[Shard], max_rows: int | None) -> Iterator[dg.AssetMaterialization]:
         options = self._clip.options(max_rows)  # starts what takes a while beside the model's loading
+        before = time.monotonic()
         encoder = self._clip.encoder()
+        self._metrics.add("wait_seconds", time.monotonic() - before, "load")
         lease = self._clip.lease()
         device = lease.name if lease.lock else str(encoder.device)
+        self._metrics.runs_on(device, encoder.device)
         if lease.shared:
             self._context.log.warning(f"Every device was taken: {device} is shared with another process.")
         self._context.log.info(
@@ -211,9 +223,11 @@ class _Run:
             written = self._embeddings.commit(result, facts)
         except ShardError as error:
             return FailedShard(result.shard, error)
+        made = {"seconds": result.seconds, "image_bytes": result.image_bytes, "device": device}
+        self._metrics.committed(written.facts | made)
         event = materialization(
             result.shard,
-            {**written.facts, "seconds": result.seconds, "image_bytes": result.image_bytes, "device": device},
+            written.facts | made,
             written.uri,
             table=written.table,
             failures_uri=written.failures_uri,
@@ -238,6 +252,7 @@ class _Run:
 
     def _fail(self, key: str, error: BoringError) -> None:
         self._failed[key] = str(error)
+        self._metrics.add("shards_failed")
         self._context.log.error(f"Shard {key} failed: {error}")
 
     def _report_failures(self, total: int) -> None:

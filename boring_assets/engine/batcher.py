@@ -131,7 +131,9 @@ class Batcher:
         job.closed = True
         shard = job.finish()
         previews = sum(pixels.nbytes for _, pixels in shard.previews)
+        before = time.monotonic()
         self._finished.put(shard, shard.embeddings.nbytes + shard.rows.nbytes + previews)
+        self._progress.blocked_seconds += time.monotonic() - before
 
 
 def _wait(chunk: Chunk) -> Decoded | None:

@@ -77,8 +77,10 @@ class Progress:
         embedded: Samples embedded.
         failed: Samples failed.
         starved_seconds: How long the model waited for pixels, its first batch left out.
+        blocked_seconds: How long it waited until finished shards were written, where those were too many.
     """
 
     embedded: int = 0
     failed: int = 0
     starved_seconds: float = 0.0
+    blocked_seconds: float = 0.0

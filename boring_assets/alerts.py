@@ -1,0 +1,157 @@
+"""The sensor that tells people when too many images fail: in Dagster, and by a webhook."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from boring_assets.catalogue import ASSET_KEY
+from boring_assets.engine.samples import Reason
+from boring_assets.judgement import Committed, failure_rate
+from boring_assets.webhook import post
+from resources.measures import Measures
+
+_EVERY_SECONDS = 30
+_PAGE = 1000
+# A tick has a minute; what is left after so many pages is looked at in the next one.
+_PAGES = 10
+_NAMED = 3
+
+
+def define_failure_rate_alert(limit: float, minutes: int, webhook: str) -> dg.SensorDefinition:
+    """Makes the sensor.
+
+    Args:
+        limit: Largest share of the images that may fail; the one of the check `failure_rate`.
+        minutes: How long what was materialized counts.
+        webhook: URL to post an alert to; empty posts nothing.
+
+    Returns:
+        The sensor `failure_rate_alert`, on from the start where there is a webhook.
+    """
+
+    @dg.sensor(
+        name="failure_rate_alert",
+        minimum_interval_seconds=_EVERY_SECONDS,
+        description=f"Alerts when more than {limit:.0%} of the images of the last {minutes} minutes failed, "
+        "those never downloaded left out: once, until it is less again.",
+        default_status=dg.DefaultSensorStatus.RUNNING if webhook else dg.DefaultSensorStatus.STOPPED,
+    )
+    def failure_rate_alert(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        memory = _Memory(json.loads(context.cursor or "{}"), minutes)
+        new = list(memory.look(context.instance))
+        whole = failure_rate(Committed([memory.total()], max_failure_rate=limit))
+        said = f"{memory.said()}; the limit is {limit:.0%}."
+        events = []
+        if whole.problems and not memory.alerting:
+            worst = failure_rate(Committed(new, max_failure_rate=limit)).problems
+            named = "; ".join(f"{key}: {why}" for key, why in list(worst.items())[:_NAMED])
+            text = f"Too many images fail: {said}{f' E.g. {named}.' if named else ''}"
+            rate = whole.numbers["failure_rate"]
+            facts = {"failure_rate": rate, "limit": limit, "minutes": minutes, **memory.reasons()}
+            events.append(dg.AssetObservation(ASSET_KEY, description=text, metadata=facts))
+            context.log.warning(text)
+            memory.unsent = {"text": text, **facts} if webhook else None
+        memory.alerting = bool(whole.problems)
+        if memory.unsent:
+            problem = post(webhook, memory.unsent) if webhook else ""
+            if problem:
+                said += f" The alert could not be delivered, and will be tried again: {problem}."
+                context.log.warning(said)
+            else:
+                memory.unsent = None
+        state = "Alerted before, and still too many" if memory.alerting and not events else "Looked"
+        return dg.SensorResult(
+            skip_reason=dg.SkipReason(f"{'Alerted' if events else state}: {said}"),
+            cursor=memory.cursor(),
+            asset_events=events,
+        )
+
+    return failure_rate_alert
+
+
+class _Memory:
+    """What the sensor knows from one tick to the next; kept in its cursor.
+
+    Attributes:
+        alerting: Whether too many failed at the last tick.
+        unsent: The alert that the webhook has not taken yet.
+    """
+
+    def __init__(self, cursor: dict[str, Any], minutes: int) -> None:
+        self._after: int | None = cursor.get("after")
+        # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
+        self._ticks: list[tuple[float, int, dict[str, int]]] = [tuple(one) for one in cursor.get("ticks", [])]
+        self.alerting: bool = cursor.get("alerting", False)
+        self.unsent: dict[str, Any] | None = cursor.get("unsent")
+        self._minutes = minutes
+        self._start = time.time() - minutes * 60
+
+    def cursor(self) -> str:
+        """All of it as text."""
+        return json.dumps(
+            {"after": self._after, "ticks": self._ticks, "alerting": self.alerting, "unsent": self.unsent}
+        )
+
+    def look(self, instance: dg.DagsterInstance) -> Iterator[Measures]:
+        """Takes in what was materialized since the last tick, and gives each partition's counts."""
+        rows, reasons = 0, Counter[str]()
+        for event in self._events(instance):
+            metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
+            if "rows" not in metadata:  # reported by somebody else
+                continue
+            failed = Counter({one: metadata.get(f"failed_{one}", 0) for one in map(str, Reason)})
+            rows += metadata["rows"]
+            reasons += failed
+            yield _measures(str(event.partition), metadata["rows"], failed)
+        if rows:
+            now = time.time()
+            if self._ticks and now - self._ticks[-1][0] < self._minutes:
+                since, more, others = self._ticks.pop()
+                now, rows, reasons = since, rows + more, reasons + Counter(others)
+            self._ticks.append((now, rows, dict(reasons)))
+        self._ticks = [one for one in self._ticks if one[0] > self._start]
+
+    def _events(self, instance: dg.DagsterInstance) -> Iterator[dg.AssetMaterialization]:
+        for _ in range(_PAGES):
+            # Without a cursor it begins with what the window holds already.
+            since = None if self._after is not None else self._start
+            records = instance.fetch_materializations(
+                dg.AssetRecordsFilter(ASSET_KEY, after_storage_id=self._after, after_timestamp=since),
+                limit=_PAGE,
+                ascending=True,
+            ).records
+            for record in records:
+                self._after = record.storage_id
+                if record.asset_materialization:
+                    yield record.asset_materialization
+            if len(records) < _PAGE:
+                return
+
+    def reasons(self) -> dict[str, int]:
+        """How many images failed in the window, by reason."""
+        return dict(sum((Counter(failed) for _, _, failed in self._ticks), Counter[str]()).most_common())
+
+    def total(self) -> Measures:
+        """The counts of the whole window."""
+        return _measures("all", sum(rows for _, rows, _ in self._ticks), self.reasons())
+
+    def said(self) -> str:
+        """The same in words."""
+        total = self.total()
+        there, failed = total.rows - total.not_downloaded, total.failed - total.not_downloaded
+        reasons = {name: count for name, count in self.reasons().items() if name != Reason.NOT_DOWNLOADED}
+        named = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
+        share = f" ({failed / there:.1%})" if there else ""
+        return (
+            f"{failed:,} of {there:,} images{share} failed in the last {self._minutes} minutes"
+            f"{f': {named}' if named else ''}"
+        )
+
+
+def _measures(key: str, rows: int, failed: dict[str, int]) -> Measures:
+    lost = failed.get(Reason.NOT_DOWNLOADED, 0)
+    return Measures(key, rows=rows, failed=sum(failed.values()), not_downloaded=lost)

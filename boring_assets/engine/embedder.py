@@ -1,0 +1,134 @@
+"""The engine for other people's pipelines: encoded images in, embeddings or reasons out, in order."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
+
+from boring_assets.engine.decoders import MOST_THREADS, ThreadDecoders
+from boring_assets.engine.encoder import Encoder, Pending
+from boring_assets.engine.limits import Limits
+from boring_assets.engine.model import load_model
+from boring_assets.engine.samples import Failure, Reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHUNK = 16
+
+
+class Answer(NamedTuple):
+    """What became of one image.
+
+    Attributes:
+        embedding: float32 [dim], L2-normalized; None where the image failed.
+        reason: Why it failed, one of `Reason`; None where it is embedded.
+        detail: What exactly was wrong with it; None where it is embedded.
+    """
+
+    embedding: np.ndarray | None
+    reason: str | None
+    detail: str | None
+
+
+class Embedder:
+    """A model on its device with the decoders that feed it; make one a process, and keep it.
+
+    Attributes:
+        dim: Length of an embedding.
+    """
+
+    def __init__(
+        self,
+        model: str = "ViT-B-32",
+        pretrained: str = "",
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+        limits: Limits | None = None,
+    ) -> None:
+        """Loads the model.
+
+        Args:
+            model: See `load_model`, as the next.
+            pretrained: Tag or checkpoint of the weights.
+            device: See `Encoder`, as the next two.
+            precision: Arithmetic of the model.
+            batch_size: Images in a batch.
+            limits: The most that one image may cost.
+
+        Raises:
+            ModelError: The model or the device cannot be had.
+        """
+        loaded = load_model(model, pretrained)
+        self._encoder = Encoder(loaded, device, precision, batch_size)
+        workers = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._decoders = ThreadDecoders(workers, loaded.preprocess, limits or Limits())
+        self._one_at_a_time = threading.Lock()
+        self.dim = self._encoder.dim
+
+    def embed(self, images: Sequence[bytes | None]) -> list[Answer]:
+        """Embeds some images; any thread may call, one at a time is served.
+
+        Args:
+            images: Encoded images of any supported format; None stands for one that is missing. All that are
+                given are decoded into memory bit by bit, so any number may be.
+
+        Returns:
+            For each image, in order, its embedding or why it has none.
+
+        Raises:
+            ModelError: The device cannot go on.
+        """
+        answers: list[Answer | None] = [None] * len(images)
+        pending: deque[tuple[Pending, list[int]]] = deque()
+        with self._one_at_a_time:
+            start = 0
+            while start < len(images):
+                size = self._encoder.batch_size  # it shrinks when memory runs out
+                pieces, rows = self._decode(images, range(start, min(start + size, len(images))), answers)
+                start += size
+                if rows:
+                    pending.append((self._encoder.submit(pieces), rows))
+                if len(pending) > self._encoder.in_flight:
+                    _collect(pending, answers)
+            while pending:
+                _collect(pending, answers)
+        assert None not in answers, "each image has an answer"
+        return [answer for answer in answers if answer is not None]
+
+    def _decode(
+        self, images: Sequence[bytes | None], rows: range, answers: list[Answer | None]
+    ) -> "tuple[list[Tensor], list[int]]":
+        """Pixels of some images and which ones they are; those that fail are answered."""
+        there = []
+        for row in rows:
+            if images[row] is None:
+                answers[row] = _failed(Failure(Reason.MISSING_IMAGE, "there is no image"))
+            else:
+                there.append(row)
+        chunks = [there[at : at + _CHUNK] for at in range(0, len(there), _CHUNK)]
+        work = [self._decoders.submit([images[row] or b"" for row in chunk]) for chunk in chunks]
+        pieces, kept = [], []
+        for chunk, future in zip(chunks, work, strict=True):
+            decoded = future.result()
+            pieces.append(decoded.pixels)
+            for row, failure in zip(chunk, decoded.answers, strict=True):
+                if failure is None:
+                    kept.append(row)
+                else:
+                    answers[row] = _failed(failure)
+        return pieces, kept
+
+
+def _collect(pending: "deque[tuple[Pending, list[int]]]", answers: list[Answer | None]) -> None:
+    batch, rows = pending.popleft()
+    for row, vector in zip(rows, batch.result(), strict=True):
+        answers[row] = Answer(vector, None, None)
+
+
+def _failed(failure: Failure) -> Answer:
+    return Answer(None, failure.reason.value, failure.detail)

@@ -1,0 +1,123 @@
+"""Logs as one JSON object a line on standard error, where `BORING_LOG_FORMAT` is `json`.
+
+Dagster's own processes have an option for that, `--log-format json`. What a *run* logs to standard error has
+none: without a run's own configuration it is always Dagster's coloured logger, which is replaced here.
+"""
+
+import json
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from boring_assets.engine.secrets import without_secrets
+from boring_assets.errors import SettingsError
+from boring_assets.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from dagster import DagsterEvent, DagsterInstance, InitLoggerContext, LoggerDefinition
+
+_OURS = ("boring_assets", "partitions", "resources")
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as a JSON object: `time`, `level`, `logger`, `message`, and what Dagster knows of its run."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object in one line, without the secrets that others may have written into it."""
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": without_secrets(record.getMessage()),
+        }
+        if record.exc_info and record.exc_info[0]:
+            line["error"] = without_secrets(self.formatException(record.exc_info))
+        run: Mapping[str, Any] | None = getattr(record, "dagster_meta", None)
+        if run is not None:
+            line["message"] = without_secrets(run["orig_message"] or "")
+            line |= {"run_id": run["run_id"], "job": run["job_name"], "step": run["step_key"]}
+            line |= _of_event(run["dagster_event"]) if run["dagster_event"] else {}
+        return json.dumps({name: value for name, value in line.items() if value is not None})
+
+
+def _of_event(event: "DagsterEvent") -> dict[str, Any]:
+    """What stands in a line for an event: no texts of its metadata, which can be whole pages."""
+    line: dict[str, Any] = {"event": event.event_type_value}
+    if event.is_step_materialization:
+        made = event.step_materialization_data.materialization
+        line |= {"asset": made.asset_key.to_user_string(), "partition": made.partition}
+        numbers = {name: value.value for name, value in made.metadata.items()}
+        line["metadata"] = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+    error = getattr(event.event_specific_data, "error", None)
+    if error is not None:
+        line["error"] = without_secrets(error.to_string())
+    return line
+
+
+def log_runs_as_json() -> None:
+    """Has the runs of this process, and the project's own loggers, write JSON lines."""
+    from dagster import logger
+    from dagster._core.execution import context_creation_job
+
+    @logger({"log_level": str}, "One JSON object a line on standard error.")
+    def json_lines(context: "InitLoggerContext") -> logging.Logger:
+        made = logging.getLoggerClass()("dagster", level=context.logger_config["log_level"])
+        made.addHandler(_handler())
+        return made
+
+    def loggers(instance: "DagsterInstance | None") -> "list[tuple[LoggerDefinition, Mapping[str, object]]]":
+        level = (instance.python_log_level if instance else None) or "DEBUG"
+        return [(json_lines, {"log_level": level})]
+
+    # Dagster takes no logger of a code location unless each run's own configuration names it.
+    context_creation_job.default_system_loggers = loggers
+    for name in _OURS:
+        log = logging.getLogger(name)
+        log.handlers, log.propagate = [_handler()], False
+
+
+def set_up_process(settings: Settings | None = None) -> None:
+    """Has a process of the project's own write all that it logs, warns of and dies of as the settings say.
+
+    Args:
+        settings: The settings; None reads them, and leaves it to others to say that they are wrong.
+    """
+    try:
+        settings = settings or load_settings()
+    except SettingsError:  # a worker's run loads them too, and tells it where people look
+        return
+    if settings.log_format != "json":
+        return
+    root = logging.getLogger()
+    root.handlers = [_handler()]
+    logging.captureWarnings(True)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda end: _log_uncaught(end.exc_type, end.exc_value, end.exc_traceback)
+
+
+def say_error(text: str) -> None:
+    """Says why the command line ends: as JSON where this process's logs are, else in red."""
+    if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
+        logging.getLogger("boring_assets").error(text)
+    else:
+        click.secho(f"Error: {text}", fg="red", err=True)
+
+
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
+    text = "".join(traceback.format_exception_only(kind, error)).strip()
+    logging.getLogger("boring_assets").critical(text, exc_info=(kind, error or kind(), trace))
+
+
+def _handler() -> logging.Handler:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    return handler

@@ -1,0 +1,112 @@
+"""The metrics' names, texts and labels: what is remembered of an output's runs, as Prometheus reads it."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from boring_assets.engine.samples import Reason
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+GONE_SECONDS = 60.0
+"""A run that has not been heard of for so long is gone: its process was killed."""
+_PREFIX = "boring_assets_"
+
+COUNTERS = {
+    "samples_embedded": "Samples embedded, in shards that were committed.",
+    "samples_failed": "Samples that could not be embedded, in shards that were committed, by reason.",
+    "image_bytes": "Encoded bytes of the images of committed shards.",
+    "shards_committed": "Shards committed.",
+    "shards_failed": "Shards that could not be embedded at all.",
+    "runs": "Runs that ended, by outcome; one in which a shard failed is a failure.",
+    "run_seconds": "Seconds that runs have taken, those of runs at once added up.",
+    "wait_seconds": "Seconds that the model waited in runs: to be loaded, for decoded pixels, for writing.",
+}
+"""Text of each counter, by its name without prefix and `_total`."""
+LABELS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "samples_failed": ("reason", tuple(reason.value for reason in Reason)),
+    "runs": ("outcome", ("success", "failure")),
+    "wait_seconds": ("stage", ("load", "pixels", "writing")),
+}
+"""The label that a counter has besides `output`, and its values."""
+
+
+def families(output: str, state: Mapping[str, Any]) -> "CollectorRegistry":
+    """The metrics of an output.
+
+    Args:
+        output: URI of the output, the label of everything.
+        state: What is remembered of its runs on this machine.
+
+    Returns:
+        A registry that holds just them.
+    """
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
+
+    class Families(Collector):
+        def collect(self) -> Iterator[Any]:
+            yield from _counters(output, state.get("counters", {}))
+            yield from _gauges(output, state)
+
+    registry = CollectorRegistry()
+    registry.register(Families())
+    return registry
+
+
+def _counters(output: str, counters: Mapping[str, Mapping[str, float]]) -> Iterator[Any]:
+    """Every counter with all of its labels from the start: what appears later has no increase to see."""
+    from prometheus_client.core import CounterMetricFamily
+
+    for name, text in COUNTERS.items():
+        label, values = LABELS.get(name, ("", ("",)))
+        family = CounterMetricFamily(_PREFIX + name, text, labels=("output", *((label,) if label else ())))
+        known = counters.get(name, {})
+        for value in values:
+            family.add_metric((output, *((value,) if label else ())), known.get(value, 0.0))
+        yield family
+
+
+def _gauges(output: str, state: Mapping[str, Any]) -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(_PREFIX + name, text, labels=("output",))
+        family.add_metric((output,), value)
+        return family
+
+    runs = [one for one in state.get("runs", {}).values() if time.time() - one["time"] < GONE_SECONDS]
+    yield gauge("runs_in_progress", "Runs that embed now.", len(runs))
+    yield gauge("last_update_timestamp_seconds", "When a run was last heard of.", state.get("time", 0.0))
+    yield gauge(
+        "last_success_timestamp_seconds", "When a run last succeeded; 0 is never.", state.get("success", 0.0)
+    )
+    last = state.get("last", {})
+    yield gauge(
+        "last_run_seconds",
+        "Seconds that the last run took, its model's loading included.",
+        last.get("seconds", 0.0),
+    )
+    yield gauge(
+        "last_run_images_per_second", "Images a second over the whole of the last run.", last.get("rate", 0.0)
+    )
+    yield from _by_device(output, state.get("devices", {}), runs)
+
+
+def _by_device(output: str, devices: Mapping[str, int], runs: list[dict[str, Any]]) -> Iterator[Any]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    labels = ("output", "device")
+    rate = GaugeMetricFamily(
+        f"{_PREFIX}images_per_second", "Images a second now; 0 where no run is.", labels=labels
+    )
+    memory = GaugeMetricFamily(
+        f"{_PREFIX}device_memory_peak_bytes",
+        "Most memory that the device's last run took of it; for cpu, of the machine's.",
+        labels=labels,
+    )
+    for device, peak in devices.items():
+        rate.add_metric((output, device), sum(one["rate"] for one in runs if one["device"] == device))
+        memory.add_metric((output, device), peak)
+    yield from (rate, memory)

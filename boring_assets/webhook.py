@@ -1,0 +1,62 @@
+"""Posts JSON to a webhook whose URL is a secret: it stands in no error and in no log."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPMessage
+from typing import IO, Any
+
+_TRIES = 3
+_SECONDS = 10.0
+_TOO_MANY = 429
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Whoever answers for the address does not say where else the message goes."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> None:
+        """Follows none; the answer then counts as an error."""
+
+
+def post(url: str, body: Mapping[str, Any]) -> str:
+    """Posts a JSON object; an address that does not answer or is in trouble is tried three times.
+
+    Not with urllib3, which logs the paths of URLs, and Slack's are the secret.
+
+    Args:
+        url: The address.
+        body: What to send; Slack and most others show its `text`.
+
+    Returns:
+        Why it could not be delivered, without the address; empty where it was.
+    """
+    opener = urllib.request.build_opener(_NoRedirects)
+    data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    problem = ""
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(2 ** (attempt - 1))
+        try:
+            request = urllib.request.Request(url, data, headers, method="POST")
+            with opener.open(request, timeout=_SECONDS):
+                return ""
+        except urllib.error.HTTPError as error:
+            problem = f"the webhook answered {error.code}"
+            error.close()
+            if error.code < 500 and error.code != _TOO_MANY:
+                break
+        except urllib.error.URLError as error:
+            problem = f"the webhook cannot be reached ({type(error.reason).__name__})"
+        except Exception as error:  # its text may hold the address
+            problem = f"the webhook cannot be reached ({type(error).__name__})"
+    return problem

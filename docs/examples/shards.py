@@ -1,0 +1,25 @@
+"""Embeds whole shards, of any layout, without Dagster: shards.py INPUT OUTPUT MODEL."""
+
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.model import load_model
+from boring_assets.engine.pipeline import FailedShard, embed_shards
+from boring_assets.engine.schema import embeddings_table, failures_table
+from partitions.discovery import discover
+from resources.storage import open_root
+
+source, target, model = sys.argv[1:]
+Path(target).mkdir()
+
+shards = discover(open_root(source), quiet_seconds=0).shards
+for result in embed_shards(shards, Encoder(load_model(model))):
+    if isinstance(result, FailedShard):
+        print(f"{result.shard.key}: {result.error}")
+        continue
+    pq.write_table(embeddings_table(result, "float32", {}), f"{target}/{result.shard.key}.parquet")
+    pq.write_table(failures_table(result), f"{target}/{result.shard.key}.failures.parquet")
+    print(f"{result.shard.key}: {len(result.embedded)} embedded, {len(result.failures)} failed")
