@@ -1,7 +1,7 @@
 """Hooks of MkDocs: pages that live outside `docs/`, and links that lead out of it.
 
-Everything is written so that its links work on a git host. Here they become those of the site: README.md is the first
-page, and a file that a page links to, such as `deploy/docker/compose.yaml`, comes along.
+Everything is written so that its links work on a git host. Here they become those of the site: README.md is
+the first page, and a file that a page links to, such as `deploy/docker/compose.yaml`, comes along.
 """
 
 import posixpath

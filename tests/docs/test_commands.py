@@ -1,8 +1,8 @@
 """Every command of the documents is run, as written but for `workspace.INSTEAD`, or says why it is not.
 
-A page is one script: its blocks run one after another in one shell. Python blocks run with what the earlier ones of
-their page have defined. A block that cannot run in a test has `<!-- not run: why -->` above it; it is parsed, and
-the options of this project's own commands in it are known.
+A page is one script: its blocks run one after another in one shell. Python blocks run with what the earlier
+ones of their page have defined. A block that cannot run in a test has `<!-- not run: why -->` above it; it is
+parsed, and the options of this project's own commands in it are known.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Runs the programs of the documents in processes that have the heavy imports behind them.
 
-Each `boring-assets` would spend seconds on importing torch and Dagster. A server has them imported and forks for each
-call: the child is the program, with the caller's arguments, environment, folder and streams. Only libraries are
-imported beforehand, nothing of this project, so that settings are read by each program anew.
+Each `boring-assets` would spend seconds on importing torch and Dagster. A server has them imported and forks
+for each call: the child is the program, with the caller's arguments, environment, folder and streams. Only
+libraries are imported beforehand, nothing of this project, so that settings are read by each program anew.
 
 A program that serves until it is stopped gets a free port, is asked until it answers, and is stopped.
 """
