@@ -1,7 +1,7 @@
 """Takes the pictures of the documents: the real webserver, the real daemon, a real browser.
 
-`make screenshots` embeds sample shards by a backfill of the web UI, checks them, and writes docs/images/*.png. It
-needs Chromium. With `--keep DIR` the project that it makes stays there, and is used again the next time.
+`make screenshots` embeds sample shards by a backfill of the web UI, checks them, and writes docs/images/*.png.
+It needs Chromium. With `--keep DIR` the project that it makes stays there, and is used again the next time.
 """
 
 import argparse
@@ -10,9 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
@@ -21,7 +19,6 @@ from boring_assets.catalogue import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
 from tests.e2e.processes import Home, Webserver, wait_for
 from tests.e2e.test_backfill import LAUNCH, backfill
-from tests.seaweed import free_ports
 
 IMAGES = Path(__file__).parent / "images"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -15,7 +15,11 @@ FAMILY = {
 }
 # What a row begins with: `the message`, where `...` stands for anything and may itself hold code.
 EXCERPTS = re.findall(r"^\| `(.+?)` \| ", PAGE, re.MULTILINE)
-OF_OTHERS = {"Another ... daemon is still sending heartbeats"}
+OF_OTHERS = {  # Dagster's
+    "Another ... daemon is still sending heartbeats",
+    "SupersessionWarning: ... Use 'dg dev' instead",
+    "Found a dagster instance configuration value (dagster.yaml) in the current folder",
+}
 VARYING = "\0"
 
 
