@@ -13,8 +13,11 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-# Code, which is left alone, or the target of a relative link.
-_LINK = re.compile(r"```.*?```|`[^`\n]+`|(?<=\]\()(?![a-z]+:|#)(?P<target>[^)#\s]+)", re.DOTALL)
+# Code, which is left alone, or a relative link.
+_LINK = re.compile(
+    r"```.*?```|`[^`\n]+`(?!\])|\[(?P<text>[^\]]*)\]\((?P<target>(?![a-z]+:|#)[^)#\s]+)(?P<anchor>#[^)\s]*)?\)",
+    re.DOTALL,
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -47,7 +50,9 @@ def _to_site(folder: str, markdown: str) -> str:
         if not match["target"]:
             return match[0]
         path = _place(folder, match["target"])
-        return PAGES.get(path, path.removeprefix("docs/"))
+        if (ROOT / path).is_dir():  # a git host lists it; the site has no page for it
+            return match["text"]
+        return f"[{match['text']}]({PAGES.get(path, path.removeprefix('docs/'))}{match['anchor'] or ''})"
 
     return _LINK.sub(turned, markdown)
 

@@ -1,6 +1,6 @@
 """Takes the pictures of the documents: the real webserver, the real daemon, a real browser.
 
-`make screenshots` embeds sample shards by a backfill of the web UI, checks them, and writes docs/images/*.png.
+`make screenshots` embeds sample shards by a backfill of the UI, checks them, and writes docs/images/*.png.
 It needs Chromium. With `--keep DIR` the project that it makes stays there, and is used again the next time.
 """
 

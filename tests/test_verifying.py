@@ -280,7 +280,7 @@ def test_strays_are_reported_and_left_alone(output: Output) -> None:
     for name in (
         ".measures.parquet",
         "near_duplicates.parquet",
-    ):  # of the checks, and of its asset: no strays
+    ):  # no strays
         (output.out / name).write_bytes(b"what")
     for name in ("image_embeddings", "image_failures"):
         shutil.copy2(output.path("00003", name), output.path("00007", name))
