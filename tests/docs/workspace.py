@@ -78,7 +78,7 @@ class Workspace:
         """What a reader has: a bucket with shards and one with pictures, and a picture at hand."""
         fs = s3.filesystem()
         fs.mkdir("bucket")
-        write_sample_data(folder, 4, 8, "webdataset", broken=1, image_size=64)
+        write_sample_data(folder, 4, 8, "webdataset", broken=2, image_size=64)
         fs.put(f"{folder}/", "bucket/laion/", recursive=True)
         pictures = folder.parent / "pictures"
         write_sample_data(pictures, 1, 4, "files", image_size=64)
