@@ -5,9 +5,10 @@ BIN := .venv/bin
 DEMO := demo
 DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDIR)/$(DEMO)/input \
 	BORING_OUTPUT_DIR=$(CURDIR)/$(DEMO)/output BORING_MODEL=boring-tiny
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo dev test lint clean bench torture
+.PHONY: demo dev test docs screenshots lint clean bench torture
 
 demo: .venv/installed $(DEMO)/input
 	@$(DEMO_ENV) $(BIN)/boring-assets embed $(DEMO)/input $(DEMO)/output
@@ -21,7 +22,16 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(SITE) --quiet
 	$(BIN)/python -m pytest -n auto
+
+# The documents as a site, in site/.
+docs: .venv/installed-test
+	$(SITE)
+
+# The pictures of the documents, taken anew in a real browser. Needs Chromium.
+screenshots: .venv/installed-test
+	$(BIN)/python docs/screenshots.py
 
 # Against other ways to embed the same shards; docs/performance.md says how to read it.
 bench: .venv/installed-test
@@ -57,4 +67,4 @@ $(DEMO)/input: | .venv/installed
 	@touch $@
 
 clean:
-	rm -rf $(DEMO) .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(DEMO) .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

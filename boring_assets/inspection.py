@@ -22,7 +22,7 @@ from resources.verify import Checked, Finding, Kind, Severity, check_files
 
 DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
 """What is wrong with the files themselves, so that only other files can mend it."""
-_OURS = ("metadata.json", ".counts.json")
+_OURS = ("metadata.json", "near_duplicates.parquet", ".counts.json", ".measures.parquet")
 _CLOUD_THREADS = 16
 _TRIES = 3
 

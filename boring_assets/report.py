@@ -2,8 +2,11 @@
 
 import os
 import shlex
+import shutil
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -68,8 +71,20 @@ def say_done(console: Console, settings: Settings, summary: Summary) -> None:
         _line(console, "Failed", f"{key}: {why}", "red")
     console.print("\nNext:")
     if failed:
-        _line(console, "", f"boring-assets failures --output {shlex.quote(settings.output_dir)}")
-    _line(console, "", f"{_environment(settings)} dagster dev -m boring_assets.definitions")
+        _line(
+            console, "", f"{_program('boring-assets')} failures --output {shlex.quote(settings.output_dir)}"
+        )
+    _line(console, "", f"{_environment(settings)} {_program('dagster')} dev -m boring_assets.definitions")
+
+
+def _program(name: str) -> str:
+    """How a shell here finds a program of this environment: by its name, or else by its path."""
+    beside = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if found and Path(found).parent.resolve() == beside.parent.resolve():
+        return name
+    here = Path.cwd()
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
 def _environment(settings: Settings) -> str:

@@ -277,6 +277,11 @@ def test_strays_are_reported_and_left_alone(output: Output) -> None:
         path = output.out / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"what")
+    for name in (
+        ".measures.parquet",
+        "near_duplicates.parquet",
+    ):  # no strays
+        (output.out / name).write_bytes(b"what")
     for name in ("image_embeddings", "image_failures"):
         shutil.copy2(output.path("00003", name), output.path("00007", name))
     (output.folder / "in" / "00000.parquet").unlink()
@@ -285,6 +290,7 @@ def test_strays_are_reported_and_left_alone(output: Output) -> None:
     report = output.verify("--repair")  # the totals were wrong: they are right then
     notes = [one["text"] for one in report["findings"] if one["kind"] == "stray"]
     assert [any(name in text for text in notes) for name in strays] == [True] * 4
+    assert len(notes) == 4
     gone = [one["partition"] for one in report["findings"] if one["kind"] == "gone"]
     assert gone == ["00000", "00007"]
     assert {one["severity"] for one in report["findings"] if one["kind"] in ("gone", "stray")} == {"note"}

@@ -222,13 +222,16 @@ def clip_scores(**options: Any) -> None:
 
     settings = apply(options)
     instance = open_instance(settings.output_dir)
-    order = list(instance.get_dynamic_partitions(SHARDS.name or ""))
     committed = build_embeddings(settings).committed()
-    parts = ranges(order, committed, settings.partitions_per_run)
-    if not parts:
+    if not committed:
         raise StorageError(
             f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
         )
+    known = set(instance.get_dynamic_partitions(SHARDS.name or ""))
+    # They may have been embedded with another DAGSTER_HOME.
+    instance.add_dynamic_partitions(SHARDS.name or "", sorted(set(committed) - known))
+    order = list(instance.get_dynamic_partitions(SHARDS.name or ""))
+    parts = ranges(order, committed, settings.partitions_per_run)
     failed: dict[str, str] = {}
     for first, last, _ in parts:
         failed |= _run(settings, scores_job.name, range_tags(first, last))
