@@ -199,7 +199,7 @@ class Settings(BaseSettings):
         ):
             wanted = "https:// URL, nor http:// on this machine" if public else "http:// or https:// URL"
             said = f"is no {wanted}. It is not shown: it may hold a secret."
-            raise PydanticCustomError("credentials", said)  # type: ignore[arg-type]
+            raise PydanticCustomError("credentials", said)
         return value
 
     @field_validator("allowed_url_prefixes", "extra_image_formats", mode="before")

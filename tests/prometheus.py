@@ -92,7 +92,7 @@ def monitoring(root: Path) -> Iterator[Monitoring]:
     }
     (root / "prometheus.yaml").write_text(json.dumps(config))  # which is YAML too
     options = [
-        [f"--web.listen-address={gateway}"],
+        [f"--web.listen-address={gateway}", "--persistence.file="],  # Debian's own would outlast the test
         [
             f"--web.listen-address={node}",
             "--collector.disable-defaults",

@@ -14,6 +14,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from boring_assets import webhook
 from boring_assets.catalogue import ASSET_KEY
 from boring_assets.definitions import build_definitions
+from boring_assets.errors import SettingsError
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import load_settings
 from tests.assets.project import Project, stored
@@ -177,10 +178,16 @@ def test_without_a_webhook_it_is_off_until_somebody_turns_it_on(
     ],
 )
 def test_a_wrong_url_is_refused_unshown(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from boring_assets.errors import SettingsError
-
     monkeypatch.setenv(f"BORING_{name}", value)
     with pytest.raises(SettingsError, match=f"BORING_{name} is no http") as caught:
         load_settings()
     cause = caught.value.__cause__
     assert SECRET not in f"{caught.value} {cause}"
+
+
+def test_what_is_no_text_is_refused_unshown_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "settings.toml").write_text(f'alert_webhook = ["https://host/{SECRET}"]')
+    monkeypatch.setenv("BORING_CONFIG", str(tmp_path / "settings.toml"))
+    with pytest.raises(SettingsError, match="BORING_ALERT_WEBHOOK Input should be a valid string") as caught:
+        load_settings()
+    assert SECRET not in str(caught.value)

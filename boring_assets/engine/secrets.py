@@ -4,7 +4,9 @@ import os
 import re
 
 # A variable of such a name holds a secret: AWS_SECRET_ACCESS_KEY, HF_TOKEN, PGPASSWORD, ...
-_NAMES = re.compile(r"SECRET|TOKEN|PASSW|ACCOUNT_KEY|STORAGE_KEY|API_KEY|CONNECTION_STRING", re.IGNORECASE)
+_NAMES = re.compile(
+    r"SECRET|TOKEN|PASSW|ACCOUNT_KEY|STORAGE_KEY|API_KEY|CONNECTION_STRING|WEBHOOK", re.IGNORECASE
+)
 _SHORTEST = 8
 _USER_INFO = re.compile(r"(?<=://)[^\s\"'<>@]*:[^\s\"'<>@]*@")
 _QUERY = re.compile(r"\?[\w.~%+-]+=[^\s\"'<>)]*")

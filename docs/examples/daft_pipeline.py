@@ -3,27 +3,23 @@
 import sys
 
 import daft
+import pyarrow as pa
 from daft import DataType, Series, col
 
 from boring_assets.engine.embedder import Embedder
 
-ANSWER = DataType.struct(
-    {
-        "embedding": DataType.list(DataType.float32()),
-        "reason": DataType.string(),
-        "detail": DataType.string(),
-    }
-)
+ANSWER = pa.struct({"embedding": pa.list_(pa.float32()), "reason": pa.string(), "detail": pa.string()})
 
 
-@daft.cls(max_concurrency=1, use_process=False)  # on a cluster: gpus=1, and as many as there are GPUs
+@daft.cls(max_concurrency=1)  # with GPUs: gpus=1, and as many as there are
 class Clip:
     def __init__(self, model: str) -> None:
         self.embedder = Embedder(model)
 
-    @daft.method.batch(return_dtype=ANSWER, unnest=True, batch_size=1024)
-    def embed(self, images: Series) -> list:
-        return [answer._asdict() for answer in self.embedder.embed(images.to_pylist())]
+    @daft.method.batch(return_dtype=DataType.from_arrow_type(ANSWER), unnest=True, batch_size=1024)
+    def embed(self, images: Series) -> pa.Array:
+        answers = self.embedder.embed(images.to_pylist())
+        return pa.array([answer._asdict() for answer in answers], ANSWER)
 
 
 source, target, model = sys.argv[1:]

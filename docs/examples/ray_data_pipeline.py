@@ -26,6 +26,6 @@ made = pictures.map_batches(
     fn_constructor_args=[model],
     batch_format="pyarrow",
     batch_size=1024,
-    compute=ray.data.ActorPoolStrategy(size=1),  # on a cluster: num_gpus=1, and as many as there are GPUs
+    compute=ray.data.ActorPoolStrategy(size=1),  # with GPUs: num_gpus=1, and as many as there are
 )
 made.write_parquet(target)
