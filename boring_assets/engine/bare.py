@@ -105,7 +105,9 @@ class Stream(OpenShard):
         check_rows(len(self._records), self._size, self.shard.uri, self.limits)
 
 
-def unread(shard: Shard, limits: Limits, most_rows: int | None) -> tuple[Any, ...]:
+def unread(
+    shard: Shard, limits: Limits, most_rows: int | None
+) -> tuple[Shard, pa.Table, dict[str, str], Limits, int, int | None]:
     """The fields of a stream of which nothing was read."""
     return shard, pa.table({}), {}, limits, 0, most_rows
 
