@@ -8,7 +8,7 @@ from boring_assets.assets.image_embeddings import define_image_embeddings
 from boring_assets.assets.near_duplicates import define_near_duplicates
 from boring_assets.checks import define_checks
 from boring_assets.jobs import check_hourly, check_job, duplicates_job, embed_job, index_job, scores_job
-from boring_assets.sensors import define_new_shards
+from boring_assets.sensors import define_automation, define_new_shards
 from boring_assets.settings import Settings, load_settings
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
@@ -35,7 +35,10 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift)],
         jobs=[embed_job, check_job, index_job, duplicates_job, scores_job],
         schedules=[check_hourly],
-        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
+        sensors=[
+            define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version),
+            define_automation(settings.sensor_seconds),
+        ],
         resources={
             "clip": build_clip(settings),
             "source": build_source(settings),

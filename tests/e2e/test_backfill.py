@@ -6,7 +6,8 @@ import pytest
 from dagster import DagsterRunStatus
 
 from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
-from tests.e2e.processes import Home, Webserver, wait_for
+from tests.e2e.processes import Home
+from tests.e2e.webserver import Webserver, wait_for
 
 LAUNCH = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
     __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""

@@ -3,56 +3,13 @@
 import pytest
 from dagster import DagsterRunStatus
 
-from tests.e2e.processes import LOCATION, Home, Webserver, wait_for
-
-TICKS = """query($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sensor) { ... on Sensor {
-    sensorState { status ticks(limit: 30) { tickId status skipReason error { message } } } } } }"""
-SENSOR = {**LOCATION, "sensorName": "new_shards"}
-
-
-def turn_on(server: Webserver) -> None:
-    started = server.ask(
-        """mutation($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) {
-            ... on Sensor { sensorState { status } } ... on PythonError { message } } }""",
-        sensor=SENSOR,
-    )
-    assert started["startSensor"]["sensorState"]["status"] == "RUNNING", started
-
-
-def turn_off(server: Webserver) -> None:
-    state = server.ask(
-        """query($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sensor) { ... on Sensor {
-            sensorState { id } } } }""",
-        sensor=SENSOR,
-    )["sensorOrError"]["sensorState"]
-    stopped = server.ask(
-        """mutation($id: String!) { stopSensor(id: $id) { ... on StopSensorMutationResult {
-            instigationState { status } } ... on PythonError { message } } }""",
-        id=state["id"],
-    )
-    assert stopped["stopSensor"]["instigationState"]["status"] == "STOPPED", stopped
-
-
-def ticks(server: Webserver) -> list[dict]:
-    """The sensor's ticks, the latest first."""
-    return server.ask(TICKS, sensor=SENSOR)["sensorOrError"]["sensorState"]["ticks"]
-
-
-def check_idle(server: Webserver) -> None:
-    """Waits until the sensor has looked twice more, and saw nothing to do."""
-    seen = {tick["tickId"] for tick in ticks(server)}
-
-    def fresh() -> list[str]:
-        return [tick["status"] for tick in ticks(server) if tick["tickId"] not in seen]
-
-    wait_for(lambda: len([status for status in fresh() if status != "STARTED"]) >= 2, "the sensor ticks")
-    assert set(fresh()) <= {"SKIPPED", "STARTED"}
+from tests.e2e.processes import Home
 
 
 @pytest.mark.slow
 def test_dropped_and_changed_shards_are_embedded_once(home: Home) -> None:
     with home.webserver() as server, home.daemon():
-        turn_on(server)
+        server.turn_on("new_shards")
         home.add_shards(1)
         (run,) = home.wait_for_runs(1)
         assert run.status is DagsterRunStatus.SUCCESS, home.messages(run)
@@ -73,7 +30,7 @@ def test_dropped_and_changed_shards_are_embedded_once(home: Home) -> None:
 
         assert {key for key, stamp in home.stamps().items() if stamp != before[key]} == {"00000"}
         assert server.partitions() == {"materialized": ["00000", "00002", "00003"]}
-        check_idle(server)
+        server.check_idle("new_shards")
         assert len(home.runs()) == 3
 
 
@@ -84,7 +41,7 @@ def test_a_corrupt_shard_costs_itself_alone(home: Home) -> None:
         home.add_shards(3)
         good = (home.input / "00001.parquet").read_bytes()
         (home.input / "00001.parquet").write_bytes(good[:-100])
-        turn_on(server)
+        server.turn_on("new_shards")
 
         first, retry = home.wait_for_runs(2)
         for run in (first, retry):
@@ -100,10 +57,10 @@ def test_a_corrupt_shard_costs_itself_alone(home: Home) -> None:
         home.check_committed(["00000", "00002"])
         before = home.stamps()
         assert server.partitions() == {"materialized": ["00000", "00002"], "failed": ["00001"]}
-        check_idle(server)
+        server.check_idle("new_shards")
         assert len(home.runs()) == 2, "the sensor asked again for a version that had failed"
 
-        turn_off(server)
+        server.turn_off("new_shards")
         (home.input / "00001.parquet").write_bytes(good)
         again = server.ask(
             """mutation($params: ReexecutionParams!) { launchRunReexecution(reexecutionParams: $params) {

@@ -8,9 +8,10 @@ from dagster import DagsterRunStatus
 
 from boring_assets.catalogue import ASSET_KEY
 from boring_assets.launcher import WORKER_TAG
-from tests.e2e.processes import Home, wait_for
+from tests.e2e.processes import Home
 from tests.e2e.test_backfill import LAUNCH
 from tests.e2e.test_killed_run import launch
+from tests.e2e.webserver import wait_for
 
 TERMINATE = """mutation($id: String!) { terminateRun(runId: $id) {
     __typename ... on TerminateRunFailure { message } ... on PythonError { message } } }"""
