@@ -16,7 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.samples import Reason
-from boring_assets.engine.schema import FAILURES_SCHEMA, META_PREFIX, count_repeated, read_facts, row_hashes
+from boring_assets.engine.schema import (
+    FAILURES_SCHEMA,
+    META_PREFIX,
+    belongs,
+    count_repeated,
+    read_facts,
+    row_hashes,
+)
 from partitions.root import Root, storage_error
 
 _BATCH_ROWS = 4096
@@ -57,13 +64,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        kind: What sort of thing.
-        text: What exactly, as a sentence.
-        severity: Whether something is to be done.
-    """
+    """One thing that is wrong: what sort of thing, and what exactly, as a sentence."""
 
     kind: Kind
     text: str
@@ -232,8 +233,11 @@ def check_facts(facts: Mapping[str, Any], schema: pa.Schema) -> list[Finding]:
     if not pa.types.is_fixed_size_list(kind) or str(kind.value_type) not in _TOLERANCE:
         return [Finding(Kind.SCHEMA, f"the column embedding is {kind}, not fixed_size_list of floats.")]
     if kind.list_size != facts["dim"]:
-        said = f"vectors have {kind.list_size} numbers, but its metadata says {facts['dim']}."
-        return [Finding(Kind.SCHEMA, said)]
+        return [
+            Finding(
+                Kind.SCHEMA, f"vectors have {kind.list_size} numbers, but {facts['dim']} by its metadata."
+            )
+        ]
     return []
 
 
@@ -260,18 +264,20 @@ def check_files(root: Root, embeddings: str, failures: str) -> Checked:
                 return Checked(facts if wrong[0].kind is Kind.SCHEMA else {}, wrong)
             at = failures
             try:
-                with _open(root, failures) as failed:
-                    if not failed.schema_arrow.equals(FAILURES_SCHEMA):
-                        said = (
-                            f"the failures file has the columns {failed.schema_arrow.names} or other types."
-                        )
-                        return Checked(facts, [Finding(Kind.FAILURES, said)])
-                    rows = list(_batches(failed))
+                data = root.fs.cat_file(f"{root.path}/{failures}")
             except FileNotFoundError:
                 said = f"{root.uri}/{failures} is missing: which rows failed, and why, is lost."
                 return Checked(facts, [Finding(Kind.NO_FAILURES, said)])
+            with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as failed:
+                if not failed.schema_arrow.equals(FAILURES_SCHEMA):
+                    said = f"the failures file has the columns {failed.schema_arrow.names} or other types."
+                    return Checked(facts, [Finding(Kind.FAILURES, said)])
+                rows = list(_batches(failed))
             at = embeddings
-            return Checked(facts, check_rows(_batches(file), rows, facts))
+            findings = check_rows(_batches(file), rows, facts)
+            if not findings and not belongs(data, facts):
+                findings = [Finding(Kind.FAILURES, "the failures file was written by another run than it.")]
+            return Checked(facts, findings)
     except Exception as error:
         if not _is_damage(error):
             raise storage_error(error, f"{root.uri}/{at}", "read") from error

@@ -7,10 +7,13 @@ import pytest
 
 from boring_assets.engine import reader
 from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.fetch import Fetcher
 from boring_assets.engine.job import Job
 from boring_assets.engine.limits import Limits
+from boring_assets.engine.lookup import Lookup
 from boring_assets.engine.pipeline import FailedShard, Options, embed_shards
-from boring_assets.engine.samples import Reason, Shard
+from boring_assets.engine.samples import Failure, Reason, Shard
+from boring_assets.engine.sources import open_shard
 from tests.engine.kinds import jpeg, shard_at, write_tar
 from tests.engine.shards import assert_same, embedded, make_shard
 from tests.engine.test_bare import example, framed
@@ -48,7 +51,7 @@ def test_streams_and_others_share_batches_and_keep_their_rows(encoder: Encoder, 
     assert [result.rows.num_rows for result in results] == [37, 9, 23, 3, 0]
     for result in results:
         pictures = [int(key.rpartition("-")[2]) for key in result.rows["key"].to_pylist()]
-        assert_same(result.embeddings, wanted.embeddings[np.array(pictures)[result.embedded]])
+        assert_same(result.embeddings, wanted.embeddings[np.array(pictures, np.int64)[result.embedded]])
         assert {failure.reason for failure in result.failures.values()} <= {Reason.DECODE_ERROR}
     # The first half of a tar's images stands before all of its texts.
     assert results[0].rows["key"].to_pylist()[:18] == [str(row) for row in range(18)]
@@ -103,6 +106,17 @@ def test_a_tar_is_read_once(encoder: Encoder, tmp_path: Path, monkeypatch: pytes
     assert sum(end - start for start, end in read) == Path(shard.path).stat().st_size
 
 
+def test_single_images_of_a_tar_are_those_of_its_rows(tmp_path: Path) -> None:
+    shard = tar(tmp_path, "0", 30)
+    opened = open_shard(shard, Limits(), Fetcher())
+    images = dict(opened.images())
+    lookup = Lookup(open_shard(shard, Limits(), Fetcher()))
+    assert lookup.rows == 30
+    assert [lookup.keys[key] for key in opened.rows["key"].to_pylist()] == list(range(30))
+    assert [lookup.read(row) for row in range(30)] == [images[row] for row in range(30)]
+    assert isinstance(lookup.read(30), Failure)
+
+
 def test_a_shard_that_memory_does_not_hold_costs_itself(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,9 +132,8 @@ def test_a_shard_that_memory_does_not_hold_costs_itself(
 
     monkeypatch.setattr(reader, "Job", without_room("b"))
     results = list(embed_shards(shards, encoder))
-    assert [(one.shard.key, isinstance(one, FailedShard)) for one in results] == [
-        ("a", False),
-        ("b", True),
-        ("c", False),
-    ]
-    assert "Unable to allocate" in str(results[1].error)  # type: ignore[union-attr]
+    (failed,) = [one for one in results if isinstance(one, FailedShard)]
+    assert failed.shard.key == "b"
+    assert "Unable to allocate" in str(failed.error)
+    kept = embedded([one for one in results if not isinstance(one, FailedShard)])
+    assert [one.shard.key for one in kept] == ["a", "c"]
