@@ -6,6 +6,9 @@ DEMO := demo
 DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDIR)/$(DEMO)/input \
 	BORING_OUTPUT_DIR=$(CURDIR)/$(DEMO)/output BORING_MODEL=boring-tiny
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One more than there are cores: end-to-end tests wait for Dagster's daemons much of their time. They stand side by
+# side in the list of tests, so whoever is done early takes some of them from whoever is not.
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: demo dev test lint clean bench torture
 
@@ -21,7 +24,7 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # Against other ways to embed the same shards; docs/performance.md says how to read it.
 bench: .venv/installed-test
