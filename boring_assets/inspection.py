@@ -18,8 +18,9 @@ from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, check_key, uri_of
 from resources.embeddings_io import EMBEDDINGS, FAILURES
 from resources.files import version_of
+from resources.findings import Checked, Finding, Kind, Severity
 from resources.identity import NAMES, differences, identity
-from resources.verify import Checked, Finding, Kind, Severity, check_files
+from resources.verify import check_files
 
 DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
 """What is wrong with the files themselves, so that only other files can mend it."""
