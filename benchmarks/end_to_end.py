@@ -19,10 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.common import TINY, write_parquet_twin
 from benchmarks.environments import python_for
 from benchmarks.pictures import write_shards
 from benchmarks.side import STARTED
-from benchmarks.sides import CEILINGS, SIDES, TINY, write_parquet_twin
+from benchmarks.sides import CEILINGS, SIDES
 from benchmarks.table import machine, print_table
 
 _SHARDS = 4

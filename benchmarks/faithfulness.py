@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from benchmarks.common import TINY, Model
 from benchmarks.end_to_end import make_checkpoint
 from benchmarks.gpu import shards_in
-from benchmarks.sides import TINY, Model, load
+from benchmarks.others import load
 from benchmarks.table import machine, print_table
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.model import load_model

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.common import TINY
 from benchmarks.gpu import decode_only
 from benchmarks.pictures import write_shards
-from benchmarks.sides import TINY
 from benchmarks.table import machine, print_table
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.model import load_model

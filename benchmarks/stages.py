@@ -3,9 +3,10 @@
     python -m benchmarks.stages [--models ...]
 
 Read is a tar's members into memory, decode is the decoders on encoded images in memory, forward is the
-model on preloaded tensors, write is a finished shard through the IO manager. Stages take turns; shown are
-medians over the rounds. The slowest stage bounds the engine; where decoding and the model share the cores,
-as on a CPU, both take from the same time, and the bound is `1 / (1 / decode + 1 / forward)`.
+model on preloaded tensors, write is a finished shard through the IO manager; then the whole engine, and the
+same with a contact sheet of 12 images for each shard of 1,000. They take turns; shown are medians over the
+rounds. The slowest stage bounds the engine; where decoding and the model share the cores, as on a CPU, both
+take from the same time, and the bound is `1 / (1 / decode + 1 / forward)`.
 """
 
 import argparse
@@ -15,23 +16,28 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from benchmarks.common import TINY
 from benchmarks.gpu import decode_only, forward_only, random_model, shards_in
 from benchmarks.pictures import write_shards
-from benchmarks.sides import TINY
 from benchmarks.table import machine, print_table
+from boring_assets.assets.contact_sheet import contact_sheet
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.fetch import Fetcher
 from boring_assets.engine.limits import Limits
 from boring_assets.engine.model import load_model
-from boring_assets.engine.results import EmbeddedShard
+from boring_assets.engine.pipeline import embed_shards
+from boring_assets.engine.results import EmbeddedShard, Options
 from boring_assets.engine.samples import Shard
 from boring_assets.engine.sources import open_shard
 from resources.embeddings_io import EmbeddingsIOManager
 
 _CORES = len(os.sched_getaffinity(0))
+_PREVIEWS = 12
+_STAGES = ("read", "decode", "forward", "write", "all of them", "and contact sheets")
 
 
 def read_rate(shards: list[Shard]) -> float:
@@ -55,6 +61,21 @@ def write_rate(shards: list[Shard], dim: int, out: Path) -> float:
     return sum(len(result.embedded) for result in done) / (time.perf_counter() - start)
 
 
+def engine_rate(encoder: Encoder, shards: list[Shard], out: Path, previews: int) -> float:
+    """Images a second of the whole engine with its commits, and with or without contact sheets."""
+    embeddings = EmbeddingsIOManager(output_dir=str(out))
+    options = Options(decode_workers=_CORES, previews=previews)
+
+    def finish(result: EmbeddedShard) -> int:
+        embeddings.commit(result, {})
+        assert bool(contact_sheet(result)) == bool(previews)
+        return len(result.embedded)
+
+    start = time.perf_counter()
+    count = sum(cast(int, done) for done in embed_shards(shards, encoder, options, then=finish))
+    return count / (time.perf_counter() - start)
+
+
 def _finished(shard: Shard, dim: int) -> EmbeddedShard:
     limits = Limits()
     opened = open_shard(shard, limits, Fetcher(max_bytes=limits.bytes))
@@ -74,7 +95,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[TINY, "ViT-B-32"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    rows = [["model", "read", "decode", "forward", "write", "slowest", "bound on shared cores"]]
+    rows = [["model", *_STAGES, "slowest", "bound on shared cores"]]
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         write_shards(Path(temporary) / "in", 4, 1000)
         shards = shards_in(Path(temporary) / "in")
@@ -92,14 +113,18 @@ def _measure(name: str, encoder: Encoder, shards: list[Shard], out: Path, rounds
         "forward": lambda: forward_only(encoder, 5),
         "write": lambda: write_rate(shards, encoder.dim, out),
     }
-    rates: dict[str, list[float]] = {stage: [] for stage in stages}
+    whole = {
+        "all of them": lambda: engine_rate(encoder, shards, out, 0),
+        "and contact sheets": lambda: engine_rate(encoder, shards, out, _PREVIEWS),
+    }
+    rates: dict[str, list[float]] = {stage: [] for stage in stages | whole}
     for _ in range(rounds):
-        for stage, measure in stages.items():
+        for stage, measure in (stages | whole).items():
             rates[stage].append(measure())
     middle = {stage: statistics.median(its) for stage, its in rates.items()}
     bound = 1 / (1 / middle["decode"] + 1 / middle["forward"])
     told = f"{bound:,.1f}" if encoder.device.type == "cpu" else ""
-    return [name, *(f"{rate:,.1f}" for rate in middle.values()), min(middle, key=lambda s: middle[s]), told]
+    return [name, *(f"{rate:,.1f}" for rate in middle.values()), min(stages, key=lambda s: middle[s]), told]
 
 
 if __name__ == "__main__":

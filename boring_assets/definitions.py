@@ -11,7 +11,7 @@ from boring_assets.checks import define_checks
 from boring_assets.jobs import check_hourly, check_job, duplicates_job, embed_job, index_job, scores_job
 from boring_assets.logs import log_runs_as_json
 from boring_assets.metrics import Metrics
-from boring_assets.sensors import define_new_shards
+from boring_assets.sensors import define_automation, define_new_shards
 from boring_assets.settings import Settings, load_settings
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
@@ -47,6 +47,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
                 settings.alert_minutes,
                 settings.alert_webhook.get_secret_value(),
             ),
+            define_automation(settings.sensor_seconds),
         ],
         resources={
             "clip": build_clip(settings),

@@ -6,28 +6,23 @@ Every layout is written as a stream, batch by batch: memory does not grow with t
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import IO, Any
 
 import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from boring_assets import __version__
-from boring_assets.errors import SettingsError, StorageError
+from boring_assets.errors import SettingsError
+from boring_assets.export_source import Export
 from boring_assets.wording import some
-from resources.embeddings_io import EMBEDDINGS
 from resources.files import write_bytes
-from resources.storage import Root, open_root, storage_error
+from resources.storage import open_root, storage_error
 
 MARK = "export.json"
 """Written last: an export with it is whole."""
-_BATCH_ROWS = 8192
 _TEXT = 1000
 _HF_CARD = """---
 configs:
@@ -36,137 +31,6 @@ configs:
 ---
 CLIP embeddings, made by boring_assets.
 """
-
-
-@dataclass(frozen=True)
-class Part:
-    """One committed partition.
-
-    Attributes:
-        key: Its partition key.
-        path: Path of its embeddings file.
-        rows: Its rows.
-        schema: Their columns.
-    """
-
-    key: str
-    path: str
-    rows: int
-    schema: pa.Schema
-
-
-class Export:
-    """An output to read from and a place to write to."""
-
-    def __init__(self, output: Root, dest: Root) -> None:
-        """Reads every committed file's footer.
-
-        Args:
-            output: The output to export.
-            dest: Where to; must hold nothing yet.
-
-        Raises:
-            StorageError: Nothing is committed, it cannot be read, or `dest` is not empty.
-            SettingsError: The partitions do not fit in one table.
-        """
-        self._output, self.dest = output, dest
-        if _files(dest, ""):
-            raise StorageError(f"{dest.uri} is not empty. Give a new folder, or remove what is there.")
-        paths = [path for path in _files(output, EMBEDDINGS) if path.endswith(".parquet")]
-        if not paths:
-            raise StorageError(f"Nothing is committed below {output.uri}. Embed something first.")
-        self._schemas: dict[pa.Schema, pa.Schema] = {}
-        with ThreadPoolExecutor(8, "footer") as pool:
-            self.parts = list(pool.map(self._part, paths))
-        self.rows = sum(part.rows for part in self.parts)
-        self.schema = self._unify().append(pa.field("partition", pa.string()))
-        self.dim: int = self.schema.field("embedding").type.list_size
-        kind = self.schema.field("embedding").type.value_type
-        self.dtype = np.dtype(kind.to_pandas_dtype()).newbyteorder("<")
-
-    def _part(self, path: str) -> Part:
-        key = path.removeprefix(f"{self._output.path}/{EMBEDDINGS}/").removesuffix(".parquet")
-        with self._reading(path) as file:
-            parquet = pq.ParquetFile(file)
-            schema = parquet.schema_arrow.remove_metadata()
-            # Nearly all partitions share one schema; a copy for each would be most of the memory.
-            return Part(key, path, parquet.metadata.num_rows, self._schemas.setdefault(schema, schema))
-
-    def _unify(self) -> pa.Schema:
-        """All columns of all partitions; one that lacks a column has nulls in it."""
-        kinds = {part.schema.field("embedding").type: part.key for part in self.parts}
-        if len(kinds) > 1:
-            raise SettingsError(
-                f"{self._output.uri} holds embeddings of several kinds: "
-                f"{', '.join(f'{kind} in {key}' for kind, key in kinds.items())}. "
-                "Embed with one model and one output type, by `boring-assets embed --redo`."
-            )
-        try:
-            in_order = list(dict.fromkeys(part.schema for part in self.parts))
-            return pa.unify_schemas(in_order, promote_options="permissive")
-        except pa.ArrowException as error:
-            raise SettingsError(
-                f"The partitions of {self._output.uri} have columns of one name and different types: {error}"
-            ) from error
-
-    def batches(self, part: Part) -> Iterator[pa.RecordBatch]:
-        """A partition's rows, with the columns of all.
-
-        Raises:
-            StorageError: Its file cannot be read.
-        """
-        with self._reading(part.path) as file:
-            for batch in pq.ParquetFile(file, buffer_size=8 * 2**20).iter_batches(_BATCH_ROWS):
-                columns = [
-                    batch[field.name].cast(field.type)
-                    if field.name in part.schema.names
-                    else pa.nulls(batch.num_rows, field.type)
-                    for field in self.schema
-                ]
-                columns[-1] = pa.repeat(pa.scalar(part.key), batch.num_rows)
-                yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
-
-    def vectors(self, batch: pa.RecordBatch) -> bytes:
-        """A batch's embeddings as a C array of [rows, dim]."""
-        flat = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-        return np.ascontiguousarray(flat, self.dtype).tobytes()
-
-    @contextmanager
-    def _reading(self, path: str) -> Iterator[IO[bytes]]:
-        try:
-            with self._output.fs.open(path, "rb") as file:
-                yield file
-        except (OSError, pa.ArrowException) as error:
-            raise storage_error(error, path, "read") from error
-
-    @contextmanager
-    def writing(self, name: str) -> Iterator[IO[bytes]]:
-        """A new file of the export.
-
-        Raises:
-            StorageError: It cannot be written.
-        """
-        try:
-            with self.dest.fs.open(f"{self.dest.path}/{name}", "wb") as file:
-                yield file
-        except OSError as error:
-            raise storage_error(error, f"{self.dest.uri}/{name}", "write") from error
-
-    @contextmanager
-    def table(self, name: str, *, vectors: bool) -> Iterator[pq.ParquetWriter]:
-        """A new parquet file, with or without the embeddings."""
-        schema = self.schema if vectors else self.schema.remove(self.schema.get_field_index("embedding"))
-        with self.writing(name) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            yield writer
-
-
-def _files(root: Root, folder: str) -> list[str]:
-    try:
-        return sorted(root.fs.find(f"{root.path}/{folder}".rstrip("/")))
-    except FileNotFoundError:
-        return []
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{folder}", "list") from error
 
 
 def _header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:

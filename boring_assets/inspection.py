@@ -17,8 +17,10 @@ from partitions.discovery import Discovery
 from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, check_key, uri_of
 from resources.embeddings_io import EMBEDDINGS, FAILURES
+from resources.files import version_of
+from resources.findings import Checked, Finding, Kind, Severity
 from resources.identity import NAMES, differences, identity
-from resources.verify import Checked, Finding, Kind, Severity, check_files
+from resources.verify import check_files
 
 DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
 """What is wrong with the files themselves, so that only other files can mend it."""
@@ -156,10 +158,10 @@ def _stray(root: Root, path: str, why: str) -> Finding:
 def _check(root: Root, key: str, files: Files) -> Checked:
     """Checks a partition; once more where a run has replaced one of its files meanwhile."""
     paths = [f"{kind}/{uri_of('', key)}" for kind in (EMBEDDINGS, FAILURES)]
-    before = [_stamp(files.get(path)) for path in paths]
+    before = [version_of(files.get(path, {})) for path in paths]
     for _ in range(_TRIES):
         checked = check_files(root, *paths)
-        after = [_stamp(_info(root, path)) for path in paths]
+        after = [version_of(_info(root, path)) for path in paths]
         if not checked.findings or after == before:
             break
         before = after
@@ -172,23 +174,15 @@ def _check(root: Root, key: str, files: Files) -> Checked:
     return checked
 
 
-def _info(root: Root, path: str) -> Mapping[str, Any] | None:
+def _info(root: Root, path: str) -> Mapping[str, Any]:
     try:
         root.fs.invalidate_cache(f"{root.path}/{path}")
         info: Mapping[str, Any] = root.fs.info(f"{root.path}/{path}")
     except FileNotFoundError:
-        return None
+        return {}
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
     return info
-
-
-def _stamp(info: Mapping[str, Any] | None) -> str:
-    return (
-        ""
-        if info is None
-        else str(info.get("ETag") or (info["size"], info.get("mtime") or info.get("created")))
-    )
 
 
 def _against_source(facts: Mapping[str, Any], shard: Shard | None) -> Iterator[Finding]:

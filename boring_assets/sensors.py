@@ -57,6 +57,23 @@ def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> 
     return new_shards
 
 
+def define_automation(interval: int) -> dg.SensorDefinition:
+    """Makes the sensor on the assets' automation conditions: Dagster's own, which looks as often as ours.
+
+    Args:
+        interval: Least seconds between two ticks.
+
+    Returns:
+        The sensor, under the name that Dagster gives it; off until somebody turns it on.
+    """
+    return dg.AutomationConditionSensorDefinition(
+        "default_automation_condition_sensor",
+        target=dg.AssetSelection.all(),
+        minimum_interval_seconds=interval,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+    )
+
+
 def _still_asked(asked: dict[str, str], stock: Catalogue) -> dict[str, str]:
     """Versions that were requested and are not done: in the queue, running, or failed for good.
 

@@ -13,12 +13,20 @@ import dagster as dg
 import pyarrow as pa
 
 from boring_assets.engine.pipeline import EmbeddedShard
-from boring_assets.engine.schema import embeddings_table, failed_by_reason, failures_table, repeated_rows
+from boring_assets.engine.schema import (
+    FAILURES_DIGEST,
+    digest,
+    embeddings_table,
+    failed_by_reason,
+    failures_table,
+    repeated_rows,
+)
 from boring_assets.errors import SettingsError, ShardError, StorageError
 from boring_assets.settings import config_field
 from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, uri_of
-from resources.files import committed_facts, file_versions, write_table
+from resources.commit import write_pair
+from resources.files import committed_facts, file_versions, to_parquet
 from resources.identity import differences, identity, is_all_of, made_by_others
 from resources.storage import check_writable, open_root
 
@@ -122,17 +130,18 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             "dtype": self.output_dtype,
         }
         try:
-            full["repeated"] = repeated_rows(result)
-            table, failures = embeddings_table(result, self.output_dtype, full), failures_table(result)
-            for part in (table, failures):
-                part.validate(full=True)  # nobody else checks that text is UTF-8, and readers fail on it
+            failures = failures_table(result)
+            failures.validate(full=True)  # nobody else checks that text is UTF-8, and readers fail on it
+            failed = to_parquet(failures)
+            full |= {"repeated": repeated_rows(result), FAILURES_DIGEST: digest(failed)}
+            table = embeddings_table(result, self.output_dtype, full)
+            table.validate(full=True)
         except pa.ArrowException as error:
             raise ShardError(
                 f"{result.shard.uri} has columns that do not fit the output ({error}). Expected are "
                 "texts in UTF-8, and url, key and caption that can be read as text."
             ) from error
-        write_table(root, _path(FAILURES, key), failures)
-        size = write_table(root, _path(EMBEDDINGS, key), table)
+        size = write_pair(root, (_path(FAILURES, key), failed), (_path(EMBEDDINGS, key), to_parquet(table)))
         return Written(self.uri(key), self.uri(key, FAILURES), size, table, full)
 
     def committed(self) -> set[str]:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -62,6 +62,13 @@ def write_table(root: Root, path: str, table: pa.Table) -> int:
     Raises:
         StorageError: It cannot be written; what was there before is untouched.
     """
+    data = to_parquet(table)
+    write_bytes(root, path, data)
+    return data.size
+
+
+def to_parquet(table: pa.Table) -> pa.Buffer:
+    """A table as the bytes of a parquet file, each page with a checksum."""
     sink = pa.BufferOutputStream()
     # Vectors neither repeat nor compress; trying to would cost more than writing them.
     plain = "embedding.list.element"
@@ -75,9 +82,7 @@ def write_table(root: Root, path: str, table: pa.Table) -> int:
         write_statistics=rest,
         write_page_checksum=True,
     )
-    data = sink.getvalue()
-    write_bytes(root, path, data)
-    return data.size
+    return sink.getvalue()
 
 
 def _flat(schema: pa.Schema) -> bool:
@@ -197,12 +202,17 @@ def file_versions(root: Root, folder: str) -> dict[str, str]:
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{folder}", "list") from error
     return {
-        path[len(base) + 1 :].removesuffix(SUFFIX): _version(info)
+        path[len(base) + 1 :].removesuffix(SUFFIX): version_of(info)
         for path, info in sorted(found.items())
         if path.endswith(SUFFIX)
     }
 
 
-def _version(info: dict[str, Any]) -> str:
+def version_of(info: Mapping[str, Any]) -> str:
+    """What changes with a file: its ETag, or size, time and inode.
+
+    Args:
+        info: What its filesystem says of it.
+    """
     tag = str(info.get("ETag") or info.get("etag") or "").strip('"')
     return tag or "-".join(str(info.get(name, "")) for name in ("size", "mtime", "created", "ino"))

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.samples import Reason
-from boring_assets.engine.schema import read_facts
-from partitions.root import Root, storage_error, without_secrets
+from boring_assets.engine.schema import belongs, read_facts
+from partitions.root import Root, without_secrets
 from resources.embeddings_io import EMBEDDINGS, FAILURES
-from resources.files import write_bytes
+from resources.files import file_versions, write_bytes
 
 _CACHE = ".measures.parquet"
 _BATCH_ROWS = 8192
@@ -122,8 +122,9 @@ def measure(root: Root, key: str, version: str = "") -> Measures:
         path = f"{root.path}/{EMBEDDINGS}/{key}.parquet"
         with root.fs.open(path, "rb", block_size=_READ_BYTES) as file:
             parquet = pq.ParquetFile(file, buffer_size=_READ_BYTES, page_checksum_verification=True)
-            numbers = _of_facts(read_facts(parquet.schema_arrow.metadata)) | _of_rows(parquet)
-        return Measures(key, version, failures=_count_failures(root, key), **numbers)
+            facts = read_facts(parquet.schema_arrow.metadata)
+            numbers = _of_facts(facts) | _of_rows(parquet)
+        return Measures(key, version, failures=_count_failures(root, key, facts), **numbers)
     except Exception as error:  # filesystems raise their libraries' own; each costs this partition alone
         return Measures(key, version, without_secrets(f"{type(error).__name__}: {error}")[:300])
 
@@ -179,42 +180,23 @@ def _hash_rows(vectors: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint64) @ factors
 
 
-def _count_failures(root: Root, key: str) -> int:
+def _count_failures(root: Root, key: str, facts: Mapping[str, Any]) -> int:
     try:
-        with root.fs.open(f"{root.path}/{FAILURES}/{key}.parquet", "rb") as file:
-            return len(pq.read_table(file, columns=["row"]).column(0).unique())
+        data = root.fs.cat_file(f"{root.path}/{FAILURES}/{key}.parquet")
     except FileNotFoundError:
         return -1
+    rows = len(pq.read_table(io.BytesIO(data), columns=["row"]).column(0).unique())
+    if rows == facts.get("failed") and not belongs(data, facts):
+        raise ValueError("its failures file was written by another run than its embeddings file")
+    return rows
 
 
 def _versions(root: Root) -> dict[str, str]:
     """For each partition with an embeddings file, what changes with its files."""
-    try:
-        root.fs.invalidate_cache()
-        found = {
-            path.removeprefix(f"{root.path}/").removesuffix(".parquet"): info
-            for kind in (EMBEDDINGS, FAILURES)
-            for path, info in _find(root, kind).items()
-            if path.endswith(".parquet")
-        }
-    except Exception as error:
-        raise storage_error(error, root.uri, "list") from error
-    keys = [name.removeprefix(f"{EMBEDDINGS}/") for name in found if name.startswith(f"{EMBEDDINGS}/")]
+    failures = file_versions(root, FAILURES)
     return {
-        key: f"{_version(found[f'{EMBEDDINGS}/{key}'])} {_version(found.get(f'{FAILURES}/{key}', {}))}"
-        for key in sorted(keys)
+        key: f"{version} {failures.get(key, '')}" for key, version in file_versions(root, EMBEDDINGS).items()
     }
-
-
-def _find(root: Root, kind: str) -> dict[str, Any]:
-    try:
-        return root.fs.find(f"{root.path}/{kind}", detail=True)
-    except FileNotFoundError:
-        return {}
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    return str(info.get("ETag") or (info.get("size"), info.get("mtime") or info.get("created")))
 
 
 def _read_cache(root: Root) -> list[Measures]:

@@ -19,8 +19,9 @@ from fsspec.implementations.local import LocalFileSystem
 from boring_assets import __version__
 from boring_assets.errors import StorageError
 from partitions.root import Root, storage_error
+from partitions.shards import uri_of
 from resources.embeddings_io import EMBEDDINGS
-from resources.files import committed_facts, write_bytes
+from resources.files import committed_facts, file_versions, write_bytes
 from resources.identity import NAMES
 
 _TOTALS, _CACHE = "metadata.json", ".counts.json"
@@ -53,7 +54,7 @@ def _refresh(root: Root) -> dict[str, Any]:
     tries = 0
     while True:
         before, conditions = _read(root)
-        files = _list(root)
+        files = file_versions(root, EMBEDDINGS)
         counts, known = _count(root, files)
         totals = _sum(counts)
         if counts != known:
@@ -63,7 +64,7 @@ def _refresh(root: Root) -> dict[str, Any]:
         if not _write(root, totals, conditions):
             continue  # another run has written since, and so got on
         tries += 1
-        if tries == _TRIES or _list(root) == files:
+        if tries == _TRIES or file_versions(root, EMBEDDINGS) == files:
             return totals
 
 
@@ -116,30 +117,19 @@ def _is_refused(error: BaseException | None) -> bool:
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
 
 
-def _list(root: Root) -> dict[str, str]:
-    """Path of each embeddings file, and what changes with it."""
-    root.fs.invalidate_cache()
-    found = root.fs.find(f"{root.path}/{EMBEDDINGS}", detail=True)
-    return {
-        path: str(info.get("ETag") or (info["size"], info.get("mtime") or info.get("created")))
-        for path, info in sorted(found.items())
-        if path.endswith(".parquet")
-    }
-
-
 def _count(root: Root, files: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The facts of each file, from the last count where the file is still the same; and that last count."""
     last = _read_cache(root)
     known = dict(last)
-    changed = [path for path, version in files.items() if known.get(path, {}).get("version") != version]
+    changed = [key for key, version in files.items() if known.get(key, {}).get("version") != version]
     with ThreadPoolExecutor(4 if isinstance(root.fs, LocalFileSystem) else 16) as pool:
-        for path, facts in zip(changed, pool.map(lambda path: _facts(root, path), changed), strict=True):
-            known[path] = {"version": files[path], **facts}
-    return {path: known[path] for path in files}, last
+        for key, facts in zip(changed, pool.map(lambda key: _facts(root, key), changed), strict=True):
+            known[key] = {"version": files[key], **facts}
+    return {key: known[key] for key in files}, last
 
 
-def _facts(root: Root, path: str) -> dict[str, Any]:
-    facts = committed_facts(root, path.removeprefix(f"{root.path}/"))
+def _facts(root: Root, key: str) -> dict[str, Any]:
+    facts = committed_facts(root, f"{EMBEDDINGS}/{uri_of('', key)}")
     return {name: facts.get(name) for name in _FACTS}
 
 
@@ -151,7 +141,7 @@ def _read_cache(root: Root) -> dict[str, Any]:
     # What another version of the project has cached may lack a fact.
     wanted = {"version", *_FACTS}
     pairs = known.items() if isinstance(known, dict) else ()
-    return {path: facts for path, facts in pairs if isinstance(facts, dict) and facts.keys() == wanted}
+    return {key: facts for key, facts in pairs if isinstance(facts, dict) and facts.keys() == wanted}
 
 
 def _sum(counts: dict[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,6 @@ checksum that each page of our parquet files carries.
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -16,8 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.samples import Reason
-from boring_assets.engine.schema import FAILURES_SCHEMA, META_PREFIX, count_repeated, read_facts, row_hashes
+from boring_assets.engine.schema import (
+    FAILURES_SCHEMA,
+    META_PREFIX,
+    belongs,
+    count_repeated,
+    read_facts,
+    row_hashes,
+)
 from partitions.root import Root, storage_error
+from resources.findings import Checked, Finding, Kind, Severity
 
 _BATCH_ROWS = 4096
 _READ_BYTES = 4 * 2**20
@@ -25,62 +31,6 @@ _READ_BYTES = 4 * 2**20
 _TOLERANCE = {"float": 1e-4, "halffloat": 2e-3}
 _COUNTS = ("rows", "embedded", "failed", "dim")
 _TEXTS = ("url", "key", "caption")
-
-
-class Kind(StrEnum):
-    """What can be wrong with a partition, or with an output."""
-
-    UNREADABLE = "unreadable"
-    FACTS = "facts"
-    SCHEMA = "schema"
-    COUNTS = "counts"
-    NOT_FINITE = "not_finite"
-    NOT_UNIT = "not_unit"
-    REPEATED = "repeated_rows"
-    NO_FAILURES = "no_failures_file"
-    FAILURES = "failures"
-    OTHER_MODEL = "other_model"
-    CUT_SHORT = "cut_short"
-    STALE = "stale"
-    MISSING = "missing"
-    TOTALS = "totals"
-    GONE = "gone"
-    STRAY = "stray"
-
-
-class Severity(StrEnum):
-    """`error`: something is to be done. `note`: worth knowing, and left alone."""
-
-    ERROR = "error"
-    NOTE = "note"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong.
-
-    Attributes:
-        kind: What sort of thing.
-        text: What exactly, as a sentence.
-        severity: Whether something is to be done.
-    """
-
-    kind: Kind
-    text: str
-    severity: Severity = Severity.ERROR
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What was found in one partition.
-
-    Attributes:
-        facts: What its embeddings file says of itself; empty where that cannot be read.
-        findings: What is wrong with it.
-    """
-
-    facts: Mapping[str, Any]
-    findings: list[Finding]
 
 
 def check_rows(
@@ -232,8 +182,11 @@ def check_facts(facts: Mapping[str, Any], schema: pa.Schema) -> list[Finding]:
     if not pa.types.is_fixed_size_list(kind) or str(kind.value_type) not in _TOLERANCE:
         return [Finding(Kind.SCHEMA, f"the column embedding is {kind}, not fixed_size_list of floats.")]
     if kind.list_size != facts["dim"]:
-        said = f"vectors have {kind.list_size} numbers, but its metadata says {facts['dim']}."
-        return [Finding(Kind.SCHEMA, said)]
+        return [
+            Finding(
+                Kind.SCHEMA, f"vectors have {kind.list_size} numbers, but {facts['dim']} by its metadata."
+            )
+        ]
     return []
 
 
@@ -260,18 +213,20 @@ def check_files(root: Root, embeddings: str, failures: str) -> Checked:
                 return Checked(facts if wrong[0].kind is Kind.SCHEMA else {}, wrong)
             at = failures
             try:
-                with _open(root, failures) as failed:
-                    if not failed.schema_arrow.equals(FAILURES_SCHEMA):
-                        said = (
-                            f"the failures file has the columns {failed.schema_arrow.names} or other types."
-                        )
-                        return Checked(facts, [Finding(Kind.FAILURES, said)])
-                    rows = list(_batches(failed))
+                data = root.fs.cat_file(f"{root.path}/{failures}")
             except FileNotFoundError:
                 said = f"{root.uri}/{failures} is missing: which rows failed, and why, is lost."
                 return Checked(facts, [Finding(Kind.NO_FAILURES, said)])
+            with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as failed:
+                if not failed.schema_arrow.equals(FAILURES_SCHEMA):
+                    said = f"the failures file has the columns {failed.schema_arrow.names} or other types."
+                    return Checked(facts, [Finding(Kind.FAILURES, said)])
+                rows = list(_batches(failed))
             at = embeddings
-            return Checked(facts, check_rows(_batches(file), rows, facts))
+            findings = check_rows(_batches(file), rows, facts)
+            if not findings and not belongs(data, facts):
+                findings = [Finding(Kind.FAILURES, "the failures file was written by another run than it.")]
+            return Checked(facts, findings)
     except Exception as error:
         if not _is_damage(error):
             raise storage_error(error, f"{root.uri}/{at}", "read") from error

@@ -25,7 +25,7 @@ from boring_assets.homes import HOME_TAG
 from boring_assets.jobs import ALIVE_LOCK, range_tags
 from boring_assets.launcher import WORKER_TAG, WarmRunLauncher
 from boring_assets.worker import is_alive
-from tests.e2e.processes import wait_for
+from tests.e2e.webserver import wait_for
 
 CODE = """
 import os, time

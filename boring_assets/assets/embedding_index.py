@@ -13,9 +13,19 @@ from boring_assets.search.lance import FOLDER
 from boring_assets.wording import some
 from resources.embeddings_io import EmbeddingsIOManager
 
+# `since_last_handled` passes over what was embedded before the sensor was turned on; that is wanted as well.
+_WAS_WANTED_BEFORE = (
+    dg.AutomationCondition.missing()
+    & dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing())
+).newly_true()
 # Once after each batch of runs that embed, not after each shard; what failed there does not hold it up.
 AFTER_EMBEDDING = (
-    dg.AutomationCondition.any_deps_updated().since_last_handled()
+    (
+        dg.AutomationCondition.any_deps_updated().since_last_handled()
+        | _WAS_WANTED_BEFORE.since(
+            dg.AutomationCondition.newly_requested() | dg.AutomationCondition.newly_updated()
+        )
+    )
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
 )

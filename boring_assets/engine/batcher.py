@@ -70,6 +70,8 @@ class Batcher:
         job.image_bytes += chunk.size
         for row, failure in chunk.failures:
             self._fail(job, row, failure)
+        if chunk.total is not None:
+            job.total = chunk.total
         if decoded is not None:
             self._take_pixels(chunk, decoded)
         if chunk.error is None:
@@ -97,8 +99,7 @@ class Batcher:
                 self._submit()
 
     def _fail(self, job: Job, row: int, failure: Failure) -> None:
-        job.failures[row] = failure
-        job.waiting -= 1
+        job.fail(row, failure)
         self._progress.failed += 1
 
     def _submit(self) -> None:
@@ -117,16 +118,14 @@ class Batcher:
         start = 0
         for job, rows in batch:
             job.seconds += each * len(rows)
-            job.vectors[rows] = vectors[start : start + len(rows)]
-            job.done[rows] = True
-            job.waiting -= len(rows)
+            job.put(rows, vectors[start : start + len(rows)])
             start += len(rows)
             self._finish(job)
         self._progress.embedded += start
 
     def _finish(self, job: Job) -> None:
         """Hands the shard over when its last row is answered."""
-        if job.waiting or job.closed:
+        if job.closed or not job.complete:
             return
         job.closed = True
         shard = job.finish()

@@ -16,20 +16,45 @@ if TYPE_CHECKING:
 class Job:
     """A shard under way. After the reader has made it, only the encoder's thread changes it."""
 
-    def __init__(
-        self, shard: Shard, source: OpenShard | None, dim: int, cut: int = 0, previews: int = 0
-    ) -> None:
-        self.shard, self.source, self.cut = shard, source, cut
+    def __init__(self, shard: Shard, source: OpenShard | None, dim: int, previews: int = 0) -> None:
+        self.shard, self.source = shard, source
         self.previews: list[tuple[int, np.ndarray]] = []
         self._previews = previews
         self.seconds = 0.0
         self.image_bytes = 0
-        self.waiting = self.total = source.rows.num_rows if source else 0
-        self.vectors = np.empty((self.total, dim), np.float32)
-        self.done = np.zeros(self.total, bool)
+        self.answered = 0
+        # What is read as a stream says at its end how many rows it has.
+        self.total = None if source and source.streamed else source.rows.num_rows if source else 0
+        self._vectors = np.empty((self.total or 0, dim), np.float32)
+        self._done = np.zeros(self.total or 0, bool)
         self.failures: dict[int, Failure] = {}
         self.closed = False
         self.checked: Future[None] = Future()
+
+    @property
+    def complete(self) -> bool:
+        """Whether each of its rows is answered, and no more are to come."""
+        return self.answered == self.total
+
+    def fail(self, row: int, failure: Failure) -> None:
+        """Answers a row with a failure."""
+        self.failures[row] = failure
+        self.answered += 1
+
+    def put(self, rows: list[int], vectors: np.ndarray) -> None:
+        """Answers rows with their embeddings.
+
+        Args:
+            rows: Their numbers.
+            vectors: float32 [n, dim].
+        """
+        if (needed := max(rows) + 1) > len(self._done):
+            more = max(needed, 2 * len(self._done)) - len(self._done)
+            self._vectors = np.concatenate([self._vectors, np.empty((more, vectors.shape[1]), np.float32)])
+            self._done = np.concatenate([self._done, np.zeros(more, bool)])
+        self._vectors[rows] = vectors
+        self._done[rows] = True
+        self.answered += len(rows)
 
     def keep(self, rows: list[int], pixels: "Tensor") -> None:
         """Copies the first images for people to look at, as long as there are too few."""
@@ -41,17 +66,17 @@ class Job:
     def finish(self) -> EmbeddedShard:
         """The finished shard."""
         assert self.source is not None
-        embedded = np.flatnonzero(self.done)
+        embedded = np.flatnonzero(self._done)
         return EmbeddedShard(
             shard=self.shard,
             rows=self.source.rows,
             columns=self.source.columns,
             embedded=embedded,
-            embeddings=self.vectors if len(embedded) == self.total else self.vectors[embedded],
+            embeddings=self._vectors if len(embedded) == len(self._vectors) else self._vectors[embedded],
             failures=dict(sorted(self.failures.items())),
             seconds=self.seconds,
             image_bytes=self.image_bytes,
-            cut=self.cut,
+            cut=self.source.cut,
             checked=self.checked,
             previews=self.previews,
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,11 +35,14 @@ class OpenShard(ABC):
 
     Attributes:
         shard: Which one.
-        rows: Every column but the image bytes, one row a sample.
+        rows: Every column but the image bytes, one row a sample; of a stream, once all its images are read.
         columns: Which of the shard's columns is its `url`, `key` and `caption`; absent where it has none.
         limits: The most that one image may cost.
         cut: Rows at the shard's end that were left out on request.
+        streamed: Whether `rows`, `columns` and `cut` are known only when all images are read.
     """
+
+    streamed: ClassVar[bool] = False
 
     shard: Shard
     rows: pa.Table

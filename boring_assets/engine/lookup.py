@@ -4,7 +4,9 @@ import tarfile
 from functools import cached_property
 from pathlib import PurePosixPath
 
+from boring_assets.engine.bare_tar import BareTarShard, makes_row, split
 from boring_assets.engine.layouts import (
+    IMAGE_SUFFIXES,
     ColumnShard,
     FolderShard,
     OpenShard,
@@ -13,6 +15,7 @@ from boring_assets.engine.layouts import (
     rows_by_key,
 )
 from boring_assets.engine.samples import Failure, Reason
+from boring_assets.engine.tfrecord import TFRecordShard
 
 
 class Lookup:
@@ -24,12 +27,15 @@ class Lookup:
     @property
     def rows(self) -> int:
         """How many rows the shard has."""
+        if isinstance(self._opened, BareTarShard):
+            return len(self._samples)
         return int(self._opened.rows.num_rows)
 
     @cached_property
     def keys(self) -> dict[str, int]:
         """The first row of each key."""
-        keys = self._opened.column("key")
+        tar = isinstance(self._opened, BareTarShard)
+        keys = list(self._samples) if tar else self._opened.column("key")
         return {key: row for row, key in reversed(list(enumerate(keys))) if key is not None}
 
     def read(self, row: int) -> bytes | Failure:
@@ -42,9 +48,12 @@ class Lookup:
             The bytes, or why there are none.
         """
         opened = self._opened
-        if not 0 <= row < opened.rows.num_rows:
-            return Failure(Reason.MISSING_IMAGE, f"the shard has no row {row}")
         try:
+            if not isinstance(opened, TFRecordShard) and not 0 <= row < self.rows:
+                return Failure(Reason.MISSING_IMAGE, f"the shard has no row {row}")
+            if isinstance(opened, BareTarShard):
+                place = list(self._samples.values())[row]
+                return self._part_of(opened.shard.path, *place) if place else self._none_in_tar(row)
             if isinstance(opened, ColumnShard):
                 return self._from_column(opened, row)
             if isinstance(opened, TarShard):
@@ -78,13 +87,32 @@ class Lookup:
     def _from_tar(self, row: int) -> bytes | Failure:
         shard = self._opened.shard
         if row not in self._members:
-            return self._opened.absent(row, "the tar has no image of this key")
-        start, size = self._members[row]
-        if size > self._opened.limits.bytes:
-            return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self._opened.limits.bytes}")
-        tar = shard.path.removesuffix(".parquet") + ".tar"
-        data: bytes = shard.fs.cat_file(tar, start=start, end=start + size) if size else b""
-        return data
+            return self._none_in_tar(row)
+        return self._part_of(shard.path.removesuffix(".parquet") + ".tar", *self._members[row])
+
+    def _none_in_tar(self, row: int) -> Failure:
+        why = "the tar has no image of this key"
+        streamed = self._opened.streamed  # of which no columns were read that could say more
+        return Failure(Reason.MISSING_IMAGE, why) if streamed else self._opened.absent(row, why)
+
+    def _part_of(self, path: str, start: int, size: int) -> bytes | Failure:
+        fs = self._opened.shard.fs
+        return self._opened.too_large(size) or (
+            fs.cat_file(path, start=start, end=start + size) if size else b""
+        )
+
+    @cached_property
+    def _samples(self) -> dict[str, tuple[int, int] | None]:
+        """Keys of a tar without parquet in the order of its rows; offset and size of each one's image."""
+        shard = self._opened.shard
+        found: dict[str, tuple[int, int] | None] = {}
+        with shard.fs.open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                key, suffix = split(member.name)
+                if member.isreg() and makes_row(suffix, member.size):
+                    image = (member.offset_data, member.size) if suffix in IMAGE_SUFFIXES else None
+                    found[key] = found.get(key) or image
+        return found
 
     @cached_property
     def _members(self) -> dict[int, tuple[int, int]]:
@@ -106,10 +134,7 @@ class Lookup:
         if row not in self._files:
             return self._opened.absent(row, "the folder has no image of this key")
         path, size = self._files[row]
-        if size > self._opened.limits.bytes:
-            return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self._opened.limits.bytes}")
-        data: bytes = self._opened.shard.fs.cat_file(path)
-        return data
+        return self._opened.too_large(size) or self._opened.shard.fs.cat_file(path)
 
     @cached_property
     def _files(self) -> dict[int, tuple[str, int]]:

@@ -31,6 +31,7 @@ class Chunk:
         failures: Rows that failed before they could be decoded.
         size: Encoded bytes.
         decoded: What the decoders make of the images.
+        total: How many rows the shard has, told with its last images.
         error: Why the shard cannot be read on.
     """
 
@@ -40,6 +41,7 @@ class Chunk:
     failures: list[tuple[int, Failure]] = field(default_factory=list)
     size: int = 0
     decoded: Future[Decoded] | None = None
+    total: int | None = None
     error: ShardError | None = None
 
     def add(self, row: int, image: bytes | Failure) -> None:
@@ -104,8 +106,8 @@ class Reader:
                 if left <= 0:
                     return
                 opened = self._open(shard, left)
-                left -= 0 if isinstance(opened, ShardError) else opened.rows.num_rows
                 yield shard, opened
+                left -= 0 if isinstance(opened, ShardError) else opened.rows.num_rows
             return
         waiting: deque[tuple[Shard, Future[OpenShard | ShardError]]] = deque()
         with ThreadPoolExecutor(_OPEN_AHEAD, "open") as pool:
@@ -135,14 +137,16 @@ class Reader:
     def _read_shard(self, shard: Shard, opened: OpenShard | ShardError) -> None:
         if isinstance(opened, ShardError):
             return self._send(Chunk(Job(shard, None, self._dim), error=opened))
-        job = Job(shard, opened, self._dim, opened.cut, self._options.previews)
-        chunk = Chunk(job)
+        job = Job(shard, None, self._dim)
         try:
+            job = Job(shard, opened, self._dim, self._options.previews)
+            chunk = Chunk(job)
             for row, image in opened.images():
                 chunk.add(row, image)
                 if chunk.full():
                     self._send(chunk)
                     chunk = Chunk(job)
+            chunk.total = opened.rows.num_rows
             self._look_again(job)
         except Closed:
             raise

@@ -30,13 +30,13 @@ def read_rows(
         ShardError: There are more rows or bytes than the limits allow.
         pa.ArrowException: The file is damaged, or has text that is not UTF-8.
     """
-    _check(file.metadata.num_rows, 0, uri, limits)
+    check_rows(file.metadata.num_rows, 0, uri, limits)
     if not names:
         return file.read(columns=[])
     batches, count, size = [], 0, 0
     for batch in file.iter_batches(batch_size=_batch_rows(file, limits), columns=names):
         count, size = count + batch.num_rows, size + batch.nbytes
-        _check(count, size, uri, limits)
+        check_rows(count, size, uri, limits)
         batches.append(batch)
     fields = [field for field in file.schema_arrow if field.name in names]
     rows = _without_views(pa.Table.from_batches(batches, batches[0].schema if batches else pa.schema(fields)))
@@ -47,7 +47,18 @@ def read_rows(
     return rows
 
 
-def _check(rows: int, size: int, uri: str, limits: Limits) -> None:
+def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
+    """Checks how much was read of a shard so far.
+
+    Args:
+        rows: Its rows.
+        size: Bytes of its columns, the images left out.
+        uri: Its URI, for messages.
+        limits: The limits.
+
+    Raises:
+        ShardError: It is past one of them.
+    """
     if rows > limits.shard_rows:
         raise ShardError(
             f"{uri} has {rows} rows or more; the limit is {limits.shard_rows} (BORING_MAX_SHARD_ROWS). "

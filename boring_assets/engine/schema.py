@@ -1,5 +1,6 @@
 """The output contract: what stands in an embeddings file and in a failures file."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +12,7 @@ from boring_assets.engine.secrets import without_secrets
 
 META_PREFIX = "meta_"
 METADATA_KEY = b"boring_assets"
+FAILURES_DIGEST = "failures_sha256"
 FAILURES_SCHEMA = pa.schema(
     [
         pa.field("row", pa.int64()),
@@ -106,6 +108,21 @@ def repeated_rows(result: EmbeddedShard) -> int:
         for name in ("key", "url")
     )
     return count_repeated([row_hashes(key, url)])
+
+
+def digest(failures: bytes | pa.Buffer) -> str:
+    """What the embeddings file says of the failures file that was written with it."""
+    return hashlib.sha256(failures).hexdigest()
+
+
+def belongs(failures: bytes | pa.Buffer, facts: Mapping[str, object]) -> bool:
+    """Whether a failures file and an embeddings file were written together.
+
+    Args:
+        failures: The failures file's bytes.
+        facts: What the embeddings file says of itself; older ones do not say which failures are theirs.
+    """
+    return facts.get(FAILURES_DIGEST) in (None, digest(failures))
 
 
 def read_facts(metadata: Mapping[bytes, bytes] | None) -> dict[str, object]:

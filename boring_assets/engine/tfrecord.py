@@ -7,15 +7,15 @@ TensorFlow's `tensorflow/core/lib/io/record_writer.h`. The messages are those of
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from boring_assets.engine.bare import MAX_TEXT_BYTES, Record, to_table, to_text
+from boring_assets.engine.bare import MAX_TEXT_BYTES, Stream, to_text, unread
 from boring_assets.engine.layouts import Image, OpenShard
 from boring_assets.engine.limits import Limits
 from boring_assets.engine.samples import Failure, Reason, Shard
-from boring_assets.engine.sources import IMAGE_COLUMNS, find_columns
+from boring_assets.engine.sources import IMAGE_COLUMNS
 from boring_assets.engine.tar import BlockReader
 from boring_assets.errors import SettingsError, ShardError
 
@@ -25,24 +25,30 @@ _HEAD = struct.Struct("<QI")
 
 
 @dataclass
-class TFRecordShard(OpenShard):
+class TFRecordShard(Stream):
     """A file of examples, a row each."""
 
-    def images(self) -> Iterator[Image]:  # noqa: D102
-        for row, record in enumerate(read_records(self.shard, self.limits)):
-            if row == self.rows.num_rows:
-                return
+    _names: dict[int, str] = field(default_factory=dict, init=False)
+
+    def _read(self) -> Iterator[Image]:
+        for number, record in enumerate(read_records(self.shard, self.limits)):
+            row = self.row_of(f"{number:09d}")
+            if row is None:
+                continue
             if isinstance(record, Failure):
                 yield row, record
                 continue
-            data = _image(record)
-            if data is None:
-                names = ", ".join(list(record)[:20])
-                yield row, self.absent(row, f"the example has no image among its features: {names}"[:500])
-            elif len(data) > self.limits.bytes:
-                yield row, Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {self.limits.bytes}")
+            image = _image_name(record)
+            values = {name: _value(its) for name, its in record.items() if name != image}
+            self.gather(row, {name: value for name, value in values.items() if value is not None})
+            if image:
+                data = record[image][0]
+                yield row, self.too_large(len(data)) or data
             else:
-                yield row, data
+                self._names[row] = ", ".join(list(record)[:20])[:400]
+
+    def why_absent(self, row: int) -> str:  # noqa: D102
+        return f"the example has no image among its features: {self._names[row]}"
 
 
 @dataclass
@@ -63,41 +69,24 @@ class TFRecordBeside(OpenShard):
             if row is None or row not in left or data is None:
                 continue
             del left[row]
-            if len(data) > self.limits.bytes:
-                yield row, Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {self.limits.bytes}")
-            else:
-                yield row, data
+            yield row, self.too_large(len(data)) or data
         for row in left:
             yield row, self.absent(row, "the TFRecord file has no image of this key")
 
 
 def open_tfrecord(shard: Shard, limits: Limits, most_rows: int | None = None) -> TFRecordShard:
-    """Reads a TFRecord file for what stands beside its images.
+    """Opens a TFRecord file, of which nothing is read yet.
 
     Args:
         shard: The file.
-        limits: The most that one image may cost.
+        limits: The most that one image, and all rows, may cost.
         most_rows: Take only so many rows from its start; None takes all.
 
     Returns:
-        Its rows: each feature that is one number or text, or a list of them as JSON; a `key` in any case.
-
-    Raises:
-        ShardError: It is damaged, or its records are no examples.
-        SettingsError: The package that checks its checksums is not installed.
+        A stream; its rows have each feature that is one number or text, or a list of them as JSON; a `key` in
+        any case.
     """
-    records: list[Record] = []
-    cut = 0
-    for record in read_records(shard, limits):
-        if most_rows is not None and len(records) >= most_rows:
-            cut += 1
-            continue
-        fields = {} if isinstance(record, Failure) else record
-        image = _image_name(fields)
-        plain = {name: _value(values) for name, values in fields.items() if name != image}
-        records.append({"key": f"{len(records):09d}"} | {k: v for k, v in plain.items() if v is not None})
-    rows = to_table(records, ("key",), shard.uri)
-    return TFRecordShard(shard, rows, find_columns(rows.schema), limits, cut)
+    return TFRecordShard(*unread(shard, limits, most_rows))
 
 
 def read_records(shard: Shard, limits: Limits) -> Iterator[dict[str, list[Any]] | Failure]:

@@ -100,7 +100,14 @@ def _cells(database: Path) -> Iterator[bytes]:
 
 
 def finished_shard(
-    key: str, embedded: int = 6, failed: int = 2, *, version: str = "v1", dim: int = 8, caption: str = "a cat"
+    key: str,
+    embedded: int = 6,
+    failed: int = 2,
+    *,
+    version: str = "v1",
+    dim: int = 8,
+    caption: str = "a cat",
+    failure: str = "no image",
 ) -> EmbeddedShard:
     """What the engine gives for a shard, without the model: its last rows failed."""
     total = embedded + failed
@@ -121,7 +128,7 @@ def finished_shard(
         columns={"url": "url", "key": "key", "caption": "caption"},
         embedded=np.arange(embedded),
         embeddings=vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
-        failures={row: Failure(Reason.DECODE_ERROR, "no image") for row in range(embedded, total)},
+        failures={row: Failure(Reason.DECODE_ERROR, failure) for row in range(embedded, total)},
         seconds=1.0,
         image_bytes=1000,
         cut=0,

@@ -62,3 +62,14 @@ def test_dagster_would_run_it_once_after_what_was_embedded(project: Project) -> 
     assert result.total_requested == 0
     assert not project.run("b").error
     assert requested(result.cursor).total_requested == 1
+
+
+def test_what_was_embedded_before_the_sensor_was_turned_on_is_indexed(project: Project) -> None:
+    assert not project.run("a").error
+    definitions = build_definitions(project.settings)
+    result = dg.evaluate_automation_conditions(defs=definitions, instance=project.instance)
+    assert result.get_requested_partitions(dg.AssetKey("embedding_index")) == {None}
+    result = dg.evaluate_automation_conditions(
+        defs=definitions, instance=project.instance, cursor=result.cursor
+    )
+    assert result.total_requested == 0, "it was asked for once"

@@ -16,7 +16,8 @@ import yaml
 from compose_spec import PyCompose
 from dotenv import dotenv_values
 
-from tests.e2e.processes import PROJECT, SCRIPTS, running, wait_for
+from tests.e2e.processes import PROJECT, SCRIPTS, running
+from tests.e2e.webserver import wait_for
 from tests.postgres import program
 from tests.seaweed import free_ports, weed
 

@@ -14,8 +14,8 @@ from boring_assets.catalogue import ASSET_KEY
 from boring_assets.launcher import WORKER_TAG
 from boring_assets.sample_data import write_sample_data
 from tests.deploy.containers import DOCKER, Containers, read_compose
-from tests.e2e.processes import Webserver, wait_for
 from tests.e2e.test_backfill import LAUNCH
+from tests.e2e.webserver import Webserver, wait_for
 from tests.postgres import Postgres
 
 RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"

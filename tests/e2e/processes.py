@@ -1,17 +1,13 @@
 """A project of its own for a test, and Dagster's real processes over it: webserver, daemon, command line."""
 
-import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,15 +19,14 @@ import dagster as dg
 import psutil
 import pyarrow.parquet as pq
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.catalogue import register
 from boring_assets.sample_data import write_sample_data
+from resources.source import ShardSource
+from tests.e2e.webserver import DEADLINE, Webserver, wait_for
 
 PROJECT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
-LOCATION = {"repositoryLocationName": "boring_assets", "repositoryName": "__repository__"}
 IMAGES = 20
-# Far above what anything takes: a process that hangs fails its test, a slow machine does not.
-DEADLINE = 150
 
 
 @dataclass(frozen=True)
@@ -110,9 +105,9 @@ class Home:
             mark.replace(self.input / mark.name)
 
     def register(self) -> None:
-        """Registers the shards of the input, as `boring-assets register` does."""
-        done = self.run("boring-assets", "register")
-        assert done.returncode == 0, done.stderr
+        """Registers the shards of the input, as `boring-assets register` does, in this process."""
+        source = ShardSource(input_dir=str(self.input), quiet_seconds=3600)
+        register(self.instance, source.discover())
 
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Runs a command of the environment to its end."""
@@ -132,7 +127,7 @@ class Home:
         return running([str(SCRIPTS / command[0]), *command[1:]], log, self.env(**settings))
 
     @contextmanager
-    def webserver(self, **settings: str) -> Iterator["Webserver"]:
+    def webserver(self, **settings: str) -> Iterator[Webserver]:
         """Runs the webserver, and waits until it has loaded the project."""
         port = _free_port()
         with self.start(
@@ -206,48 +201,6 @@ class Home:
             assert (self.output / "image_failures" / f"{key}.parquet").exists()
 
 
-@dataclass(frozen=True)
-class Webserver:
-    """A running webserver, through its GraphQL."""
-
-    url: str
-
-    def ask(self, query: str, **variables: Any) -> Any:
-        """Sends a query; an error of GraphQL fails the test."""
-        request = urllib.request.Request(
-            self.url,
-            json.dumps({"query": query, "variables": variables}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            answer = json.load(response)
-        assert not answer.get("errors"), answer["errors"]
-        return answer["data"]
-
-    def is_up(self) -> bool:
-        try:
-            answer = self.ask("{ repositoriesOrError { ... on RepositoryConnection { nodes { name } } } }")
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            return False
-        return bool(answer["repositoriesOrError"].get("nodes"))
-
-    def partitions(self) -> dict[str, list[str]]:
-        """What the asset's page shows: partitions by status, empty ones left out."""
-        answer = self.ask(
-            """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
-                assetPartitionStatuses { ... on DefaultPartitionStatuses {
-                    materializedPartitions failedPartitions unmaterializedPartitions materializingPartitions
-                } } } } }""",
-            key={"path": ASSET_KEY.path},
-        )
-        statuses = {
-            name.removesuffix("Partitions"): set(keys)
-            for name, keys in answer["assetNodeOrError"]["assetPartitionStatuses"].items()
-        }
-        statuses["unmaterialized"] -= statuses["failed"]  # the webserver counts those twice
-        return {name: sorted(keys) for name, keys in statuses.items() if keys}
-
-
 @contextmanager
 def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[None]:
     """Keeps a command running; ends it with all its children, and shows its log if the block failed."""
@@ -263,18 +216,6 @@ def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[None
         raise
     finally:
         _end(process)
-
-
-def wait_for(
-    holds: Callable[[], Any], what: str, show: Callable[[], Any] | None = None, every: float = 0.2
-) -> Any:
-    """Waits for a condition, and gives what it gave; fails after `DEADLINE`."""
-    end = time.monotonic() + DEADLINE
-    while not (value := holds()):
-        if time.monotonic() > end:
-            raise AssertionError(f"Waited {DEADLINE} s in vain until {what}. {show() if show else ''}")
-        time.sleep(every)
-    return value
 
 
 def _free_port() -> int:

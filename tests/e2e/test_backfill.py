@@ -6,7 +6,9 @@ import pytest
 from dagster import DagsterRunStatus
 
 from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
-from tests.e2e.processes import Home, Webserver, wait_for
+from boring_assets.launcher import WORKER_TAG
+from tests.e2e.processes import Home
+from tests.e2e.webserver import Webserver, wait_for
 
 LAUNCH = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
     __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
@@ -22,16 +24,16 @@ def backfill(server: Webserver, backfill_id: str) -> dict:
 
 @pytest.mark.slow
 def test_a_backfill_does_just_the_partitions_it_was_given(home: Home) -> None:
-    home.add_shards(5)
+    keys = home.add_shards(14, images=4)
     home.register()
-    chosen = ["00000", "00001", "00003"]
+    chosen = ["00000", *keys[1::2]]
     with home.webserver() as server:
         params = {"partitionNames": chosen, "assetSelection": [{"path": ASSET_KEY.path}]}
         launched = server.ask(LAUNCH, params=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         backfill_id = launched["backfillId"]
         with home.daemon():
-            home.wait_for_runs(2)
+            home.wait_for_runs(len(chosen) - 1)
         with home.daemon():  # a backfill outlives its daemon, and a fresh one looks at it at once
             wait_for(
                 lambda: backfill(server, backfill_id)["status"] not in ("REQUESTED", "COMPLETED"),
@@ -41,16 +43,21 @@ def test_a_backfill_does_just_the_partitions_it_was_given(home: Home) -> None:
         ended = backfill(server, backfill_id)
         assert ended["status"] == "COMPLETED_SUCCESS", ended
         assert ended["assetBackfillData"]["assetBackfillStatuses"] == [
-            {"numPartitionsTargeted": 3, "numPartitionsMaterialized": 3, "numPartitionsFailed": 0}
+            {
+                "numPartitionsTargeted": len(chosen),
+                "numPartitionsMaterialized": len(chosen),
+                "numPartitionsFailed": 0,
+            }
         ]
         assert server.partitions() == {
             "materialized": chosen,
-            "unmaterialized": ["00002", "00004"],
+            "unmaterialized": sorted(set(keys) - set(chosen)),
         }
     runs = home.runs()
     assert all(run.status is DagsterRunStatus.SUCCESS for run in runs)
     ranges = sorted((run.tags[RANGE_START_TAG], run.tags[RANGE_END_TAG]) for run in runs)
-    assert ranges == [("00000", "00001"), ("00003", "00003")]
+    assert ranges == [("00000", "00001"), *((key, key) for key in keys[3::2])]
+    assert len({run.tags[WORKER_TAG] for run in runs}) == 1, "one process did all of them"
     assert sum((home.materialized(run) for run in runs), start=Counter()) == dict.fromkeys(chosen, 1)
-    home.check_committed(chosen)
+    home.check_committed(chosen, images=4)
     home.check_one_at_a_time()

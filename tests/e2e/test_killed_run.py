@@ -9,7 +9,8 @@ from dagster import DagsterRunStatus
 
 from boring_assets.catalogue import ASSET_KEY
 from boring_assets.jobs import range_tags
-from tests.e2e.processes import LOCATION, Home, Webserver, wait_for
+from tests.e2e.processes import Home
+from tests.e2e.webserver import LOCATION, Webserver, wait_for
 
 SHARDS = 60
 UNTOLD = 6

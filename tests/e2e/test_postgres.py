@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from dagster import DagsterRunStatus
 
-from tests.e2e.processes import DEADLINE, PROJECT, SCRIPTS, Home, wait_for
-from tests.e2e.test_sensor import turn_on
+from tests.e2e.processes import PROJECT, SCRIPTS, Home
+from tests.e2e.webserver import DEADLINE, wait_for
 from tests.postgres import Postgres
 from tests.seaweed import BUCKET, Seaweed
 
@@ -82,7 +82,7 @@ def test_a_daemon_and_two_command_lines_at_once(
     others = [machine(tmp_path / name, home) for name in ("b", "c")]
     keys = home.add_shards(12, images=4)
     with home.webserver() as server, home.daemon():
-        turn_on(server)
+        server.turn_on("new_shards")
         with embed(others[0]) as one, embed(others[1]) as two:
             said = [process.communicate(timeout=DEADLINE)[0] for process in (one, two)]
         assert (one.returncode, two.returncode) == (0, 0), said

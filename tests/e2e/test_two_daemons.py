@@ -9,7 +9,8 @@ import pytest
 from boring_assets.catalogue import State, take_stock
 from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.settings import Settings
-from tests.e2e.processes import Home, wait_for
+from tests.e2e.processes import Home
+from tests.e2e.webserver import wait_for
 
 SHARDS = 6
 

@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.model import ClipModel, load_model
 from boring_assets.engine.samples import Shard
 from boring_assets.tiny import TINY_NAME
-from tests.engine.kinds import shard_at
+from tests.engine.kinds import jpeg, shard_at, write_tar
+from tests.engine.shards import make_shard
 from tests.engine.site import IMAGE, Server, running
 
 
@@ -40,3 +43,21 @@ def shard(tmp_path: Path) -> Shard:
     (tmp_path / "set-2" / "secret.jpg").write_bytes(b"secret")
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     return shard_at(tmp_path / "set" / "00000.parquet")
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[Shard]:
+    """Tars and columns, enough that the end of the first is far from the end of all."""
+    shards = []
+    for number in range(30):
+        images: list[bytes | None] = [jpeg(row) for row in range(40)]
+        if number % 2:
+            shards.append(make_shard(tmp_path, f"{number:05}", images))
+        else:
+            path = tmp_path / f"{number:05}.parquet"
+            pq.write_table(pa.table({"key": [f"{row}" for row in range(40)]}), path)
+            write_tar(
+                path.with_suffix(".tar"), [(f"{row}.jpg", image or b"") for row, image in enumerate(images)]
+            )
+            shards.append(shard_at(path))
+    return shards

@@ -110,7 +110,7 @@ def test_columns_of_mixed_kinds_become_text() -> None:
         {"a": "x", "b": None, "c": 2.5},
         {"a": None, "b": False, "c": None},
     ]
-    table = to_table(values, (), "u")
+    table = to_table(values, (), "u", Limits())
     assert table.to_pydict() == {"a": ["1", "x", None], "b": [True, None, False], "c": [1.0, 2.5, None]}
 
 

@@ -4,7 +4,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,44 +15,9 @@ from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.model import ClipModel
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Options, Progress, embed_shards
 from boring_assets.engine.samples import Reason, Shard
-from boring_assets.errors import ModelError, ShardError
-from tests.engine.kinds import encoded, jpeg, picture, shard_at, write_tar
-
-
-def make_shard(folder: Path, name: str, images: list[bytes | None]) -> Shard:
-    """A shard with its images in a column."""
-    table = pa.table(
-        {"key": [f"{name}-{row}" for row in range(len(images))], "jpg": pa.array(images, pa.binary())}
-    )
-    pq.write_table(table, folder / f"{name}.parquet")
-    return shard_at(folder / f"{name}.parquet")
-
-
-def embedded(results: list[EmbeddedShard | FailedShard]) -> list[EmbeddedShard]:
-    """The same, after it was found that each row of each has been answered once."""
-    good = []
-    for result in results:
-        assert isinstance(result, EmbeddedShard), result
-        assert result.rows.num_rows == len(result.embedded) + len(result.failures)
-        assert sorted([*result.embedded.tolist(), *result.failures]) == list(range(result.rows.num_rows))
-        assert result.embedded.tolist() == sorted(result.embedded.tolist())
-        assert result.embeddings.shape[0] == len(result.embedded)
-        assert result.embeddings.dtype == np.float32
-        assert np.allclose(np.linalg.norm(result.embeddings, axis=1), 1, atol=1e-5)
-        good.append(result)
-    return good
-
-
-def alone(encoder: Encoder, folder: Path, image: bytes) -> np.ndarray:
-    """The embedding of one image in a shard of its own."""
-    (result,) = embedded(list(embed_shards([make_shard(folder, "alone", [image])], encoder)))
-    return result.embeddings[0]
-
-
-def assert_same(got: np.ndarray, wanted: np.ndarray) -> None:
-    """Equal but for the last bits, which hang on the size of a batch."""
-    assert got.shape == wanted.shape
-    assert np.abs(got - wanted).max(initial=0) < 1e-4
+from boring_assets.errors import ShardError
+from tests.engine.kinds import jpeg, shard_at, write_tar
+from tests.engine.shards import alone, assert_same, embedded, make_shard
 
 
 @pytest.mark.parametrize(
@@ -179,24 +143,6 @@ def _wait_for_the_end_of(before: set[threading.Thread]) -> None:
     assert not left, f"still alive: {sorted(thread.name for thread in left)}"
 
 
-@pytest.fixture
-def many(tmp_path: Path) -> list[Shard]:
-    """Tars and columns, enough that the end of the first is far from the end of all."""
-    shards = []
-    for number in range(30):
-        images: list[bytes | None] = [jpeg(row) for row in range(40)]
-        if number % 2:
-            shards.append(make_shard(tmp_path, f"{number:05}", images))
-        else:
-            path = tmp_path / f"{number:05}.parquet"
-            pq.write_table(pa.table({"key": [f"{row}" for row in range(40)]}), path)
-            write_tar(
-                path.with_suffix(".tar"), [(f"{row}.jpg", image or b"") for row, image in enumerate(images)]
-            )
-            shards.append(shard_at(path))
-    return shards
-
-
 @pytest.mark.parametrize("taken", [0, 1, 5])
 def test_a_caller_that_leaves_early_leaves_no_threads(
     encoder: Encoder, many: list[Shard], taken: int
@@ -239,105 +185,6 @@ def test_an_error_of_the_list_of_shards_reaches_the_caller(encoder: Encoder, man
     with pytest.raises(OSError, match="the listing broke off"):
         list(embed_shards(listing(), encoder))
     _wait_for_the_end_of(before)
-
-
-def _short_of_memory(model: ClipModel, most: int) -> list[int]:
-    """Makes the model fail like a device with room for only so many images; gives the sizes that it saw."""
-    import torch
-
-    inner, sizes = model.module.encode_image, []
-
-    def limited(images: "torch.Tensor") -> object:
-        sizes.append(len(images))
-        if len(images) > most:
-            raise torch.OutOfMemoryError("simulated")
-        return inner(images)  # type: ignore[operator]
-
-    model.module.encode_image = limited  # type: ignore[assignment, union-attr]
-    return sizes
-
-
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(
-    encoder: Encoder, tiny: ClipModel, tmp_path: Path
-) -> None:
-    shards = [make_shard(tmp_path, f"{n}", [jpeg(n * 40 + row) for row in range(40)]) for n in range(2)]
-    wanted = embedded(list(embed_shards(shards, encoder)))
-    starved = Encoder(tiny, device="cpu", precision="fp32", batch_size=32)
-    sizes = _short_of_memory(tiny, 5)
-    got = embedded(list(embed_shards(shards, starved)))
-    assert starved.batch_size == 4
-    assert sizes[0] == 32
-    assert set(sizes) <= {32, 16, 8, 4}, "halved, one step at a time"
-    sizes.clear()
-    assert len(embedded(list(embed_shards(shards, starved)))) == 2
-    assert max(sizes) == 4, "and never tried again"
-    for ours, theirs in zip(got, wanted, strict=True):
-        assert ours.embedded.tolist() == list(range(40))
-        assert_same(ours.embeddings, theirs.embeddings)
-
-
-def test_a_device_without_room_for_one_image_is_an_error(tiny: ClipModel, many: list[Shard]) -> None:
-    encoder = Encoder(tiny, device="cpu", precision="fp32", batch_size=8)
-    _short_of_memory(tiny, 0)
-    with pytest.raises(ModelError, match=r"cpu has too little memory .* boring-tiny"):
-        list(embed_shards(many, encoder))
-
-
-def test_little_read_ahead_takes_large_images(encoder: Encoder, tmp_path: Path) -> None:
-    """Images past the whole allowance go through one by one, and what waits stays within it."""
-    large = [encoded(picture(700, 500, seed), "BMP") for seed in range(6)]
-    shards = [make_shard(tmp_path, f"{n}", [*large, b""]) for n in range(3)]
-    results = embedded(
-        list(embed_shards(shards, encoder, Options(read_ahead_bytes=100_000, decode_workers=1)))
-    )
-    assert [len(result.embedded) for result in results] == [6, 6, 6]
-    assert [result.image_bytes for result in results] == [sum(map(len, large))] * 3
-    for result in results:
-        assert_same(result.embeddings, results[0].embeddings)
-
-
-def test_memory_does_not_grow_with_the_dataset(encoder: Encoder, tmp_path: Path) -> None:
-    """A model that stands still stops the reader: it opens no more shards than it may read ahead."""
-    shard = make_shard(tmp_path, "large", [encoded(picture(700, 500), "BMP")] * 4)
-    opened = []
-
-    def listing() -> Iterator[Shard]:
-        for number in range(500):
-            opened.append(number)
-            yield replace(shard, key=f"{number}")
-
-    gate = threading.Event()
-    forward = encoder.submit
-
-    def slow(batch: list) -> object:
-        gate.wait(30)
-        return forward(batch)
-
-    encoder.submit = slow  # type: ignore[method-assign, assignment]
-    try:
-        results = embed_shards(listing(), encoder, Options(read_ahead_bytes=8 * 2**20))
-        thread = threading.Thread(target=lambda: next(results), daemon=True)
-        thread.start()
-        seen = -1
-        while len(opened) != seen:
-            seen = len(opened)
-            time.sleep(0.5)
-        assert 2 < seen < 40
-        gate.set()
-        thread.join()
-        results.close()  # type: ignore[attr-defined]
-    finally:
-        encoder.submit = forward  # type: ignore[method-assign]
-
-
-def test_decoding_limits_are_the_pipelines(encoder: Encoder, tmp_path: Path) -> None:
-    from boring_assets.engine.limits import Limits
-
-    small, large = jpeg(0, 50, 50), jpeg(0, 200, 200)
-    options = Options(limits=Limits(pixels=10_000))
-    (result,) = embedded(list(embed_shards([make_shard(tmp_path, "0", [large, small])], encoder, options)))
-    assert result.embedded.tolist() == [1]
-    assert result.failures[0].reason is Reason.TOO_LARGE
 
 
 def test_what_is_done_with_finished_shards_is_done_to_several_at_once(

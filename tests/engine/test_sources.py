@@ -1,6 +1,5 @@
 """Every layout in which img2dataset and its like leave images, found, and matched with their rows."""
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,33 +10,10 @@ from boring_assets.engine.fetch import Fetcher
 from boring_assets.engine.limits import Limits
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.engine.sources import open_shard
-from boring_assets.errors import ShardError
 from tests.engine.kinds import shard_at, write_tar
+from tests.engine.opening import DATA, KEYS, images_of, reasons, write
 
 Images = list[bytes | Failure]
-KEYS = ["000000007", "000000003", "000000005"]
-DATA = [b"seven", b"three", b"five"]
-
-
-def images_of(path: Path, limits: Limits | None = None, **options: int) -> Images:
-    """The images of a shard by row; each row must be answered exactly once."""
-    opened = open_shard(shard_at(path), limits or Limits(), Fetcher(), **options)
-    try:
-        found = list(opened.images())
-    finally:
-        opened.close()
-    assert sorted(row for row, _ in found) == list(range(opened.rows.num_rows))
-    return [image for _, image in sorted(found, key=lambda pair: pair[0])]
-
-
-def write(folder: Path, **columns: object) -> Path:
-    folder.mkdir(exist_ok=True, parents=True)
-    pq.write_table(pa.table(columns), folder / "00000.parquet")
-    return folder / "00000.parquet"
-
-
-def reasons(images: Images) -> list[Reason | None]:
-    return [image.reason if isinstance(image, Failure) else None for image in images]
 
 
 @pytest.mark.parametrize("name", ["jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes"])
@@ -214,55 +190,6 @@ def test_only_the_first_rows_on_request(tmp_path: Path, layout: str) -> None:
         opened.close()
 
 
-def test_a_shard_that_leads_nowhere_says_what_was_expected(tmp_path: Path) -> None:
-    path = write(tmp_path, name=["a"], size=[1])
-    with pytest.raises(ShardError) as caught:
-        images_of(path)
-    for part in (str(path), "name", "size", "jpg", "`.tar`", "`url`"):
-        assert part in str(caught.value)
-
-
-@pytest.mark.parametrize("layout", ["tar", "folder"])
-def test_images_beside_a_parquet_without_keys(tmp_path: Path, layout: str) -> None:
-    path = write(tmp_path, caption=["a"], url=["a.jpg"])
-    if layout == "tar":
-        write_tar(path.with_suffix(".tar"), [("a.jpg", b"a")])
-    else:
-        path.with_suffix("").mkdir()
-    with pytest.raises(ShardError, match="no `key` column") as caught:
-        images_of(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("damage", ["not parquet", "empty", "cut", "missing"])
-def test_an_unreadable_parquet_is_named(tmp_path: Path, damage: str) -> None:
-    path = write(tmp_path, key=KEYS, jpg=DATA)
-    whole = path.read_bytes()
-    {
-        "not parquet": lambda: path.write_bytes(b"<html>" * 100),
-        "empty": lambda: path.write_bytes(b""),
-        "cut": lambda: path.write_bytes(whole[: len(whole) // 2]),
-        "missing": lambda: path.unlink(),
-    }[damage]()
-    with pytest.raises(ShardError, match="Write it again, or remove it") as caught:
-        images_of(path)
-    assert str(path) in str(caught.value)
-
-
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
-    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([b"c"])], ["key", "key", "jpg"])
-    pq.write_table(table, tmp_path / "00000.parquet")
-    with pytest.raises(ShardError, match="two columns of one name"):
-        images_of(tmp_path / "00000.parquet")
-
-
-def test_a_tar_that_is_damaged_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path, key=KEYS)
-    path.with_suffix(".tar").write_bytes(b"no tar at all" * 100)
-    with pytest.raises(ShardError, match=r"00000\.tar"):
-        images_of(path)
-
-
 def test_rows_can_be_picked_from_view_columns_too(tmp_path: Path) -> None:
     """Writers close to Arrow leave string views, which Arrow itself cannot pick rows from."""
     view, binary = pa.array(KEYS, pa.string_view()), pa.array(DATA, pa.binary_view())
@@ -290,21 +217,3 @@ def test_real_shards_give_the_images_that_img2dataset_counted(shared_data: Path)
             images = images_of(path)
             assert sum(isinstance(image, bytes) for image in images) == counts.count("success")
             assert reasons(images).count(Reason.NOT_DOWNLOADED) == len(counts) - counts.count("success")
-
-
-def test_a_folder_is_not_left_by_links_nor_waited_for(tmp_path: Path) -> None:
-    inside = tmp_path / "in"
-    path = write(inside, key=["a", "b", "c", "d"])
-    folder = inside / "00000"
-    folder.mkdir()
-    (tmp_path / "secret.jpg").write_bytes(b"secret")
-    (inside / "near.jpg").write_bytes(b"near")
-    (folder / "a.jpg").symlink_to(tmp_path / "secret.jpg")
-    (folder / "b.jpg").symlink_to(inside / "near.jpg")
-    os.mkfifo(folder / "c.jpg")
-    (folder / "d.jpg").symlink_to(tmp_path / "nothing.jpg")
-    images = images_of(path)
-    assert reasons(images)[0] is Reason.NOT_ALLOWED
-    assert images[1] == b"near"
-    assert reasons(images)[2] is Reason.NOT_ALLOWED
-    assert isinstance(images[3], Failure)

@@ -96,6 +96,15 @@ def test_only_what_changed_is_opened_again(tmp_path: Path) -> None:
         (tmp_path / ".counts.json").write_text(cache)
         assert opened() == ["a", "b", "d"]
         assert written(root)["num_samples"] == 32
+    # Earlier versions of the project kept the counts by path, and wrote a file's version in another way.
+    facts = next(iter(json.loads((tmp_path / ".counts.json").read_text()).values()))
+    old = {}
+    for path in (tmp_path / "image_embeddings").iterdir():
+        seen = (path.stat().st_size, path.stat().st_mtime)
+        old[str(path)] = {**facts, "version": str(seen), "embedded": 99, "failed": 0}
+    (tmp_path / ".counts.json").write_text(json.dumps(old))
+    assert opened() == ["a", "b", "d"]
+    assert written(root)["num_samples"] == 32
 
 
 def test_the_numbers_are_numbers_and_differences_are_listed(tmp_path: Path) -> None:
@@ -134,19 +143,19 @@ def test_an_old_count_never_replaces_a_newer_one(s3_env: Seaweed, monkeypatch: p
     output = s3_env.new_prefix()
     manager = EmbeddingsIOManager(output_dir=output)
     manager.commit(finished_shard("first"), FACTS)
-    inner, left = totals._list, list(range(40))
+    inner, left = totals.file_versions, list(range(40))
 
-    def overtaken(root: Root) -> dict[str, str]:
-        found = inner(root)
+    def overtaken(root: Root, folder: str) -> dict[str, str]:
+        found = inner(root, folder)
         if left:
             number = left.pop()
             with monkeypatch.context() as patch:
-                patch.setattr(totals, "_list", inner)
+                patch.setattr(totals, "file_versions", inner)
                 manager.commit(finished_shard(f"{number:05}"), FACTS)
                 refresh_totals(manager.root())
         return found
 
-    monkeypatch.setattr(totals, "_list", overtaken)
+    monkeypatch.setattr(totals, "file_versions", overtaken)
     refresh_totals(manager.root())
     assert len(left) < 40
     assert written(open_root(output))["num_shards"] == len(manager.committed())

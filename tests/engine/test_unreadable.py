@@ -1,0 +1,80 @@
+"""Shards that lead to no images, are damaged, or lead outside of their folder: each says so."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from boring_assets.engine.samples import Failure, Reason
+from boring_assets.errors import ShardError
+from tests.engine.kinds import write_tar
+from tests.engine.opening import DATA, KEYS, images_of, reasons, write
+
+
+def test_a_shard_that_leads_nowhere_says_what_was_expected(tmp_path: Path) -> None:
+    path = write(tmp_path, name=["a"], size=[1])
+    with pytest.raises(ShardError) as caught:
+        images_of(path)
+    for part in (str(path), "name", "size", "jpg", "`.tar`", "`url`"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("layout", ["tar", "folder"])
+def test_images_beside_a_parquet_without_keys(tmp_path: Path, layout: str) -> None:
+    path = write(tmp_path, caption=["a"], url=["a.jpg"])
+    if layout == "tar":
+        write_tar(path.with_suffix(".tar"), [("a.jpg", b"a")])
+    else:
+        path.with_suffix("").mkdir()
+    with pytest.raises(ShardError, match="no `key` column") as caught:
+        images_of(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["not parquet", "empty", "cut", "missing"])
+def test_an_unreadable_parquet_is_named(tmp_path: Path, damage: str) -> None:
+    path = write(tmp_path, key=KEYS, jpg=DATA)
+    whole = path.read_bytes()
+    {
+        "not parquet": lambda: path.write_bytes(b"<html>" * 100),
+        "empty": lambda: path.write_bytes(b""),
+        "cut": lambda: path.write_bytes(whole[: len(whole) // 2]),
+        "missing": lambda: path.unlink(),
+    }[damage]()
+    with pytest.raises(ShardError, match="Write it again, or remove it") as caught:
+        images_of(path)
+    assert str(path) in str(caught.value)
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([b"c"])], ["key", "key", "jpg"])
+    pq.write_table(table, tmp_path / "00000.parquet")
+    with pytest.raises(ShardError, match="two columns of one name"):
+        images_of(tmp_path / "00000.parquet")
+
+
+def test_a_tar_that_is_damaged_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, key=KEYS)
+    path.with_suffix(".tar").write_bytes(b"no tar at all" * 100)
+    with pytest.raises(ShardError, match=r"00000\.tar"):
+        images_of(path)
+
+
+def test_a_folder_is_not_left_by_links_nor_waited_for(tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    path = write(inside, key=["a", "b", "c", "d"])
+    folder = inside / "00000"
+    folder.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    (inside / "near.jpg").write_bytes(b"near")
+    (folder / "a.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "b.jpg").symlink_to(inside / "near.jpg")
+    os.mkfifo(folder / "c.jpg")
+    (folder / "d.jpg").symlink_to(tmp_path / "nothing.jpg")
+    images = images_of(path)
+    assert reasons(images)[0] is Reason.NOT_ALLOWED
+    assert images[1] == b"near"
+    assert reasons(images)[2] is Reason.NOT_ALLOWED
+    assert isinstance(images[3], Failure)
