@@ -1,11 +1,11 @@
-"""A backfill of many small, real shards through Dagster's webserver and daemon, and whether all of it is right.
+"""A backfill of many small, real shards through Dagster's webserver and daemon, and whether all is right.
 
     python -m benchmarks.many_shards [--shards 2000] [--images 5] [--per-run 250]
 
-Each shard is a tar, a parquet and a stats file as img2dataset writes them, with one broken sample; the model is the
-built-in tiny one, on the CPU. Exit code 1 where anything is off: a partition that is not materialized or was
-materialized twice, a run or the backfill that did not succeed, rows that are neither embedded nor failed, an output
-that `boring-assets verify` finds fault with.
+Each shard is a tar, a parquet and a stats file as img2dataset writes them, with one broken sample; the model
+is the built-in tiny one, on the CPU. Exit code 1 where anything is off: a partition that is not materialized
+or was materialized twice, a run or the backfill that did not succeed, rows that are neither embedded nor
+failed, an output that `boring-assets verify` finds fault with.
 """
 
 import argparse
@@ -71,7 +71,9 @@ def run_backfill(home: Home, server: Webserver, keys: list[str], per_run: int) -
     start = time.monotonic()
     with home.daemon(partitions_per_run=str(per_run)):
         processes.wait_for(
-            lambda: backfill(server, launched["backfillId"])["status"] in _OVER, "the backfill is over", every=2
+            lambda: backfill(server, launched["backfillId"])["status"] in _OVER,
+            "the backfill is over",
+            every=2,
         )
     seconds = time.monotonic() - start
     ended = backfill(server, launched["backfillId"])
