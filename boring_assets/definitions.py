@@ -7,6 +7,7 @@ from boring_assets.assets.embedding_index import define_embedding_index
 from boring_assets.assets.image_embeddings import define_image_embeddings
 from boring_assets.assets.near_duplicates import define_near_duplicates
 from boring_assets.checks import define_checks
+from boring_assets.datasets import Dataset
 from boring_assets.jobs import check_hourly, check_job, duplicates_job, embed_job, index_job, scores_job
 from boring_assets.sensors import define_new_shards
 from boring_assets.settings import Settings, load_settings
@@ -24,18 +25,18 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     Returns:
         Assets, checks, jobs, sensor and resources.
     """
-    version = settings.embedding_version()
+    version, dataset = settings.embedding_version(), Dataset(settings.dataset)
     return dg.Definitions(
         assets=[
-            define_image_embeddings(settings.partitions_per_run, version),
-            define_embedding_index(),
-            define_near_duplicates(settings.duplicate_threshold),
-            define_clip_scores(settings.partitions_per_run, settings.caption_embeddings),
+            define_image_embeddings(settings.partitions_per_run, version, dataset),
+            define_embedding_index(dataset),
+            define_near_duplicates(settings.duplicate_threshold, dataset),
+            define_clip_scores(settings.partitions_per_run, settings.caption_embeddings, dataset),
         ],
-        asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift)],
+        asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift, dataset)],
         jobs=[embed_job, check_job, index_job, duplicates_job, scores_job],
         schedules=[check_hourly],
-        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version)],
+        sensors=[define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version, dataset)],
         resources={
             "clip": build_clip(settings),
             "source": build_source(settings),

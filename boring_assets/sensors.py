@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from boring_assets.catalogue import PENDING, Catalogue, State, ranges, register, take_stock
+from boring_assets.datasets import Dataset
 from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError
 from boring_assets.jobs import embed_job, range_tags
@@ -16,13 +17,16 @@ from resources.source import ShardSource
 _RUNS_PER_TICK = 10
 
 
-def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> dg.SensorDefinition:
+def define_new_shards(
+    partitions_per_run: int, interval: int, settings: str, dataset: Dataset
+) -> dg.SensorDefinition:
     """Makes the sensor.
 
     Args:
         partitions_per_run: Most partitions in one run.
         interval: Least seconds between two ticks.
         settings: What decides an embedding's numbers; partitions made by other settings are not requested.
+        dataset: Whose shards it looks for.
 
     Returns:
         The sensor `new_shards`, off until somebody turns it on.
@@ -42,8 +46,8 @@ def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> 
     ) -> dg.SensorResult | dg.SkipReason:
         try:
             found = source.discover()
-            added = register(context.instance, found)
-            stock = take_stock(context.instance, found, settings, embeddings.committed)
+            added = register(context.instance, found, dataset)
+            stock = take_stock(context.instance, found, settings, embeddings.committed, dataset)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)

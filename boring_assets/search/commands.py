@@ -215,14 +215,14 @@ def clip_scores(**options: Any) -> None:
     What is scored already is left alone.
     """
     from boring_assets.catalogue import ranges
+    from boring_assets.datasets import Dataset
     from boring_assets.definitions import build_embeddings
     from boring_assets.jobs import range_tags, scores_job
     from boring_assets.runs import open_instance
-    from partitions.shards import SHARDS
 
     settings = apply(options)
     instance = open_instance(settings.output_dir)
-    order = list(instance.get_dynamic_partitions(SHARDS.name or ""))
+    order = Dataset(settings.dataset).keys(instance)
     committed = build_embeddings(settings).committed()
     parts = ranges(order, committed, settings.partitions_per_run)
     if not parts:
