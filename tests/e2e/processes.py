@@ -132,19 +132,17 @@ class Home:
         return running([str(SCRIPTS / command[0]), *command[1:]], log, self.env(**settings))
 
     @contextmanager
-    def webserver(self, **settings: str) -> Iterator["Webserver"]:
+    def webserver(self, workspace: str = "workspace.yaml", **settings: str) -> Iterator["Webserver"]:
         """Runs the webserver, and waits until it has loaded the project."""
         port = _free_port()
-        with self.start(
-            "dagster-webserver", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port), **settings
-        ):
+        with self.start("dagster-webserver", "-w", workspace, "-h", "127.0.0.1", "-p", str(port), **settings):
             server = Webserver(f"http://127.0.0.1:{port}/graphql")
             wait_for(server.is_up, "the webserver answers")
             yield server
 
-    def daemon(self, **settings: str) -> Any:
+    def daemon(self, workspace: str = "workspace.yaml", **settings: str) -> Any:
         """Runs the daemon."""
-        return self.start("dagster-daemon", "run", "-w", "workspace.yaml", **settings)
+        return self.start("dagster-daemon", "run", "-w", workspace, **settings)
 
     def runs(self) -> list[dg.DagsterRun]:
         """All runs, the oldest first."""
@@ -231,14 +229,14 @@ class Webserver:
             return False
         return bool(answer["repositoriesOrError"].get("nodes"))
 
-    def partitions(self) -> dict[str, list[str]]:
-        """What the asset's page shows: partitions by status, empty ones left out."""
+    def partitions(self, asset: dg.AssetKey = ASSET_KEY) -> dict[str, list[str]]:
+        """What an asset's page shows: partitions by status, empty ones left out."""
         answer = self.ask(
             """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
                 assetPartitionStatuses { ... on DefaultPartitionStatuses {
                     materializedPartitions failedPartitions unmaterializedPartitions materializingPartitions
                 } } } } }""",
-            key={"path": ASSET_KEY.path},
+            key={"path": asset.path},
         )
         statuses = {
             name.removesuffix("Partitions"): set(keys)

@@ -10,11 +10,11 @@ TICKS = """query($sensor: SensorSelector!) { sensorOrError(sensorSelector: $sens
 SENSOR = {**LOCATION, "sensorName": "new_shards"}
 
 
-def turn_on(server: Webserver) -> None:
+def turn_on(server: Webserver, location: str = LOCATION["repositoryLocationName"]) -> None:
     started = server.ask(
         """mutation($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) {
             ... on Sensor { sensorState { status } } ... on PythonError { message } } }""",
-        sensor=SENSOR,
+        sensor={**SENSOR, "repositoryLocationName": location},
     )
     assert started["startSensor"]["sensorState"]["status"] == "RUNNING", started
 
