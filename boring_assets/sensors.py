@@ -1,6 +1,8 @@
 """The sensor on the input: registers new shards and requests runs for new and changed ones."""
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator
 
 import dagster as dg
@@ -51,14 +53,26 @@ def define_new_shards(
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
-        asked = _still_asked(json.loads(context.cursor or "{}"), stock)
+        asked = _still_asked(_unpack(context.cursor), stock)
         requests = list(_requests(stock, asked, partitions_per_run))
-        cursor = json.dumps(asked)
+        cursor = _pack(asked)
         if not requests:
             return dg.SensorResult(skip_reason=dg.SkipReason(_summary(stock, added)), cursor=cursor)
         return dg.SensorResult(run_requests=requests, cursor=cursor)
 
     return new_shards
+
+
+def _pack(asked: dict[str, str]) -> str:
+    """The cursor: Dagster stores it with each tick, and shows it nowhere, so it is as short as may be."""
+    return base64.b85encode(zlib.compress(json.dumps(asked).encode(), 9)).decode()
+
+
+def _unpack(cursor: str | None) -> dict[str, str]:
+    """What `_pack` was given; earlier versions of the project wrote plain JSON."""
+    if not cursor or cursor.startswith("{"):
+        return dict(json.loads(cursor or "{}"))
+    return dict(json.loads(zlib.decompress(base64.b85decode(cursor))))
 
 
 def _still_asked(asked: dict[str, str], stock: Catalogue) -> dict[str, str]:
