@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import Dataset
 from boring_assets.engine.samples import Reason
 from boring_assets.judgement import Committed, failure_rate
 from boring_assets.webhook import post
@@ -21,13 +21,16 @@ _PAGES = 10
 _NAMED = 3
 
 
-def define_failure_rate_alert(limit: float, minutes: int, webhook: str) -> dg.SensorDefinition:
+def define_failure_rate_alert(
+    limit: float, minutes: int, webhook: str, dataset: Dataset
+) -> dg.SensorDefinition:
     """Makes the sensor.
 
     Args:
         limit: Largest share of the images that may fail; the one of the check `failure_rate`.
         minutes: How long what was materialized counts.
         webhook: URL to post an alert to; empty posts nothing.
+        dataset: Whose images.
 
     Returns:
         The sensor `failure_rate_alert`, on from the start where there is a webhook.
@@ -42,7 +45,7 @@ def define_failure_rate_alert(limit: float, minutes: int, webhook: str) -> dg.Se
     )
     def failure_rate_alert(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         memory = _Memory(json.loads(context.cursor or "{}"), minutes)
-        new = list(memory.look(context.instance))
+        new = list(memory.look(context.instance, dataset.embeddings))
         whole = failure_rate(Committed([memory.total()], max_failure_rate=limit))
         said = f"{memory.said()}; the limit is {limit:.0%}."
         events = []
@@ -52,7 +55,7 @@ def define_failure_rate_alert(limit: float, minutes: int, webhook: str) -> dg.Se
             text = f"Too many images fail: {said}{f' E.g. {named}.' if named else ''}"
             rate = whole.numbers["failure_rate"]
             facts = {"failure_rate": rate, "limit": limit, "minutes": minutes, **memory.reasons()}
-            events.append(dg.AssetObservation(ASSET_KEY, description=text, metadata=facts))
+            events.append(dg.AssetObservation(dataset.embeddings, description=text, metadata=facts))
             context.log.warning(text)
             memory.unsent = {"text": text, **facts} if webhook else None
         memory.alerting = bool(whole.problems)
@@ -96,10 +99,10 @@ class _Memory:
             {"after": self._after, "ticks": self._ticks, "alerting": self.alerting, "unsent": self.unsent}
         )
 
-    def look(self, instance: dg.DagsterInstance) -> Iterator[Measures]:
+    def look(self, instance: dg.DagsterInstance, asset: dg.AssetKey) -> Iterator[Measures]:
         """Takes in what was materialized since the last tick, and gives each partition's counts."""
         rows, reasons = 0, Counter[str]()
-        for event in self._events(instance):
+        for event in self._events(instance, asset):
             metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
             if "rows" not in metadata:  # reported by somebody else
                 continue
@@ -115,12 +118,12 @@ class _Memory:
             self._ticks.append((now, rows, dict(reasons)))
         self._ticks = [one for one in self._ticks if one[0] > self._start]
 
-    def _events(self, instance: dg.DagsterInstance) -> Iterator[dg.AssetMaterialization]:
+    def _events(self, instance: dg.DagsterInstance, asset: dg.AssetKey) -> Iterator[dg.AssetMaterialization]:
         for _ in range(_PAGES):
             # Without a cursor it begins with what the window holds already.
             since = None if self._after is not None else self._start
             records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(ASSET_KEY, after_storage_id=self._after, after_timestamp=since),
+                dg.AssetRecordsFilter(asset, after_storage_id=self._after, after_timestamp=since),
                 limit=_PAGE,
                 ascending=True,
             ).records

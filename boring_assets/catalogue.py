@@ -9,11 +9,12 @@ import dagster as dg
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from sqlalchemy.exc import IntegrityError, InternalError
 
+from boring_assets.datasets import Dataset
 from boring_assets.engine.samples import Shard
 from partitions.discovery import Discovery
-from partitions.shards import SHARDS
 
-ASSET_KEY = dg.AssetKey("image_embeddings")
+ONLY = Dataset()
+ASSET_KEY = ONLY.embeddings
 # The one tag whose latest values Dagster gives for all partitions by a single query.
 DATA_VERSION_TAG = "dagster/data_version"
 ADOPT_TAG = "boring_assets/adopt"
@@ -66,20 +67,21 @@ class Catalogue:
         return [key for key in self.order if self.states[key] in wanted]
 
 
-def register(instance: dg.DagsterInstance, found: Discovery) -> list[str]:
+def register(instance: dg.DagsterInstance, found: Discovery, dataset: Dataset = ONLY) -> list[str]:
     """Adds the partitions of shards that are new.
 
     Args:
         instance: Dagster's instance.
         found: What the input holds.
+        dataset: Whose shards these are.
 
     Returns:
         The keys that were added, in order.
     """
-    known = set(instance.get_dynamic_partitions(SHARDS.name or ""))
+    known = set(dataset.keys(instance))
     new = [shard.key for shard in found.shards if shard.key not in known]
     for start in range(0, len(new), _ADD_AT_ONCE):
-        instance.add_dynamic_partitions(SHARDS.name or "", new[start : start + _ADD_AT_ONCE])
+        instance.add_dynamic_partitions(str(dataset.shards.name), new[start : start + _ADD_AT_ONCE])
     if new:
         _limit_pool(instance)
     return new
@@ -102,7 +104,11 @@ def _limit_pool(instance: dg.DagsterInstance) -> None:
 
 
 def take_stock(
-    instance: dg.DagsterInstance, found: Discovery, settings: str, committed: Callable[[], Collection[str]]
+    instance: dg.DagsterInstance,
+    found: Discovery,
+    settings: str,
+    committed: Callable[[], Collection[str]],
+    dataset: Dataset = ONLY,
 ) -> Catalogue:
     """Compares the input with Dagster's record.
 
@@ -113,16 +119,18 @@ def take_stock(
         committed: Lists the partitions whose embeddings file is there; one that Dagster has an event of
             and that is not among them is lost. Asked after Dagster is, since a run commits before it
             reports.
+        dataset: Whose shards these are.
 
     Returns:
         The state of each shard.
     """
-    order = list(instance.get_dynamic_partitions(SHARDS.name or ""))
+    order = dataset.keys(instance)
     shards = {shard.key: shard for shard in found.shards}
     recorded = instance.event_log_storage.get_latest_tags_by_partition(
-        ASSET_KEY, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+        dataset.embeddings, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
     )
-    statuses = instance.get_status_by_partition(ASSET_KEY, order, SHARDS) or {} if order else {}
+    statuses = instance.get_status_by_partition(dataset.embeddings, order, dataset.shards) if order else None
+    statuses = statuses or {}
     there = committed()
     states = dict.fromkeys(found.growing, State.GROWING)
     for key in [*order, *shards]:

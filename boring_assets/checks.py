@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
 from boring_assets.judgement import CHECKS, Committed, Found
-from partitions.shards import SHARDS
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.measures import measure_all
 from resources.source import ShardSource
@@ -20,19 +19,22 @@ from resources.source import ShardSource
 _NAMED = 50
 
 
-def define_checks(settings: str, max_failure_rate: float, max_drift: float) -> dg.AssetChecksDefinition:
+def define_checks(
+    settings: str, max_failure_rate: float, max_drift: float, dataset: Dataset
+) -> dg.AssetChecksDefinition:
     """Makes the checks.
 
     Args:
         settings: What decides an embedding's numbers; see `Settings.embedding_version`.
         max_failure_rate: Largest share of a partition's downloaded images that may fail.
         max_drift: How far the mean of a partition may be from that of those before it.
+        dataset: Whose partitions these are.
 
     Returns:
         The checks; none of them blocks anything.
     """
     specs = [
-        dg.AssetCheckSpec(name, asset=ASSET_KEY, description=inspect.getdoc(find))
+        dg.AssetCheckSpec(name, asset=dataset.embeddings, description=inspect.getdoc(find))
         for name, (_, find) in CHECKS.items()
     ]
     by_output = {spec.get_python_identifier(): spec for spec in specs}
@@ -49,14 +51,16 @@ def define_checks(settings: str, max_failure_rate: float, max_drift: float) -> d
     ) -> Iterator[dg.AssetCheckResult]:
         wanted = {key.name for key in context.selected_asset_check_keys}
         try:
-            committed = look(context.instance, source, embeddings, settings, max_failure_rate, max_drift)
+            committed = look(
+                context.instance, source, embeddings, settings, max_failure_rate, max_drift, dataset
+            )
         except BoringError as error:
             # A check must not fail the run that it follows; one that could not look has not passed.
-            yield from (_unknown(name, error) for name in CHECKS if name in wanted)
+            yield from (_unknown(name, error, dataset) for name in CHECKS if name in wanted)
             return
         for name, (severity, find) in CHECKS.items():
             if name in wanted:
-                yield _result(name, severity, find(committed), len(committed.measures))
+                yield _result(name, severity, find(committed), len(committed.measures), dataset)
 
     # `multi_asset_check` would make this step wait for an output of the asset's step, which reports each
     # partition by itself and has none: in every run of the web UI the checks would count as skipped.
@@ -75,6 +79,7 @@ def look(
     settings: str,
     max_failure_rate: float,
     max_drift: float,
+    dataset: Dataset,
 ) -> Committed:
     """Gathers all that the checks look at.
 
@@ -85,6 +90,7 @@ def look(
         settings: See `define_checks`, as the other two.
         max_failure_rate: Largest share of failed images.
         max_drift: Largest drift.
+        dataset: Whose partitions these are.
 
     Returns:
         It, the partitions that were registered first in front.
@@ -94,14 +100,16 @@ def look(
         SettingsError: One of them is not set.
     """
     # Dagster is asked before the output is listed, since a run commits before it reports.
-    reported = frozenset(instance.get_materialized_partitions(ASSET_KEY))
-    order = {key: at for at, key in enumerate(instance.get_dynamic_partitions(SHARDS.name or ""))}
+    reported = frozenset(instance.get_materialized_partitions(dataset.embeddings))
+    order = {key: at for at, key in enumerate(dataset.keys(instance))}
     measures = sorted(measure_all(embeddings.root()), key=lambda one: order.get(one.key, len(order)))
     versions = {shard.key: shard.version for shard in source.discover().shards}
     return Committed(measures, reported, versions, settings, max_failure_rate, max_drift)
 
 
-def _result(name: str, severity: dg.AssetCheckSeverity, found: Found, partitions: int) -> dg.AssetCheckResult:
+def _result(
+    name: str, severity: dg.AssetCheckSeverity, found: Found, partitions: int, dataset: Dataset
+) -> dg.AssetCheckResult:
     bad = found.problems
     metadata: dict[str, dg.MetadataValue | int | float] = {
         "partitions": partitions,
@@ -117,7 +125,7 @@ def _result(name: str, severity: dg.AssetCheckSeverity, found: Found, partitions
     more = f", and {len(bad) - 1:,} more" if len(bad) > 1 else ""
     return dg.AssetCheckResult(
         check_name=name,
-        asset_key=ASSET_KEY,
+        asset_key=dataset.embeddings,
         passed=not bad,
         severity=severity,
         description=f"{key}: {why}{more}" if bad else None,
@@ -125,10 +133,10 @@ def _result(name: str, severity: dg.AssetCheckSeverity, found: Found, partitions
     )
 
 
-def _unknown(name: str, error: BoringError) -> dg.AssetCheckResult:
+def _unknown(name: str, error: BoringError, dataset: Dataset) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         check_name=name,
-        asset_key=ASSET_KEY,
+        asset_key=dataset.embeddings,
         passed=False,
         severity=dg.AssetCheckSeverity.WARN,
         description=f"It could not be checked. {error}",

@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import click
 
+from boring_assets.cost_command import cost
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import BoringError, SettingsError, StorageError
 from boring_assets.exporting import export_command
@@ -117,11 +118,12 @@ def embed(redo: bool, **options: Any) -> None:
 def register(**options: Any) -> None:
     """Registers new shards as partitions, embedding none."""
     from boring_assets.catalogue import register as register_shards
+    from boring_assets.datasets import Dataset
     from boring_assets.runs import open_instance
 
     settings = _apply(options)
     found = _source(settings).discover()
-    added = register_shards(open_instance(settings.output_dir), found)
+    added = register_shards(open_instance(settings.output_dir), found, Dataset(settings.dataset))
     known = len(found.shards) - len(added)
     click.echo(f"{some(len(added), 'shard')} registered" + (f", {known:,} known before." if known else "."))
     if found.growing:
@@ -155,13 +157,20 @@ def status(as_json: bool, **options: Any) -> None:
     growing         still being written
     """
     from boring_assets.catalogue import PENDING, State, take_stock
+    from boring_assets.datasets import Dataset
     from boring_assets.definitions import build_embeddings
     from boring_assets.runs import open_instance
 
     settings = _apply(options)
     instance = open_instance(settings.output_dir)
     found = _source(settings).discover()
-    stock = take_stock(instance, found, settings.embedding_version(), build_embeddings(settings).committed)
+    stock = take_stock(
+        instance,
+        found,
+        settings.embedding_version(),
+        build_embeddings(settings).committed,
+        Dataset(settings.dataset),
+    )
     count = stock.count()
     if as_json:
         click.echo(
@@ -269,6 +278,7 @@ def _source(settings: Settings) -> Any:
 
 
 main.add_command(verify)
+main.add_command(cost)
 main.add_command(export_command)
 main.add_command(list_pictures_command)
 

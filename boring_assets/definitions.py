@@ -8,6 +8,7 @@ from boring_assets.assets.embedding_index import define_embedding_index
 from boring_assets.assets.image_embeddings import define_image_embeddings
 from boring_assets.assets.near_duplicates import define_near_duplicates
 from boring_assets.checks import define_checks
+from boring_assets.datasets import Dataset
 from boring_assets.jobs import check_hourly, check_job, duplicates_job, embed_job, index_job, scores_job
 from boring_assets.logs import log_runs_as_json
 from boring_assets.metrics import Metrics
@@ -29,23 +30,24 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     """
     if settings.log_format == "json":
         log_runs_as_json()
-    version = settings.embedding_version()
+    version, dataset = settings.embedding_version(), Dataset(settings.dataset)
     return dg.Definitions(
         assets=[
-            define_image_embeddings(settings.partitions_per_run, version, build_metrics(settings)),
-            define_embedding_index(),
-            define_near_duplicates(settings.duplicate_threshold),
-            define_clip_scores(settings.partitions_per_run, settings.caption_embeddings),
+            define_image_embeddings(settings.partitions_per_run, version, dataset, build_metrics(settings)),
+            define_embedding_index(dataset),
+            define_near_duplicates(settings.duplicate_threshold, dataset),
+            define_clip_scores(settings.partitions_per_run, settings.caption_embeddings, dataset),
         ],
-        asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift)],
+        asset_checks=[define_checks(version, settings.max_failure_rate, settings.max_drift, dataset)],
         jobs=[embed_job, check_job, index_job, duplicates_job, scores_job],
         schedules=[check_hourly],
         sensors=[
-            define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version),
+            define_new_shards(settings.partitions_per_run, settings.sensor_seconds, version, dataset),
             define_failure_rate_alert(
                 settings.max_failure_rate,
                 settings.alert_minutes,
                 settings.alert_webhook.get_secret_value(),
+                dataset,
             ),
             define_automation(settings.sensor_seconds),
         ],

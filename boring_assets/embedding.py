@@ -14,7 +14,6 @@ from rich.console import Console
 
 from boring_assets.catalogue import (
     ADOPT_TAG,
-    ASSET_KEY,
     PENDING,
     Catalogue,
     State,
@@ -22,6 +21,7 @@ from boring_assets.catalogue import (
     register,
     take_stock,
 )
+from boring_assets.datasets import Dataset
 from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError, without_family
@@ -67,10 +67,11 @@ def embed_all(
     found = _discover(settings)
     embeddings = build_embeddings(settings)
     embeddings.check()
-    instance = open_instance(settings.output_dir)
+    instance, dataset = open_instance(settings.output_dir), Dataset(settings.dataset)
     with _alive(instance):
-        register(instance, found)
-        stock = take_stock(instance, found, settings.embedding_version(), embeddings.committed)
+        register(instance, found, dataset)
+        version = settings.embedding_version()
+        stock = take_stock(instance, found, version, embeddings.committed, dataset)
         if redo:
             find_other_weights(stock, settings, embeddings)
         wanted = [key for key in _choose(stock, settings, redo=redo) if only is None or key in only]
@@ -172,7 +173,9 @@ def _run(
         else:
             outcomes = list(_run_here(settings, instance, stock, wanted, bar, redo=redo))
     mine = {outcome.run_id for outcome in outcomes}
-    summary = _summarize(_events(instance, before, mine), time.monotonic() - started)
+    summary = _summarize(
+        _events(instance, Dataset(settings.dataset), before, mine), time.monotonic() - started
+    )
     for outcome in outcomes:
         summary.failed_shards |= outcome.failed_shards
         if outcome.stops:
@@ -222,9 +225,9 @@ def _summarize(events: Iterable[dg.AssetMaterialization], seconds: float) -> Sum
     return summary
 
 
-def _events(instance: dg.DagsterInstance, after: int, runs: set[str]) -> Iterator[Any]:
+def _events(instance: dg.DagsterInstance, dataset: Dataset, after: int, runs: set[str]) -> Iterator[Any]:
     """The materializations of some runs; another command line may be at work beside this one."""
-    filter_ = dg.AssetRecordsFilter(ASSET_KEY, after_storage_id=after)
+    filter_ = dg.AssetRecordsFilter(dataset.embeddings, after_storage_id=after)
     cursor = None
     while True:
         page = instance.fetch_materializations(filter_, limit=1000, cursor=cursor, ascending=True)

@@ -2,22 +2,28 @@
 
 import dagster as dg
 
-from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
+from boring_assets.catalogue import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG
 
 ALIVE_LOCK = ".embed.lock"
 """In `DAGSTER_HOME`: every command line that embeds holds a shared lock on it as long as it lives."""
 
+
+def _only(name: str) -> dg.AssetSelection:
+    """The code location's one asset of a name, whichever dataset's it is."""
+    return dg.AssetSelection.from_string(f'key:"{name}" or key:"*/{name}"')
+
+
 embed_job = dg.define_asset_job(
     "embed_shards",
     # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
-    selection=dg.AssetSelection.assets(ASSET_KEY).without_checks(),
+    selection=_only("image_embeddings").without_checks(),
     description="Embeds a range of shards in one process with one loaded model.",
     executor_def=dg.in_process_executor,
 )
 
 check_job = dg.define_asset_job(
     "check_embeddings",
-    selection=dg.AssetSelection.checks_for_assets(ASSET_KEY),
+    selection=dg.AssetSelection.all_asset_checks(),
     description="Checks everything that is committed; files that were checked before are not read again.",
     executor_def=dg.in_process_executor,
 )
@@ -29,19 +35,19 @@ check_hourly = dg.ScheduleDefinition(
 )
 index_job = dg.define_asset_job(
     "update_index",
-    selection=dg.AssetSelection.assets("embedding_index"),
+    selection=_only("embedding_index"),
     description="Brings the nearest-neighbour index up to date.",
     executor_def=dg.in_process_executor,
 )
 duplicates_job = dg.define_asset_job(
     "find_near_duplicates",
-    selection=dg.AssetSelection.assets("near_duplicates"),
+    selection=_only("near_duplicates"),
     description="Finds groups of near-identical images.",
     executor_def=dg.in_process_executor,
 )
 scores_job = dg.define_asset_job(
     "score_captions",
-    selection=dg.AssetSelection.assets("clip_scores"),
+    selection=_only("clip_scores"),
     description="Scores how well a range of shards' captions fit their images.",
     executor_def=dg.in_process_executor,
 )

@@ -1,11 +1,14 @@
 """The sensor on the input: registers new shards and requests runs for new and changed ones."""
 
+import base64
 import json
+import zlib
 from collections.abc import Iterator
 
 import dagster as dg
 
 from boring_assets.catalogue import PENDING, Catalogue, State, ranges, register, take_stock
+from boring_assets.datasets import Dataset
 from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError
 from boring_assets.jobs import embed_job, range_tags
@@ -16,13 +19,16 @@ from resources.source import ShardSource
 _RUNS_PER_TICK = 10
 
 
-def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> dg.SensorDefinition:
+def define_new_shards(
+    partitions_per_run: int, interval: int, settings: str, dataset: Dataset
+) -> dg.SensorDefinition:
     """Makes the sensor.
 
     Args:
         partitions_per_run: Most partitions in one run.
         interval: Least seconds between two ticks.
         settings: What decides an embedding's numbers; partitions made by other settings are not requested.
+        dataset: Whose shards it looks for.
 
     Returns:
         The sensor `new_shards`, off until somebody turns it on.
@@ -42,14 +48,14 @@ def define_new_shards(partitions_per_run: int, interval: int, settings: str) -> 
     ) -> dg.SensorResult | dg.SkipReason:
         try:
             found = source.discover()
-            added = register(context.instance, found)
-            stock = take_stock(context.instance, found, settings, embeddings.committed)
+            added = register(context.instance, found, dataset)
+            stock = take_stock(context.instance, found, settings, embeddings.committed, dataset)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
-        asked = _still_asked(json.loads(context.cursor or "{}"), stock)
+        asked = _still_asked(_unpack(context.cursor), stock)
         requests = list(_requests(stock, asked, partitions_per_run))
-        cursor = json.dumps(asked)
+        cursor = _pack(asked)
         if not requests:
             return dg.SensorResult(skip_reason=dg.SkipReason(_summary(stock, added)), cursor=cursor)
         return dg.SensorResult(run_requests=requests, cursor=cursor)
@@ -72,6 +78,18 @@ def define_automation(interval: int) -> dg.SensorDefinition:
         minimum_interval_seconds=interval,
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
+
+
+def _pack(asked: dict[str, str]) -> str:
+    """The cursor: Dagster stores it with each tick, and shows it nowhere, so it is as short as may be."""
+    return base64.b85encode(zlib.compress(json.dumps(asked).encode(), 9)).decode()
+
+
+def _unpack(cursor: str | None) -> dict[str, str]:
+    """What `_pack` was given; earlier versions of the project wrote plain JSON."""
+    if not cursor or cursor.startswith("{"):
+        return dict(json.loads(cursor or "{}"))
+    return dict(json.loads(zlib.decompress(base64.b85decode(cursor))))
 
 
 def _still_asked(asked: dict[str, str], stock: Catalogue) -> dict[str, str]:

@@ -96,6 +96,12 @@ class Settings(BaseSettings):
         description="Seconds that a shard without `_stats.json` must be unchanged to count as complete.",
     )
     sensor_seconds: int = Field(30, ge=1, description="Least seconds between two looks of the sensor.")
+    dataset: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_]*$",
+        description="Name of the dataset, where one Dagster instance has several: it goes before the names "
+        "of assets and partitions. Letters, digits and `_`.",
+    )
 
     duplicate_threshold: float = Field(
         0.96,
@@ -222,8 +228,12 @@ class Settings(BaseSettings):
         return (*sources, TomlConfigSettingsSource(settings_cls, Path(file))) if file else sources
 
 
-def load_settings() -> Settings:
+def load_settings(dataset_file: Path | None = None) -> Settings:
     """Reads the settings.
+
+    Args:
+        dataset_file: A TOML file with the settings of one of several datasets. What it says wins over the
+            environment, which has what all of them share.
 
     Returns:
         The settings, checked.
@@ -236,8 +246,14 @@ def load_settings() -> Settings:
     if file and not Path(file).is_file():
         raise SettingsError(f"{PREFIX}CONFIG names {file}, which is no file. Give the path of a TOML file.")
     _refuse_misspelt()
+    own: dict[str, Any] = {}
     try:
-        return Settings()  # type: ignore[call-arg]
+        if dataset_file:
+            file = str(dataset_file)
+            own = tomllib.loads(dataset_file.read_text())
+        return Settings(**own)
+    except OSError as error:
+        raise SettingsError(f"The settings file {file} cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"The settings file {file} is not TOML: {error}.") from error
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """What the sensor asks for, tick by tick; that its runs do it is tried in tests/e2e."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from boring_assets.catalogue import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG
 from boring_assets.definitions import build_definitions, build_embeddings, build_source
+from boring_assets.sensors import _pack, _unpack
 from boring_assets.settings import Settings
 from tests.test_catalogue import instance, report_done, settings, write
 
@@ -82,6 +84,21 @@ def test_a_shard_that_comes_back_in_an_old_version_is_asked_for_again(
     assert [spans(each.run_requests) for each in (one, two, three)] == [[("00000", "00000")]] * 3
     # Dagster drops a request that carries a key it has seen.
     assert [each.run_requests[0].run_key for each in (one, two, three)] == [None] * 3
+
+
+def test_the_cursor_is_short_and_that_of_an_earlier_version_is_understood(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    write(settings, 0, 3)
+    first = tick(settings, instance)
+    asked = {shard.key: shard.version for shard in build_source(settings).discover().shards}
+    assert spans(first.run_requests) == [("00000", "00002")]
+    assert not tick(settings, instance, json.dumps(asked)).run_requests
+    asked["00001"] = "another version"
+    assert spans(tick(settings, instance, json.dumps(asked)).run_requests) == [("00001", "00001")]
+    many = {f"{number:05d}": f"{number:016x}" for number in range(1000)}
+    assert _unpack(_pack(many)) == many
+    assert len(_pack(many)) < len(json.dumps(many)) / 2
 
 
 def test_a_lost_shard_is_asked_for_once(settings: Settings, instance: dg.DagsterInstance) -> None:

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boring_assets.assets.image_embeddings import FAILED_SHARDS
-from boring_assets.catalogue import ASSET_KEY, POOL
+from boring_assets.catalogue import POOL
+from boring_assets.datasets import Dataset
 from boring_assets.engine.model import ClipModel
 from boring_assets.engine.schema import METADATA_KEY
 from boring_assets.engine.text import TextEncoder
 from boring_assets.errors import BoringError, ShardError
-from partitions.shards import SHARDS, uri_of
+from partitions.shards import uri_of
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.files import committed_facts, write_table
@@ -28,19 +29,22 @@ from resources.files import committed_facts, write_table
 SCORES = "clip_scores"
 
 
-def define_clip_scores(partitions_per_run: int, caption_embeddings: bool) -> dg.AssetsDefinition:
+def define_clip_scores(
+    partitions_per_run: int, caption_embeddings: bool, dataset: Dataset
+) -> dg.AssetsDefinition:
     """Makes the asset.
 
     Args:
         partitions_per_run: Most partitions in one run of a backfill.
         caption_embeddings: Whether the captions' embeddings are written too.
+        dataset: Whose captions it scores.
     """
 
     @dg.asset(
-        key=SCORES,
+        key=dataset.asset(SCORES),
         description=__doc__,
-        partitions_def=SHARDS,
-        deps=[ASSET_KEY],
+        partitions_def=dataset.shards,
+        deps=[dataset.embeddings],
         backfill_policy=dg.BackfillPolicy.multi_run(partitions_per_run),
         output_required=False,
         pool=POOL,

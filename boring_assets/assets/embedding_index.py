@@ -6,7 +6,7 @@ on `default_automation_condition_sensor`, and it follows the embeddings by itsel
 
 import dagster as dg
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
 from boring_assets.search.index import update_index
 from boring_assets.search.lance import FOLDER
@@ -41,13 +41,17 @@ class IndexConfig(dg.Config):
     rebuild: bool = False
 
 
-def define_embedding_index() -> dg.AssetsDefinition:
-    """Makes the asset `embedding_index`; it needs the extra `search` when it is run."""
+def define_embedding_index(dataset: Dataset) -> dg.AssetsDefinition:
+    """Makes the asset `embedding_index`; it needs the extra `search` when it is run.
+
+    Args:
+        dataset: Whose embeddings it indexes.
+    """
 
     @dg.asset(
-        key=FOLDER,
+        key=dataset.asset(FOLDER),
         description=__doc__,
-        deps=[ASSET_KEY],
+        deps=[dataset.embeddings],
         automation_condition=AFTER_EMBEDDING,
         pool=FOLDER,
         kinds={"lancedb"},

@@ -23,6 +23,7 @@ def materialization(
     failures_uri: str | None = None,
     sheets: Mapping[str, str] | None = None,
     adopted: bool = False,
+    asset: dg.AssetKey = ASSET_KEY,
 ) -> dg.AssetMaterialization:
     """The event of one committed shard; numbers are metadata that the UI plots by partition.
 
@@ -35,6 +36,7 @@ def materialization(
         failures_uri: URI of the failures file.
         sheets: Further Markdown to show, by name; empty ones are left out.
         adopted: Whether an earlier run had committed it.
+        asset: The asset that it is a partition of.
 
     Returns:
         The event.
@@ -69,7 +71,7 @@ def materialization(
             metadata[name] = dg.MetadataValue.md(text)
     settings = str(facts["settings"])
     return dg.AssetMaterialization(
-        ASSET_KEY,
+        asset,
         partition=shard.key,
         metadata=metadata,
         tags={

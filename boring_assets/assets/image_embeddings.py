@@ -19,7 +19,8 @@ from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import materialization
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
-from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL, REDO_TAG
+from boring_assets.catalogue import ADOPT_TAG, POOL, REDO_TAG
+from boring_assets.datasets import Dataset
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
@@ -27,7 +28,6 @@ from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError, ShardError
 from boring_assets.metrics import Metrics, RunMetrics
 from partitions.root import check_refusal, is_down, storage_error
-from partitions.shards import SHARDS
 from resources.clip import ClipResource
 from resources.embeddings_io import EMBEDDINGS, FAILURES, EmbeddingsIOManager
 from resources.source import ShardSource
@@ -45,7 +45,7 @@ PROGRESS = Progress()
 
 
 def define_image_embeddings(
-    partitions_per_run: int, code_version: str, metrics: Metrics | None = None
+    partitions_per_run: int, code_version: str, dataset: Dataset, metrics: Metrics | None = None
 ) -> dg.AssetsDefinition:
     """Makes the asset.
 
@@ -53,6 +53,7 @@ def define_image_embeddings(
         partitions_per_run: Most partitions in one run of a backfill.
         code_version: Changes when other settings would give other embeddings; the UI then shows the
             partitions as stale.
+        dataset: Whose shards its partitions are.
         metrics: Where metrics of the runs go; None is nowhere.
 
     Returns:
@@ -60,9 +61,9 @@ def define_image_embeddings(
     """
 
     @dg.asset(
-        key=ASSET_KEY,
+        key=dataset.embeddings,
         description=__doc__,
-        partitions_def=SHARDS,
+        partitions_def=dataset.shards,
         backfill_policy=dg.BackfillPolicy.multi_run(partitions_per_run),
         io_manager_key="embeddings",
         output_required=False,
@@ -169,7 +170,9 @@ class _Run:
                 continue
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
             uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
-            yield materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True)
+            yield materialization(
+                shard, facts, uris[0], failures_uri=uris[1], adopted=True, asset=self._context.asset_key
+            )
         return todo
 
     def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
@@ -212,7 +215,9 @@ class _Run:
     def _refuse_to_mix(self, facts: dict[str, Any]) -> None:
         run = self._context.run
         if run.tags.get(REDO_TAG) != "true":
-            replaced = backfilled(self._context.instance, run.tags) | set(self._context.partition_keys)
+            replaced = backfilled(self._context.instance, run.tags, self._context.asset_key) | set(
+                self._context.partition_keys
+            )
             refuse_to_mix(self._embeddings, facts, replaced)
 
     def _commit(
@@ -231,6 +236,7 @@ class _Run:
             written.uri,
             table=written.table,
             failures_uri=written.failures_uri,
+            asset=self._context.asset_key,
             sheets={"contact_sheet": contact_sheet(result), "failures": failure_sheet(result)},
         )
         return _Committed(result.shard, event)

@@ -48,12 +48,14 @@ def refuse_to_mix(
     )
 
 
-def backfilled(instance: dg.DagsterInstance, tags: Mapping[str, str]) -> set[str]:
+def backfilled(
+    instance: dg.DagsterInstance, tags: Mapping[str, str], asset: dg.AssetKey = ASSET_KEY
+) -> set[str]:
     """Keys of all partitions that a run's backfill makes anew, in whichever of its runs."""
     backfill = instance.get_backfill(tags[BACKFILL_ID_TAG]) if BACKFILL_ID_TAG in tags else None
     if backfill is None or backfill.asset_backfill_data is None:
         return set()
     subset = backfill.asset_backfill_data.target_subset
-    if ASSET_KEY not in subset.asset_keys:
+    if asset not in subset.asset_keys:
         return set()
-    return set(subset.get_partitions_subset(ASSET_KEY).get_partition_keys())
+    return set(subset.get_partitions_subset(asset).get_partition_keys())

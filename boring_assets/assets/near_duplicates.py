@@ -8,6 +8,7 @@ pixels, else `near`.
 import dagster as dg
 import pyarrow.compute as pc
 
+from boring_assets.datasets import Dataset
 from boring_assets.engine.decode import Limits
 from boring_assets.engine.samples import Failure
 from boring_assets.engine.thumbnail import pixel_digest
@@ -23,14 +24,20 @@ from resources.source import ShardSource
 FILE = "near_duplicates.parquet"
 
 
-def define_near_duplicates(threshold: float) -> dg.AssetsDefinition:
+def define_near_duplicates(threshold: float, dataset: Dataset) -> dg.AssetsDefinition:
     """Makes the asset `near_duplicates`; it needs the extra `search` when it is run.
 
     Args:
         threshold: Least cosine of near duplicates.
+        dataset: Whose images it compares.
     """
 
-    @dg.asset(key="near_duplicates", description=__doc__, deps=[FOLDER], kinds={"parquet"})
+    @dg.asset(
+        key=dataset.asset("near_duplicates"),
+        description=__doc__,
+        deps=[dataset.asset(FOLDER)],
+        kinds={"parquet"},
+    )
     def near_duplicates(
         clip: ClipResource,
         source: ShardSource,

@@ -25,7 +25,7 @@ class Failure:
     detail: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a catalogue holds a hundred thousand of them
 class Shard:
     """One input parquet file, and how to reach it.
 

@@ -215,10 +215,10 @@ def clip_scores(**options: Any) -> None:
     What is scored already is left alone.
     """
     from boring_assets.catalogue import ranges
+    from boring_assets.datasets import Dataset
     from boring_assets.definitions import build_embeddings
     from boring_assets.jobs import range_tags, scores_job
     from boring_assets.runs import open_instance
-    from partitions.shards import SHARDS
 
     settings = apply(options)
     instance = open_instance(settings.output_dir)
@@ -227,10 +227,11 @@ def clip_scores(**options: Any) -> None:
         raise StorageError(
             f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
         )
-    known = set(instance.get_dynamic_partitions(SHARDS.name or ""))
+    dataset = Dataset(settings.dataset)
+    known = set(dataset.keys(instance))
     # They may have been embedded with another DAGSTER_HOME.
-    instance.add_dynamic_partitions(SHARDS.name or "", sorted(set(committed) - known))
-    order = list(instance.get_dynamic_partitions(SHARDS.name or ""))
+    instance.add_dynamic_partitions(str(dataset.shards.name), sorted(set(committed) - known))
+    order = dataset.keys(instance)
     parts = ranges(order, committed, settings.partitions_per_run)
     failed: dict[str, str] = {}
     for first, last, _ in parts:

@@ -127,19 +127,17 @@ class Home:
         return running([str(SCRIPTS / command[0]), *command[1:]], log, self.env(**settings))
 
     @contextmanager
-    def webserver(self, **settings: str) -> Iterator[Webserver]:
+    def webserver(self, workspace: str = "workspace.yaml", **settings: str) -> Iterator[Webserver]:
         """Runs the webserver, and waits until it has loaded the project."""
         port = _free_port()
-        with self.start(
-            "dagster-webserver", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port), **settings
-        ):
+        with self.start("dagster-webserver", "-w", workspace, "-h", "127.0.0.1", "-p", str(port), **settings):
             server = Webserver(f"http://127.0.0.1:{port}/graphql")
             wait_for(server.is_up, "the webserver answers")
             yield server
 
-    def daemon(self, **settings: str) -> Any:
+    def daemon(self, workspace: str = "workspace.yaml", **settings: str) -> Any:
         """Runs the daemon."""
-        return self.start("dagster-daemon", "run", "-w", "workspace.yaml", **settings)
+        return self.start("dagster-daemon", "run", "-w", workspace, **settings)
 
     def runs(self) -> list[dg.DagsterRun]:
         """All runs, the oldest first."""

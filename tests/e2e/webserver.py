@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import dagster as dg
+
 from boring_assets.catalogue import ASSET_KEY
 
 LOCATION = {"repositoryLocationName": "boring_assets", "repositoryName": "__repository__"}
@@ -40,12 +42,12 @@ class Webserver:
             return False
         return bool(answer["repositoriesOrError"].get("nodes"))
 
-    def turn_on(self, sensor: str) -> None:
-        """Turns a sensor on."""
+    def turn_on(self, sensor: str, location: str = LOCATION["repositoryLocationName"]) -> None:
+        """Turns a sensor of a code location on."""
         started = self.ask(
             """mutation($sensor: SensorSelector!) { startSensor(sensorSelector: $sensor) {
                 ... on Sensor { sensorState { status } } ... on PythonError { message } } }""",
-            sensor={**LOCATION, "sensorName": sensor},
+            sensor={**LOCATION, "repositoryLocationName": location, "sensorName": sensor},
         )
         assert started["startSensor"]["sensorState"]["status"] == "RUNNING", started
 
@@ -77,14 +79,14 @@ class Webserver:
         )
         return answer["sensorOrError"]["sensorState"]
 
-    def partitions(self) -> dict[str, list[str]]:
-        """What the asset's page shows: partitions by status, empty ones left out."""
+    def partitions(self, asset: dg.AssetKey = ASSET_KEY) -> dict[str, list[str]]:
+        """What an asset's page shows: partitions by status, empty ones left out."""
         answer = self.ask(
             """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode {
                 assetPartitionStatuses { ... on DefaultPartitionStatuses {
                     materializedPartitions failedPartitions unmaterializedPartitions materializingPartitions
                 } } } } }""",
-            key={"path": ASSET_KEY.path},
+            key={"path": asset.path},
         )
         statuses = {
             name.removesuffix("Partitions"): set(keys)

@@ -1,0 +1,400 @@
+"""What a catalogue of many shards costs: discovery, registration, ticks, status, the web UI, a backfill.
+
+    python -m benchmarks.catalogue [--shards 100000] [--folders 100] [--s3 20000] [--folder DIR]
+
+The shards are empty of images: one small parquet and a stats file each, all alike, in so many folders (0:
+all in one). Nothing is embedded; the materializations are stored as a run stores them, straight into
+Dagster's storage. Runs stay in the queue. Each step is a process of its own, as it is in use; memory is by
+how much its peak is above what it was after the imports, or the whole where it says so.
+
+`--s3` does the discovery on SeaweedFS too, in one folder and in as many as above, also with each request held
+back for `--latency` milliseconds. `--steps` takes a part of it all.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from benchmarks.table import print_table
+from boring_assets.catalogue import ASSET_KEY, register, take_stock
+from boring_assets.settings import Settings
+from tests.e2e import processes
+from tests.e2e.processes import Home
+from tests.e2e.test_backfill import LAUNCH
+
+_STEPS = ("discover", "ticks", "backfill", "done")
+_MIB = 2**20
+_NODE = "query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode { %s } } }"
+_ASSET = "query($key: AssetKeyInput!) { assetOrError(assetKey: $key) { ... on Asset { %s } } }"
+_UI = {
+    "partitions by status": _NODE
+    % """assetPartitionStatuses { ... on DefaultPartitionStatuses {
+        materializedPartitions failedPartitions unmaterializedPartitions materializingPartitions } }""",
+    "the asset's health": _ASSET % "assetHealth { assetHealth materializationStatus }",
+    "counts of partitions": _NODE
+    % "partitionStats { numMaterialized numPartitions numFailed numMaterializing }",
+    "all partition keys": _NODE % "partitionKeysByDimension { name partitionKeys }",
+    "the last 100 materializations": _NODE % "assetMaterializations(limit: 100) { partition timestamp }",
+}
+_BACKFILL = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill {
+    status error { message } } } }"""
+
+
+class Report:
+    """The table, as it grows: each row is printed at once too."""
+
+    def __init__(self) -> None:
+        self.rows = [["step", "seconds", "memory, MiB", ""]]
+
+    def add(self, step: str, seconds: float, mib: float | None = None, remark: str = "") -> None:
+        """One more row."""
+        memory = "" if mib is None else f"{mib:,.0f}"
+        self.rows.append([step, f"{seconds:,.1f}", memory, remark])
+        print(*self.rows[-1], sep="  ", flush=True)
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
+    """Calls a function in a fresh process: its result, seconds, and the growth of its peak memory in MiB."""
+    # A home that has opened its storage cannot be sent.
+    arguments = tuple(Home(one.root) if isinstance(one, Home) else one for one in arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measured, function, *arguments).result()
+
+
+def _measured(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
+    import boring_assets.definitions
+    import resources.storage
+
+    del boring_assets, resources
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now, see proc(5)
+    start = time.perf_counter()
+    result = function(*arguments)
+    seconds = time.perf_counter() - start
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return result, seconds, int(status["VmHWM"].split()[0]) / 1024 - before / _MIB
+
+
+def names(shards: int, folders: int) -> list[str]:
+    """The shards' paths below the input, without a suffix."""
+    each = -(-shards // folders) if folders else 0
+    return [f"part-{n // each:04d}/{n % each:05d}" if each else f"{n:05d}" for n in range(shards)]
+
+
+def small_parquet(seed: int = 0) -> bytes:
+    """A shard without images."""
+    sink = pa.BufferOutputStream()
+    keys = [f"{seed}{n:04d}" for n in range(5)]
+    pq.write_table(pa.table({"url": [f"http://localhost/{key}.jpg" for key in keys], "key": keys}), sink)
+    return bytes(sink.getvalue())
+
+
+def write_local(root: Path, stems: list[str], seed: int = 0) -> None:
+    body = small_parquet(seed)
+    for stem in stems:
+        path = root / f"{stem}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+        (root / f"{stem}_stats.json").write_bytes(b"{}")
+
+
+def write_s3(uri: str, stems: list[str]) -> None:
+    """Puts the same objects, many at once; s3fs would spend most of the time on itself."""
+    import boto3
+    from botocore.config import Config
+
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    client = boto3.client("s3", config=Config(max_pool_connections=16))
+    body = small_parquet()
+
+    def put(stem: str) -> None:
+        client.put_object(Bucket=bucket, Key=f"{prefix}/{stem}.parquet", Body=body)
+        client.put_object(Bucket=bucket, Key=f"{prefix}/{stem}_stats.json", Body=b"{}")
+
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(put, stems):
+            pass
+
+
+def discover_all(uri: str) -> int:
+    from partitions.discovery import discover
+    from resources.storage import open_root
+
+    return len(discover(open_root(uri), quiet_seconds=3600).shards)
+
+
+def settings_of(home: Home, per_run: int) -> Settings:
+    return Settings(
+        input_dir=str(home.input), output_dir=str(home.output), model="boring-tiny", device="cpu",
+        quiet_seconds=3600, partitions_per_run=per_run,
+    )  # fmt: skip
+
+
+def register_all(home: Home, per_run: int) -> int:
+    from boring_assets.definitions import build_source
+
+    return len(register(home.instance, build_source(settings_of(home, per_run)).discover()))
+
+
+def tick(home: Home, per_run: int, cursor: str | None) -> tuple[int, str | None]:
+    """One look of the sensor: how many runs it requests, and its cursor."""
+    import dagster as dg
+
+    from boring_assets.definitions import build_definitions, build_embeddings, build_source
+
+    settings = settings_of(home, per_run)
+    resources = {"source": build_source(settings), "embeddings": build_embeddings(settings)}
+    sensor = build_definitions(settings).resolve_sensor_def("new_shards")
+    context = dg.build_sensor_context(instance=home.instance, cursor=cursor, resources=resources)
+    data = sensor.evaluate_tick(context)
+    return len(data.run_requests or ()), data.cursor
+
+
+def report_done(home: Home, per_run: int, count: int) -> int:
+    """Stores a materialization of each shard, as the run of it would; and the embeddings file, empty."""
+    import dagster as dg
+    from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
+    from dagster._core.events.log import EventLogEntry
+
+    from boring_assets.assets.events import materialization
+    from boring_assets.definitions import build_definitions, build_source
+
+    settings = settings_of(home, per_run)
+    job = build_definitions(settings).resolve_job_def("embed_shards")
+    facts = {
+        "rows": 10_000, "embedded": 9_990, "failed": 10, "failed_by_reason": {"not_downloaded": 10},
+        "model": "boring-tiny", "pretrained": "", "weights_digest": "0" * 64, "precision": "fp32",
+        "settings": settings.embedding_version(), "seconds": 12.5, "image_bytes": 240_000_000,
+        "device": "cuda:0",
+    }  # fmt: skip
+    shards = build_source(settings).discover().shards[:count]
+    for start in range(0, len(shards), per_run):
+        run = home.instance.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS)
+        for shard in shards[start : start + per_run]:
+            event = materialization(shard, facts, f"{home.output}/image_embeddings/{shard.key}.parquet")
+            entry = EventLogEntry(
+                error_info=None, level=20, user_message="", run_id=run.run_id, timestamp=time.time(),
+                step_key="image_embeddings", job_name=run.job_name,
+                dagster_event=DagsterEvent(
+                    DagsterEventType.ASSET_MATERIALIZATION.value, run.job_name, step_key="image_embeddings",
+                    event_specific_data=StepMaterializationData(event),
+                ),
+            )  # fmt: skip
+            home.instance.event_log_storage.store_event(entry)
+            path = home.output / "image_embeddings" / f"{shard.key}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    return len(shards)
+
+
+def stock(home: Home, per_run: int) -> dict[str, int]:
+    from boring_assets.definitions import build_embeddings, build_source
+
+    settings = settings_of(home, per_run)
+    found = build_source(settings).discover()
+    its = take_stock(home.instance, found, settings.embedding_version(), build_embeddings(settings).committed)
+    return {state.value: count for state, count in its.count().items()}
+
+
+def measure_s3(report: Report, folder: Path, shards: int, folders: int, latency: float) -> None:
+    from tests.faulty_proxy import FaultyProxy
+    from tests.seaweed import Seaweed
+
+    with (
+        Seaweed(folder / "seaweed") as server,
+        FaultyProxy(server.endpoint, {"stall": 1.0}, stall_seconds=latency) as proxy,
+    ):
+        for count in (0, folders):
+            os.environ |= server.env
+            uri = server.new_prefix()
+            start = time.perf_counter()
+            write_s3(uri, names(shards, count))
+            where = f"S3, {shards:,} shards in {count or 1} folders"
+            report.add(f"{where}: writing", time.perf_counter() - start, None, f"{2 * shards:,} objects")
+            for endpoint, held in (
+                (server.endpoint, ""),
+                (proxy.endpoint, f", {1000 * latency:.0f} ms a request"),
+            ):
+                os.environ["AWS_ENDPOINT_URL"] = endpoint
+                before = proxy.requests
+                found, seconds, mib = apart(discover_all, uri)
+                assert found == shards
+                requests = f"{proxy.requests - before} requests" if held else ""
+                report.add(f"{where}: discovery{held}", seconds, mib, requests)
+
+
+def measure_ticks(report: Report, home: Home, stems: list[str], per_run: int) -> None:
+    cursor, ticks, most, peak, size = None, 0, 0.0, 0.0, 0
+    start = time.perf_counter()
+    while True:
+        (requests, cursor), seconds, mib = apart(tick, home, per_run, cursor)
+        most, peak, size = max(most, seconds), max(peak, mib), max(size, len(cursor or ""))
+        if not requests:
+            break
+        ticks += 1
+    remark = f"{ticks} ticks, the longest {most:.1f} s; cursor up to {size / 1024:,.0f} KiB"
+    report.add("the sensor until all are asked for", time.perf_counter() - start, peak, remark)
+    _, seconds, mib = apart(tick, home, per_run, cursor)
+    report.add("a tick with nothing new", seconds, mib)
+    write_local(home.input, ["new"])
+    (requests, cursor), seconds, mib = apart(tick, home, per_run, cursor)
+    report.add("a tick with one new shard", seconds, mib, f"{requests} run requested")
+    write_local(home.input, stems[len(stems) // 2 :][:1], seed=1)
+    (requests, cursor), seconds, mib = apart(tick, home, per_run, cursor)
+    report.add("a tick with one changed shard", seconds, mib, f"{requests} run requested")
+
+
+def run_status(report: Report, home: Home, what: str) -> None:
+    start = time.perf_counter()
+    with (home.root / "status.txt").open("w") as log:
+        process = psutil.Popen(
+            [str(processes.SCRIPTS / "boring-assets"), "status"], env=home.env(), stdout=log, stderr=log
+        )
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, _memory(process))
+            time.sleep(0.05)
+    seconds = time.perf_counter() - start
+    said = (home.root / "status.txt").read_text().splitlines()[0].split()
+    report.add(f"`boring-assets status`, {what}, whole", seconds, peak / _MIB, " ".join(said[:2]))
+
+
+def ask_ui(report: Report, server: processes.Webserver, what: str) -> None:
+    for name, query in _UI.items():
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            answer = server.ask(query, key={"path": ASSET_KEY.path})
+            times.append(time.perf_counter() - start)
+        sizes = f"first; then {min(times[1:]):.2f} s; {len(json.dumps(answer)) / 1024:,.0f} KiB"
+        report.add(f"{name}, {what}", times[0], _tree("dagster-webserver") / _MIB, sizes)
+
+
+def _memory(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:
+        return 0
+
+
+def _tree(name: str) -> int:
+    """Memory of one of our own children with all that it started."""
+    mine = [one for one in psutil.Process().children() if any(name in part for part in one.cmdline())]
+    return sum(_memory(one) for child in mine for one in (child, *child.children(recursive=True)))
+
+
+def measure_backfill(report: Report, home: Home, per_run: int) -> None:
+    """Until the runs of a backfill of everything are in the queue; none of them is begun."""
+    keys = home.instance.get_dynamic_partitions("shards")
+    expected = -(-len(keys) // per_run)
+    with home.webserver(partitions_per_run=str(per_run)) as server:
+        ask_ui(report, server, "all new")
+        start = time.perf_counter()
+        params = {"partitionNames": keys, "assetSelection": [{"path": ASSET_KEY.path}]}
+        launched = server.ask(LAUNCH, params=params)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        report.add(
+            "launching a backfill of all in the UI",
+            time.perf_counter() - start,
+            None,
+            f"{len(keys):,} partitions",
+        )
+        with home.daemon(partitions_per_run=str(per_run)):
+            start, last, peak = time.perf_counter(), -1, 0
+            while (count := home.instance.get_runs_count()) < expected:
+                peak = max(peak, _tree("dagster-daemon"))
+                if count != last:
+                    print(f"  {time.perf_counter() - start:.0f} s: {count} runs", flush=True)
+                    last = count
+                error = server.ask(_BACKFILL, id=launched["backfillId"])["partitionBackfillOrError"]["error"]
+                assert not error, error
+                time.sleep(5)
+            seconds = time.perf_counter() - start
+            report.add(
+                f"all of its {expected} runs in the queue", seconds, peak / _MIB,
+                f"{1000 * seconds / len(keys):.1f} ms a partition; memory of the daemon with its code server",
+            )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shards", type=int, default=100_000)
+    parser.add_argument("--folders", type=int, default=100)
+    parser.add_argument("--s3", type=int, default=0, help="shards on SeaweedFS; 0 leaves it out")
+    parser.add_argument("--latency", type=float, default=50, help="of each request to S3, in milliseconds")
+    parser.add_argument("--per-run", type=int, default=1000, help="most partitions in a run")
+    parser.add_argument("--folder", help="where to work; with /dev/shm, SQLite waits for no disk")
+    parser.add_argument("--steps", nargs="+", choices=_STEPS, default=_STEPS)
+    args = parser.parse_args()
+    processes.DEADLINE = 3600
+    report = Report()
+    work = Path(tempfile.mkdtemp(dir=args.folder, prefix="catalogue-"))
+    try:
+        if args.s3:
+            measure_s3(report, work, args.s3, args.folders, args.latency / 1000)
+        if args.shards:
+            measure_local(report, work, args)
+    finally:
+        shutil.rmtree(work)
+    print_table(report.rows)
+
+
+def measure_local(report: Report, work: Path, args: argparse.Namespace) -> None:
+    home = Home.make(work / "home")
+    config = home.root / "dagster" / "dagster.yaml"
+    said = yaml.safe_load(config.read_text())
+    said["concurrency"]["runs"] = {"max_concurrent_runs": 0}
+    config.write_text(yaml.safe_dump(said))
+    stems, per_run = names(args.shards, args.folders), args.per_run
+    start = time.perf_counter()
+    write_local(home.input, stems)
+    report.add(f"writing {args.shards:,} shards to the local disk", time.perf_counter() - start)
+    if "discover" in args.steps:
+        found, seconds, mib = apart(discover_all, str(home.input))
+        assert found == args.shards
+        report.add(f"discovery of {found:,} shards, local disk", seconds, mib)
+    count, seconds, mib = apart(register_all, home, per_run)
+    report.add(f"discovery and registration of {count:,}", seconds, mib)
+    if "ticks" in args.steps:
+        measure_ticks(report, home, stems, per_run)
+        run_status(report, home, "all new")
+    if "backfill" in args.steps:
+        measure_backfill(report, home, per_run)
+    if "done" in args.steps:
+        measure_done(report, home, stems, args)
+
+
+def measure_done(report: Report, home: Home, stems: list[str], args: argparse.Namespace) -> None:
+    """The same questions when there is a materialization of each."""
+    folder = home.root / "dagster"
+    before = sum(path.stat().st_size for path in folder.rglob("*.db*"))
+    count, seconds, _ = apart(report_done, home, args.per_run, args.shards)
+    grown = sum(path.stat().st_size for path in folder.rglob("*.db*")) - before
+    remark = f"{1000 * seconds / count:.1f} ms, {grown / count / 1024:.1f} KiB each"
+    report.add(f"storing {count:,} materializations", seconds, None, remark)
+    counts, seconds, mib = apart(stock, home, args.per_run)
+    report.add("taking stock, first", seconds, mib, f"{counts}")
+    counts, seconds, mib = apart(stock, home, args.per_run)
+    report.add("taking stock, again", seconds, mib)
+    run_status(report, home, "all done")
+    _, seconds, mib = apart(tick, home, args.per_run, None)
+    report.add("a tick, all done", seconds, mib)
+    with home.webserver() as server:
+        ask_ui(report, server, "all done")
+
+
+if __name__ == "__main__":
+    main()
