@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine: each node is started by deploy/ray/start.sh, and killed by its own ids."""
+"""A real Ray cluster on this machine: deploy/ray/start.sh starts each node, its own ids end it."""
 
 import json
 import os

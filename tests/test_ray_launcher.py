@@ -211,7 +211,7 @@ def test_how_many_runs_there_is_room_for(request_: dict[str, Any], runs: int) ->
 def test_definitions_load_without_ray() -> None:
     code = (
         "import sys\nsys.modules['ray'] = sys.modules['dagster_ray'] = None\n"
-        "import boring_assets.definitions, boring_assets.cli, boring_assets.launcher, boring_assets.parallel\n"
+        "import boring_assets.cli, boring_assets.launcher, boring_assets.definitions\n"
         "boring_assets.definitions.defs.get_repository_def().load_all_definitions()\n"
         "try:\n    import boring_assets.ray_launcher\n"
         "except ImportError as error:\n    print(error)\n"
