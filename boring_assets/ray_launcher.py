@@ -24,6 +24,7 @@ from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, ResumeRunContext, WorkerStatus
 
 from boring_assets.catalogue import POOL
+from boring_assets.errors import SettingsError
 from boring_assets.homes import is_of_home
 from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
 from boring_assets.pool import set_pool
@@ -74,7 +75,8 @@ class ClusterRunLauncher(RayRunLauncher):
 
         Raises:
             DagsterUserCodeUnreachableError: The cluster does not answer; the queue tries again later.
-            ValidationError: The run's tag `dagster-ray/config` is not what dagster-ray expects.
+            SettingsError: The run's tag `dagster-ray/config` names a field that there is not.
+            ValidationError: A field of that tag has a value of another type.
         """
         try:
             self._fit_pool()
@@ -120,7 +122,7 @@ class ClusterRunLauncher(RayRunLauncher):
 
     def _with_request(self, run: dg.DagsterRun) -> dg.DagsterRun:
         """The run with all that it asks of Ray in its tag, from which dagster-ray takes it."""
-        said = RayLauncherConfig.from_tags(run.tags).model_dump(exclude_unset=True)
+        said = _said(run)
         config = (self._request if POOL in _pools(run) else {}) | said
         config["env_vars"] = [
             *_settings(config.get("num_cpus")),
@@ -165,6 +167,18 @@ def room(nodes: Iterable[Mapping[str, float]], request: Mapping[str, Any]) -> in
 
 def _pools(run: dg.DagsterRun) -> set[str]:
     return set((run.run_op_concurrency and run.run_op_concurrency.all_pools) or ())
+
+
+def _said(run: dg.DagsterRun) -> dict[str, Any]:
+    """What the run's own tag asks for; dagster-ray would pass over a name that it does not know."""
+    RayLauncherConfig.from_tags(run.tags)
+    said: dict[str, Any] = json.loads(run.tags.get(USER_DEFINED_RAY_KEY, "{}"))
+    if unknown := sorted(said.keys() - RayLauncherConfig.model_fields.keys()):
+        raise SettingsError(
+            f"The run's tag {USER_DEFINED_RAY_KEY} names {', '.join(unknown)}; expected are "
+            f"{', '.join((*_REQUEST, 'env_vars', 'runtime_env'))}. Correct the tag, and launch the run again."
+        )
+    return said
 
 
 def _settings(cores: float | None) -> list[str]:

@@ -114,7 +114,7 @@ class RayCluster:
             except psutil.Error:
                 continue
             if "execute_run" in command:
-                found[json.loads(command[-1])["run_id"]] = process
+                found[json.loads(command[-1])["pipeline_run_id"]] = process
         return found
 
     def kill_raylet(self, node: str) -> None:

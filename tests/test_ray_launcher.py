@@ -22,16 +22,25 @@ from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.storage.dagster_run import RunOpConcurrency
 
 from boring_assets.catalogue import POOL
+from boring_assets.errors import SettingsError
 from boring_assets.homes import HOME_TAG
 from boring_assets.jobs import ALIVE_LOCK, range_tags
 from boring_assets.ray_launcher import room
 from tests.test_launcher import HOLD, _empty_job
 
 SECRET = "the-secret-of-the-test"
-NODES = [
-    {"node_id": "a", "state": "ALIVE", "resources_total": {"CPU": 8.0, "GPU": 4.0}},
-    {"node_id": "b", "state": "ALIVE", "resources_total": {"CPU": 64.0, "GPU": 1.0}},
-    {"node_id": "c", "state": "ALIVE", "resources_total": {"CPU": 64.0}},
+_NODE = {
+    "node_id": "x",
+    "node_ip": "10.0.0.1",
+    "is_head_node": False,
+    "state": "ALIVE",
+    "state_message": None,
+    "node_name": "x",
+    "labels": {},
+}
+NODES: list[dict[str, Any]] = [
+    {**_NODE, "resources_total": total}
+    for total in ({"CPU": 8.0, "GPU": 4.0}, {"CPU": 64.0, "GPU": 1.0}, {"CPU": 64.0})
 ]
 
 
@@ -105,7 +114,10 @@ def new_run(instance: dg.DagsterInstance, pool: str | None = POOL, **tags: str) 
         tags=tags,
         job_code_origin=JobPythonOrigin("embed_shards", repository),
     )
-    return run._replace(run_op_concurrency=RunOpConcurrency({}, True, {pool} if pool else None))
+    pools = RunOpConcurrency(
+        root_key_counts={}, has_unconstrained_root_nodes=True, all_pools={pool} if pool else None
+    )
+    return run._replace(run_op_concurrency=pools)
 
 
 def launched(instance: dg.DagsterInstance, head: Head, run: dg.DagsterRun) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def test_a_run_of_the_pool_asks_for_a_gpu_and_gets_the_settings(
 def test_other_runs_never_wait_for_a_gpu(instance: dg.DagsterInstance, head: Head) -> None:
     for pool in (None, "embedding_index"):
         job = launched(instance, head, new_run(instance, pool))
-        assert (job["entrypoint_num_gpus"], job["entrypoint_num_cpus"]) == (None, None)
+        assert not {"entrypoint_num_gpus", "entrypoint_num_cpus"} & job.keys()
         assert "BORING_DECODE_WORKERS" not in job["runtime_env"]["env_vars"]
 
 
@@ -141,7 +153,7 @@ def test_a_runs_tag_goes_before_and_is_added(
 ) -> None:
     tag = {"num_gpus": 0, "memory": 1000, "env_vars": ["OTHER=3", "BORING_BATCH_SIZE=8"]}
     job = launched(instance, head, new_run(instance, **{"dagster-ray/config": json.dumps(tag)}))
-    assert not job["entrypoint_num_gpus"]
+    assert not job.get("entrypoint_num_gpus")
     assert (job["entrypoint_num_cpus"], job["entrypoint_memory"]) == (4, 1000)
     env = job["runtime_env"]["env_vars"]
     assert (env["MORE"], env["OTHER"], env["BORING_BATCH_SIZE"]) == ("1", "3", "8")
@@ -150,15 +162,16 @@ def test_a_runs_tag_goes_before_and_is_added(
     job = launched(instance, head, new_run(instance, None, **{"dagster-ray/config": '{"num_cpus": 0.5}'}))
     assert job["entrypoint_num_cpus"] == 0.5
     assert job["runtime_env"]["env_vars"]["BORING_DECODE_WORKERS"] == "2"
-    with pytest.raises(ValueError, match="num_gpu"):
+    with pytest.raises(SettingsError, match=r"dagster-ray/config names num_gpu; expected are .*num_gpus"):
         launched(instance, head, new_run(instance, **{"dagster-ray/config": '{"num_gpu": 1}'}))
 
 
 def test_a_job_is_judged_by_what_ray_says(instance: dg.DagsterInstance, head: Head) -> None:
     run, launcher = new_run(instance), instance.run_launcher
+    job = {"type": "SUBMISSION", "entrypoint": "x"}
     for status, expected in (
-        ((200, {"type": "SUBMISSION", "status": "RUNNING"}), WorkerStatus.RUNNING),
-        ((200, {"type": "SUBMISSION", "status": "FAILED"}), WorkerStatus.FAILED),
+        ((200, job | {"status": "RUNNING"}), WorkerStatus.RUNNING),
+        ((200, job | {"status": "FAILED"}), WorkerStatus.FAILED),
         ((500, "the head is still starting"), WorkerStatus.RUNNING),  # its job may well be alive
         ((404, "no such job"), WorkerStatus.UNKNOWN),
     ):
