@@ -138,6 +138,7 @@ class RayCluster:
                     **os.environ,
                     "PATH": f"{SCRIPTS}:{os.environ['PATH']}",
                     "RAY_AUTH_TOKEN": self.token,
+                    "TMPDIR": str(self.folder),  # the locks of devices are this cluster's own
                     _MARK: f"{self.id}-{node}",
                     **env,
                 },
