@@ -102,13 +102,12 @@ def a_node_is_lost(ray: RayCluster, home: Home, server: Webserver, keys: list[st
     ray.start_node("other", gpus=1, cpus=CPUS)
     mine, its = keys[:SHARDS], keys[SHARDS:]
     both = launch(server, mine, '{"num_gpus": 2, "num_cpus": 3}')
-    wait_for(lambda: both in ray.run_processes(), "a run has both GPUs of the head")
+    env = wait_for(lambda: ray.run_processes().get(both), "a run has both GPUs of the head").environ()
+    assert (env["CUDA_VISIBLE_DEVICES"], env["BORING_DECODE_WORKERS"]) == ("0,1", "3")
     lost = launch(server, its)
     process = wait_for(lambda: ray.run_processes().get(lost), "a run is executed on the other node")
     assert node_of(process) == "other"
     assert process.environ()["CUDA_VISIBLE_DEVICES"] == "0"
-    env = ray.run_processes()[both].environ()
-    assert (env["CUDA_VISIBLE_DEVICES"], env["BORING_DECODE_WORKERS"]) == ("0,1", "3")
     assert limit(home) == 3
     victim = home.instance.get_run_by_id(lost)
     assert victim
