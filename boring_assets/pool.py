@@ -18,7 +18,17 @@ def fit_pool(instance: dg.DagsterInstance, setting: str) -> None:
     Raises:
         ModelError: See `devices`.
     """
-    storage, found = instance.event_log_storage, len(devices(setting))
+    set_pool(instance, len(devices(setting)))
+
+
+def set_pool(instance: dg.DagsterInstance, found: int) -> None:
+    """Gives the pool so many slots, unless somebody has set its limit.
+
+    Args:
+        instance: Dagster's instance.
+        found: How many runs there is room for.
+    """
+    storage = instance.event_log_storage
     limits = {limit.name: limit for limit in storage.get_pool_limits()}
     was = instance.daemon_cursor_storage.get_cursor_values({_CURSOR}).get(_CURSOR)
     limit = limits.get(POOL)

@@ -2,7 +2,9 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
 import yaml
 from compose_spec import PyCompose
@@ -11,6 +13,7 @@ from dotenv import dotenv_values
 from boring_assets.settings import PREFIX, Settings
 from tests.deploy.containers import DOCKER, read_compose
 from tests.e2e.processes import PROJECT, SCRIPTS
+from tests.postgres import Postgres
 
 POSTGRES = PROJECT / "deploy" / "postgres"
 
@@ -64,3 +67,39 @@ def test_the_instance_with_postgres_is_else_the_projects_own() -> None:
     assert {"storage", "compute_logs"} <= ours.keys()
     rest = {name: value for name, value in ours.items() if name not in ("storage", "compute_logs")}
     assert rest == yaml.safe_load((PROJECT / "dagster.yaml").read_text())
+
+
+RAY = PROJECT / "deploy" / "ray"
+
+
+def test_the_instance_with_ray_is_else_the_one_with_postgres(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster checks the whole file by its schemas, and the launcher's part by dagster-ray's."""
+    text = (RAY / "dagster.yaml").read_text()
+    ours, theirs = (yaml.safe_load(one) for one in (text, (POSTGRES / "dagster.yaml").read_text()))
+    assert {name for name in ours if ours[name] != theirs[name]} == {
+        "concurrency",
+        "run_coordinator",
+        "run_launcher",
+        "run_monitoring",
+    }
+    assert ours.keys() == theirs.keys()
+
+    for name, value in postgres.env(postgres.new_database()).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DAGSTER_LOGS_BUCKET", "logs")
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head.example.internal:8265")
+    (tmp_path / "dagster.yaml").write_text(text)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        launcher: Any = instance.run_launcher
+        assert launcher.address == "http://head.example.internal:8265"
+        queue = instance.get_concurrency_config().run_queue_config
+        assert queue
+        assert (queue.max_concurrent_runs, queue.max_user_code_failure_retries) == (-1, 120)
+    (tmp_path / "dagster.yaml").write_text(text.replace("num_gpus", "num_gpu"))
+    with (
+        dg.DagsterInstance.from_config(str(tmp_path)) as instance,
+        pytest.raises(dg.DagsterInvalidConfigError, match="num_gpu"),
+    ):
+        _ = instance.run_launcher
