@@ -61,12 +61,14 @@ $(DEMO)/input: | .venv/installed
 	@mv $(DEMO)/.input $(DEMO)/input
 
 .venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) -e .
+	@echo "Installing into .venv; the first time this takes minutes."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) -e .
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	$(PIP) -e '.[test]'
+	@echo "Installing what the tests need; the first time this takes minutes."
+	@$(PIP) -e '.[test]'
 	@touch $@
 
 clean:

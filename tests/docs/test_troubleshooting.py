@@ -14,7 +14,7 @@ FAMILY = {
     name for name, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, errors.BoringError)
 }
 # What a row begins with: `the message`, where `...` stands for anything and may itself hold code.
-EXCERPTS = re.findall(r"^\| `(.+?)` \| ", PAGE, re.MULTILINE)
+EXCERPTS = [text for _, text in re.findall(r"^\| (`+) ?(.+?) ?\1 \| ", PAGE, re.MULTILINE)]
 OF_OTHERS = {  # Dagster's
     "Another ... daemon is still sending heartbeats",
     "SupersessionWarning: ... Use 'dg dev' instead",

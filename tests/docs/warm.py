@@ -10,6 +10,7 @@ A program that serves until it is stopped gets a free port, is asked until it an
 import importlib
 import json
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -88,7 +89,10 @@ def _watch(caller: socket.socket) -> None:
         sys.argv = argv
         _run(Path(argv[0]).name)
     else:
-        caller.sendall(bytes([_wait(child, url)]))
+        code = _wait(child, url)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(f"{used.ru_utime + used.ru_stime:5.1f} s of CPU: {' '.join(argv)}", file=sys.stderr, flush=True)
+        caller.sendall(bytes([code]))
         os._exit(0)
 
 
@@ -115,7 +119,6 @@ def _wait(child: int, url: str) -> int:
                 suppress(urllib.error.URLError, ConnectionError, TimeoutError),
                 urllib.request.urlopen(url, timeout=60),
             ):
-                print(f"{url} answers", file=sys.stderr)
                 os.killpg(child, signal.SIGTERM)
                 os.waitpid(child, 0)
                 return 0
