@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -44,7 +43,10 @@ class Home:
     def make(cls, root: Path, config: Path = PROJECT / "dagster.yaml") -> "Home":
         for name in ("dagster", "input", "logs"):
             (root / name).mkdir(parents=True)
-        shutil.copyfile(config, root / "dagster" / "dagster.yaml")
+        folder = root / "dagster"
+        # Its instance is opened in this process too, whose DAGSTER_HOME is another or none.
+        text = config.read_text().replace("env: DAGSTER_HOME\n", f"{folder}\n")
+        (folder / "dagster.yaml").write_text(text)
         home = cls(root)
         home.instance.get_dynamic_partitions("")  # two processes that set up its storage at once can collide
         return home
