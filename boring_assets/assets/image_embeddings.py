@@ -18,7 +18,8 @@ from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import materialization
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
-from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, POOL, REDO_TAG
+from boring_assets.assets.waiting_runs import WaitingRuns
+from boring_assets.catalogue import ADOPT_TAG, ASSET_KEY, MAX_SAMPLES_TAG, POOL, REDO_TAG
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
@@ -32,7 +33,6 @@ from resources.source import ShardSource
 from resources.totals import refresh_totals
 
 RESUME_TAG = "dagster/is_resume_retry"
-MAX_SAMPLES_TAG = "boring_assets/max_samples"
 # Backfill policies are in beta, and said so for two years; the user of this project cannot act on it.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
@@ -71,7 +71,8 @@ def define_image_embeddings(partitions_per_run: int, code_version: str) -> dg.As
         clip: ClipResource,
         embeddings: dg.ResourceParam[EmbeddingsIOManager],
     ) -> Iterator[dg.AssetMaterialization]:
-        run = _Run(context, source, clip, embeddings, code_version)
+        others = WaitingRuns(context, partitions_per_run)
+        run = _Run(context, source, clip, embeddings, code_version, others)
         try:
             yield from run.materialize()
         except BoringError as error:
@@ -106,9 +107,10 @@ class _Run:
         clip: ClipResource,
         embeddings: EmbeddingsIOManager,
         code_version: str,
+        others: WaitingRuns,
     ) -> None:
         self._context, self._source, self._clip, self._embeddings = context, source, clip, embeddings
-        self._code_version = code_version
+        self._code_version, self._others = code_version, others
         self._failed: dict[str, str] = {}
 
     def materialize(self) -> Iterator[dg.AssetMaterialization]:
@@ -120,7 +122,7 @@ class _Run:
                 "stand in the order in which they were registered; give first and last in that order."
             )
         self._embeddings.check()
-        shards = self._find(keys)
+        shards = self._find([*keys, *self._others.keys])
         tags = self._context.run.tags
         redo = tags.get(REDO_TAG) == "true"
         if (tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true") and not redo:
@@ -160,7 +162,7 @@ class _Run:
                 continue
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
             uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
-            yield materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True)
+            yield from self._tell(materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True))
         return todo
 
     def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
@@ -191,7 +193,7 @@ class _Run:
                 check_refusal(result.error, self._source.root())
                 self._fail(result.shard.key, result.error)
             else:
-                yield result.event
+                yield from self._tell(result.event)
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
         # Another run may have begun in the same empty output, with another model.
@@ -200,7 +202,8 @@ class _Run:
     def _refuse_to_mix(self, facts: dict[str, Any]) -> None:
         run = self._context.run
         if run.tags.get(REDO_TAG) != "true":
-            replaced = backfilled(self._context.instance, run.tags) | set(self._context.partition_keys)
+            replaced = backfilled(self._context.instance, run.tags)
+            replaced |= {*self._context.partition_keys, *self._others.keys}
             refuse_to_mix(self._embeddings, facts, replaced)
 
     def _commit(
@@ -236,7 +239,17 @@ class _Run:
             "boring_assets_version": __version__,
         }
 
+    def _tell(self, event: dg.AssetMaterialization) -> Iterator[dg.AssetMaterialization]:
+        """Reports a committed shard, by this run or by the one that it is of."""
+        if str(event.partition) in self._others:
+            self._others.committed(event)
+        else:
+            yield event
+
     def _fail(self, key: str, error: BoringError) -> None:
+        if key in self._others:
+            self._context.log.warning(f"Shard {key} of a run that waits failed, and is left to it: {error}")
+            return
         self._failed[key] = str(error)
         self._context.log.error(f"Shard {key} failed: {error}")
 

@@ -7,7 +7,7 @@ import pytest
 from dagster import DagsterRunStatus
 
 from boring_assets.catalogue import ASSET_KEY
-from boring_assets.launcher import WORKER_TAG
+from boring_assets.homes import WORKER_TAG
 from tests.e2e.processes import Home, wait_for
 from tests.e2e.test_backfill import LAUNCH
 from tests.e2e.test_killed_run import launch
