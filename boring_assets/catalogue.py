@@ -20,6 +20,7 @@ DATA_VERSION_TAG = "dagster/data_version"
 ADOPT_TAG = "boring_assets/adopt"
 # Nothing is taken over, and what other settings made may stay beside what this run makes.
 REDO_TAG = "boring_assets/redo"
+MAX_SAMPLES_TAG = "boring_assets/max_samples"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 POOL = "gpu"

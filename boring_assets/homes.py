@@ -12,6 +12,8 @@ import dagster as dg
 
 HOME_TAG = "boring_assets/home"
 """Run tag: the home in which the lock of the run's process lies."""
+WORKER_TAG = "boring_assets/worker"
+"""Run tag: which worker process executes the run, as its process id and a name of its own."""
 _FILE = ".home"
 
 

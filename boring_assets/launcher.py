@@ -34,14 +34,12 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster._serdes import ConfigurableClassData, serialize_value
 
-from boring_assets.homes import HOME_TAG, home_name, is_of_home
+from boring_assets.homes import HOME_TAG, WORKER_TAG, home_name, is_of_home
 from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
 from boring_assets.pool import fit_pool
 from boring_assets.settings import load_settings
 from boring_assets.worker import DONE, TAKEN, is_alive
 
-WORKER_TAG = "boring_assets/worker"
-"""Run tag: which worker process executes the run, as its process id and a name of its own."""
 _ANSWER_SECONDS = 30.0
 _LOCAL = (None, "localhost", "127.0.0.1", "::1")
 _IMAGE = "DAGSTER_CURRENT_IMAGE"

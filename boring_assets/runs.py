@@ -12,8 +12,8 @@ from typing import Any
 import dagster as dg
 from dagster._core.instance import InstanceRef
 
-from boring_assets.assets.image_embeddings import FAILED_SHARDS, MAX_SAMPLES_TAG
-from boring_assets.catalogue import REDO_TAG
+from boring_assets.assets.image_embeddings import FAILED_SHARDS
+from boring_assets.catalogue import MAX_SAMPLES_TAG, REDO_TAG
 from boring_assets.definitions import build_definitions
 from boring_assets.errors import SettingsError
 from boring_assets.homes import HOME_TAG, home_name

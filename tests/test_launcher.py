@@ -21,9 +21,9 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from boring_assets.homes import HOME_TAG
+from boring_assets.homes import HOME_TAG, WORKER_TAG
 from boring_assets.jobs import ALIVE_LOCK, range_tags
-from boring_assets.launcher import WORKER_TAG, WarmRunLauncher
+from boring_assets.launcher import WarmRunLauncher
 from boring_assets.worker import is_alive
 from tests.e2e.webserver import wait_for
 

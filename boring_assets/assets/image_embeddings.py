@@ -19,7 +19,8 @@ from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import materialization
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
-from boring_assets.catalogue import ADOPT_TAG, POOL, REDO_TAG
+from boring_assets.assets.waiting_runs import WaitingRuns
+from boring_assets.catalogue import ADOPT_TAG, MAX_SAMPLES_TAG, POOL, REDO_TAG
 from boring_assets.datasets import Dataset
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
@@ -34,7 +35,6 @@ from resources.source import ShardSource
 from resources.totals import refresh_totals
 
 RESUME_TAG = "dagster/is_resume_retry"
-MAX_SAMPLES_TAG = "boring_assets/max_samples"
 # Backfill policies are in beta, and said so for two years; the user of this project cannot act on it.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
@@ -80,8 +80,9 @@ def define_image_embeddings(
         try:
             output, home = embeddings.root().uri, context.instance.root_directory
             counted = (metrics or Metrics()).run(output, home, PROGRESS, context.log.warning)
+            others = WaitingRuns(context, dataset, partitions_per_run)
             with counted as counts:
-                run = _Run(context, source, clip, embeddings, code_version, counts)
+                run = _Run(context, source, clip, embeddings, code_version, counts, others)
                 yield from run.materialize()
         except BoringError as error:
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
@@ -116,9 +117,10 @@ class _Run:
         embeddings: EmbeddingsIOManager,
         code_version: str,
         metrics: RunMetrics,
+        others: WaitingRuns,
     ) -> None:
         self._context, self._source, self._clip, self._embeddings = context, source, clip, embeddings
-        self._code_version, self._metrics = code_version, metrics
+        self._code_version, self._metrics, self._others = code_version, metrics, others
         self._failed: dict[str, str] = {}
 
     def materialize(self) -> Iterator[dg.AssetMaterialization]:
@@ -130,7 +132,7 @@ class _Run:
                 "stand in the order in which they were registered; give first and last in that order."
             )
         self._embeddings.check()
-        shards = self._find(keys)
+        shards = self._find([*keys, *self._others.keys])
         tags = self._context.run.tags
         redo = tags.get(REDO_TAG) == "true"
         if (tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true") and not redo:
@@ -170,8 +172,9 @@ class _Run:
                 continue
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
             uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
-            yield materialization(
-                shard, facts, uris[0], failures_uri=uris[1], adopted=True, asset=self._context.asset_key
+            asset = self._context.asset_key
+            yield from self._tell(
+                materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True, asset=asset)
             )
         return todo
 
@@ -206,7 +209,7 @@ class _Run:
                 check_refusal(result.error, self._source.root())
                 self._fail(result.shard.key, result.error)
             else:
-                yield result.event
+                yield from self._tell(result.event)
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
         # Another run may have begun in the same empty output, with another model.
@@ -215,9 +218,8 @@ class _Run:
     def _refuse_to_mix(self, facts: dict[str, Any]) -> None:
         run = self._context.run
         if run.tags.get(REDO_TAG) != "true":
-            replaced = backfilled(self._context.instance, run.tags, self._context.asset_key) | set(
-                self._context.partition_keys
-            )
+            replaced = backfilled(self._context.instance, run.tags, self._context.asset_key)
+            replaced |= {*self._context.partition_keys, *self._others.keys}
             refuse_to_mix(self._embeddings, facts, replaced)
 
     def _commit(
@@ -256,7 +258,17 @@ class _Run:
             "boring_assets_version": __version__,
         }
 
+    def _tell(self, event: dg.AssetMaterialization) -> Iterator[dg.AssetMaterialization]:
+        """Reports a committed shard, by this run or by the one that it is of."""
+        if str(event.partition) in self._others:
+            self._others.committed(event)
+        else:
+            yield event
+
     def _fail(self, key: str, error: BoringError) -> None:
+        if key in self._others:
+            self._context.log.warning(f"Shard {key} of a run that waits failed, and is left to it: {error}")
+            return
         self._failed[key] = str(error)
         self._metrics.add("shards_failed")
         self._context.log.error(f"Shard {key} failed: {error}")
