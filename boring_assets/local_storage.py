@@ -11,19 +11,21 @@ dagster.yaml:
         module: boring_assets.local_storage
         class: LocalStorage
         config:
-          base_dir:
-            env: DAGSTER_HOME
+          base_dir: /a/folder  # without it, DAGSTER_HOME
 """
 
+import atexit
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dagster import StringSource
+from dagster import Field, StringSource
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.event_log import ConsolidatedSqliteEventLogStorage
 from dagster._core.storage.event_log.polling_event_watcher import SqlPollingEventWatcher
@@ -32,6 +34,9 @@ from dagster._core.storage.schedules.sqlite.sqlite_schedule_storage import Sqlit
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine, event
+
+# Inherited by the processes that the first one starts.
+_TEMPORARY_HOME = "_DAGSTER_TEMPORARY_HOME"
 
 
 class LocalStorage(DagsterStorage, ConfigurableClass):
@@ -62,14 +67,14 @@ class LocalStorage(DagsterStorage, ConfigurableClass):
     @classmethod
     def config_type(cls) -> dict[str, Any]:
         """What dagster.yaml may say."""
-        return {"base_dir": StringSource}
+        return {"base_dir": Field(StringSource, is_required=False)}
 
     @classmethod
     def from_config_value(
         cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
     ) -> "LocalStorage":
         """Makes the storage from dagster.yaml."""
-        return cls(config_value["base_dir"], inst_data)
+        return cls(config_value.get("base_dir") or _home(), inst_data)
 
     @property
     def event_log_storage(self) -> "_Events":
@@ -134,6 +139,15 @@ class _Events(ConsolidatedSqliteEventLogStorage):
 
     def dispose(self) -> None:
         self._watcher.close()
+
+
+def _home() -> str:
+    """`DAGSTER_HOME`; without it, a folder that the processes of one `dagster dev` share."""
+    home = os.environ.get("DAGSTER_HOME") or os.environ.get(_TEMPORARY_HOME)
+    if not home:
+        home = os.environ[_TEMPORARY_HOME] = tempfile.mkdtemp(prefix="dagster_home_")
+        atexit.register(shutil.rmtree, home, ignore_errors=True)
+    return home
 
 
 def _engine(database: str) -> Engine:

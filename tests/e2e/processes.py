@@ -41,7 +41,8 @@ class Home:
             (root / name).mkdir(parents=True)
         folder = root / "dagster"
         # Its instance is opened in this process too, whose DAGSTER_HOME is another or none.
-        text = config.read_text().replace("env: DAGSTER_HOME\n", f"{folder}\n")
+        own = f"class: LocalStorage\n    config:\n      base_dir: {folder}\n"
+        text = config.read_text().replace("class: LocalStorage\n", own)
         (folder / "dagster.yaml").write_text(text)
         home = cls(root)
         home.instance.get_dynamic_partitions("")  # two processes that set up its storage at once can collide
