@@ -9,7 +9,7 @@ from dagster import DagsterRunStatus
 
 from boring_assets.datasets import Dataset
 from boring_assets.sample_data import write_sample_data
-from tests.e2e.processes import Home, wait_for
+from tests.e2e.processes import PROJECT, Home, wait_for
 from tests.e2e.test_backfill import LAUNCH, backfill
 from tests.e2e.test_sensor import turn_on
 
@@ -79,6 +79,10 @@ def test_two_datasets_share_a_daemon_and_its_device_and_nothing_else(home: Home)
 def own(its: Home) -> dict[str, str]:
     """What a terminal for one dataset has in its environment."""
     return {"dataset": its.root.name, "input_dir": str(its.input), "output_dir": str(its.output)}
+
+
+def test_the_document_has_the_file_that_is_tried_here() -> None:
+    assert DEFINITIONS in (PROJECT / "docs" / "scale.md").read_text()
 
 
 def test_a_dataset_without_a_name_keeps_the_names_that_it_had() -> None:
