@@ -43,8 +43,8 @@ class Machine(_Strict):
 
     name: str = Field(min_length=1)
     price_per_hour: float = Field(ge=0)
-    gpus: int = Field(1, ge=1)
-    images_per_second: float | None = Field(None, gt=0)
+    gpus: int = Field(default=1, ge=1)
+    images_per_second: float | None = Field(default=None, gt=0)
 
 
 class ObjectStorage(_Strict):
@@ -55,10 +55,10 @@ class ObjectStorage(_Strict):
         put_per_1000, get_per_1000, list_per_1000: Price of a thousand requests of each kind.
     """
 
-    price_per_gb_month: float | None = Field(None, ge=0)
-    put_per_1000: float | None = Field(None, ge=0)
-    get_per_1000: float | None = Field(None, ge=0)
-    list_per_1000: float | None = Field(None, ge=0)
+    price_per_gb_month: float | None = Field(default=None, ge=0)
+    put_per_1000: float | None = Field(default=None, ge=0)
+    get_per_1000: float | None = Field(default=None, ge=0)
+    list_per_1000: float | None = Field(default=None, ge=0)
 
 
 class Prices(_Strict):
@@ -201,15 +201,16 @@ def _rate(instance: dg.DagsterInstance, asset: dg.AssetKey) -> float | None:
         for record in page.records:
             made = record.asset_materialization
             if made and "seconds" in made.metadata:  # the others were taken over from an earlier run
-                rows[record.run_id] = rows.get(record.run_id, 0) + int(made.metadata["rows"].value or 0)  # type: ignore[call-overload]
+                count: Any = made.metadata["rows"].value
+                rows[record.run_id] = rows.get(record.run_id, 0) + count
         if not page.has_more:
             break
         cursor = page.cursor
     seconds, done = 0.0, 0
     for run_id, count in rows.items():
-        record = instance.get_run_record_by_id(run_id)
-        if record and record.start_time and record.end_time:
-            seconds, done = seconds + record.end_time - record.start_time, done + count
+        run = instance.get_run_record_by_id(run_id)
+        if run and run.start_time and run.end_time:
+            seconds, done = seconds + run.end_time - run.start_time, done + count
     return done / seconds if seconds else None
 
 

@@ -186,3 +186,20 @@ def test_the_document_lists_the_settings_as_they_are() -> None:
     assert markdown_table() in document, (
         "run: python -c 'from boring_assets.settings import *; print(markdown_table())'"
     )
+
+
+def test_the_file_of_one_of_several_datasets_wins_over_what_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BORING_INPUT_DIR", "/shared")
+    monkeypatch.setenv("BORING_BATCH_SIZE", "7")
+    file = tmp_path / "part_1.toml"
+    file.write_text('dataset = "part_1"\ninput_dir = "/part-1"\n')
+    settings = load_settings(file)
+    assert (settings.dataset, settings.input_dir, settings.batch_size) == ("part_1", "/part-1", 7)
+    for text in ('dataset = "part-1"', "dataset = 'a'\nmodle = 'b'", "dataset ="):
+        file.write_text(text)
+        with pytest.raises(SettingsError, match=r"BORING_DATASET|BORING_MODLE|part_1\.toml"):
+            load_settings(file)
+    with pytest.raises(SettingsError, match=r"no\.toml"):
+        load_settings(tmp_path / "no.toml")
