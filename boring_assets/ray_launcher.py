@@ -22,6 +22,7 @@ from typing import Any
 import dagster as dg
 from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, ResumeRunContext, WorkerStatus
+from pydantic import SecretStr
 
 from boring_assets.catalogue import POOL
 from boring_assets.errors import SettingsError
@@ -54,8 +55,8 @@ class ClusterRunLauncher(RayRunLauncher):
       for either, a 0 too.
     - The pool has as many slots as the cluster has room for such runs, unless somebody has set its limit:
       a run beyond them would wait in Ray, where Dagster takes it for one that does not start.
-    - A run gets the settings of this process, that is its `BORING_` variables, and nothing else of its
-      environment: Ray shows a job's variables to everybody who may look at the job.
+    - A run gets the settings of this process, that is its `BORING_` variables but for those that may hold a
+      secret, and nothing else of its environment: Ray shows a job's variables to whoever may look at it.
     - While the cluster does not answer, runs stay in the queue, and those under way are not judged.
 
     Args:
@@ -183,7 +184,8 @@ def _said(run: dg.DagsterRun) -> dict[str, Any]:
 
 def _settings(cores: float | None) -> list[str]:
     """This process's settings as `NAME=value`; a run that asks for cores decodes with so many."""
-    names = [f"{PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")]
+    public = [name for name, field in Settings.model_fields.items() if field.annotation is not SecretStr]
+    names = [f"{PREFIX}{name.upper()}" for name in (*public, "config")]
     share = {f"{PREFIX}DECODE_WORKERS": str(max(1, int(cores)))} if cores else {}
     given = share | {name: os.environ[name] for name in names if name in os.environ}
     return [f"{name}={value}" for name, value in given.items()]

@@ -92,6 +92,7 @@ def head() -> Iterator[Head]:
 def instance(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dg.DagsterInstance:
     monkeypatch.setenv("BORING_INPUT_DIR", "s3://bucket/in")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("BORING_METRICS_PUSHGATEWAY", f"http://user:{SECRET}@gateway:9091")
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
     config = {"address": head.url, "num_gpus": 1, "num_cpus": 4, "env_vars": ["MORE=1", "OTHER=2"]}
