@@ -13,13 +13,14 @@ from partitions.discovery import discover
 from resources.storage import open_root
 
 source, target, model = sys.argv[1:]
-Path(target).mkdir()
 
 shards = discover(open_root(source), quiet_seconds=0).shards
 for result in embed_shards(shards, Encoder(load_model(model))):
     if isinstance(result, FailedShard):
         print(f"{result.shard.key}: {result.error}")
         continue
-    pq.write_table(embeddings_table(result, "float32", {}), f"{target}/{result.shard.key}.parquet")
-    pq.write_table(failures_table(result), f"{target}/{result.shard.key}.failures.parquet")
+    stem = Path(target, result.shard.key)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(embeddings_table(result, "float32", {}), f"{stem}.parquet")
+    pq.write_table(failures_table(result), f"{stem}.failures.parquet")
     print(f"{result.shard.key}: {len(result.embedded)} embedded, {len(result.failures)} failed")
