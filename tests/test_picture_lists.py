@@ -36,7 +36,7 @@ def test_a_folder_of_pictures_is_listed_and_embedded(tmp_path: Path, monkeypatch
     (folder / "notes.md").write_text("no picture")
     assert call(folder, "--samples-per-shard", "3") == "5 new pictures in 2 new lists."
 
-    project = Project(tmp_path / "home", monkeypatch, folder, tmp_path / "out", quiet_seconds=0)
+    project = Project(tmp_path / "home", monkeypatch, folder, tmp_path / "out", quiet_seconds=3600)
     assert project.register() == ["pictures-00000", "pictures-00001"]
     assert not project.run("pictures-00000", "pictures-00001").error
     rows = [row for key in ("pictures-00000", "pictures-00001") for row in project.table(key).to_pylist()]
