@@ -16,7 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from boring_assets.engine.fetch import Fetcher, is_below, real_path
 from boring_assets.engine.limits import Limits
 from boring_assets.engine.samples import Failure, Reason, Shard
-from boring_assets.engine.tar import BlockReader, read_members
+from boring_assets.engine.tar import BlockReader, Start, read_members
 from boring_assets.errors import ShardError
 
 IMAGE_SUFFIXES = frozenset(
@@ -118,10 +118,12 @@ class ColumnShard(OpenShard):
 class TarShard(OpenShard):
     """A tar beside the parquet, with members `{key}.{suffix}`."""
 
+    start: Start | None = None
     reader: BlockReader = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reader = BlockReader(self.shard.fs, self.shard.path.removesuffix(".parquet") + ".tar")
+        path = self.shard.path.removesuffix(".parquet") + ".tar"
+        self.reader = BlockReader(self.shard.fs, path, start=self.start)
 
     def images(self) -> Iterator[Image]:  # noqa: D102
         uri = self.shard.uri.removesuffix(".parquet") + ".tar"

@@ -1,6 +1,7 @@
 """A shard's rows, and where each image is: in a column, in a tar, in a folder, or behind a URL."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,10 +11,12 @@ from boring_assets.engine.layouts import ColumnShard, FolderShard, OpenShard, Ta
 from boring_assets.engine.limits import Limits
 from boring_assets.engine.rows import read_rows
 from boring_assets.engine.samples import Shard
+from boring_assets.engine.tar import Start, read_start
 from boring_assets.errors import ShardError
 
 # img2dataset names the bytes column after the encode format; others call it `image`.
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
+_START_BYTES = 8 * 2**20
 # Names of the three columns that the output always has, in the order of preference, lower case.
 ALIASES = {
     "url": ("url", "image_url", "image_link"),
@@ -50,7 +53,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | 
     if opener := opener_of(shard.path):
         return opener(shard, limits, most_rows)
     try:
-        file = pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=8 * 2**20)
+        file = _open_parquet(shard)
         schema = file.schema_arrow
         image_column = _find_image_column(schema)
         names = [name for name in schema.names if name != image_column]
@@ -80,8 +83,9 @@ def _open_beside(
     stem = shard.path.removesuffix(".parquet")
     kind: Callable[..., OpenShard] | None = None
     try:
-        if shard.fs.isfile(stem + ".tar"):
-            kind = TarShard
+        is_tar, start = _tar_at(shard, stem + ".tar")
+        if is_tar:
+            kind = partial(TarShard, start=start)
         elif shard.fs.isdir(stem):
             kind = FolderShard
         elif shard.fs.isfile(stem + ".tfrecord"):
@@ -105,6 +109,23 @@ def _open_beside(
         f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "
         "`.tfrecord` of the same name, or a `url` column."
     )
+
+
+def _open_parquet(shard: Shard) -> pq.ParquetFile:
+    """Opens the parquet; one without images is small, and comes whole in one request."""
+    start = read_start(shard.fs, shard.path, _START_BYTES)
+    if start and start.is_all:
+        return pq.ParquetFile(pa.BufferReader(start.data))
+    return pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=_START_BYTES)
+
+
+def _tar_at(shard: Shard, path: str) -> tuple[bool, Start | None]:
+    """Whether there is a tar, and its first bytes where those say it."""
+    try:
+        start = read_start(shard.fs, path, _START_BYTES)
+    except FileNotFoundError:
+        return False, None
+    return start is not None or shard.fs.isfile(path), start
 
 
 def find_columns(schema: pa.Schema) -> dict[str, str]:

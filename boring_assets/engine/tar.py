@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.errors import ShardError
 
@@ -34,6 +35,46 @@ class Member:
     data: bytes | None
 
 
+@dataclass(frozen=True)
+class Start:
+    """The first bytes of a file.
+
+    Attributes:
+        data: They.
+        is_all: Whether the file ends with them.
+    """
+
+    data: bytes
+    is_all: bool
+
+
+def read_start(fs: AbstractFileSystem, path: str, count: int) -> Start | None:
+    """Reads a remote file's first bytes without asking for its size: one request, where it is a small one.
+
+    Args:
+        fs: The filesystem.
+        path: The file's path on it.
+        count: How many bytes.
+
+    Returns:
+        The bytes; None for a local file, which costs nothing to ask, and for an empty one, which has none.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if isinstance(fs, LocalFileSystem):
+        return None
+    try:
+        data: bytes = fs.cat_file(path, start=0, end=count)
+    except FileNotFoundError:
+        raise
+    except Exception:
+        if fs.size(path):  # S3 refuses the range where there is nothing
+            raise
+        return None
+    return Start(data, len(data) < count)
+
+
 class BlockReader:
     """Reads a remote or local file from its start to its end, with requests in flight ahead of it.
 
@@ -41,7 +82,14 @@ class BlockReader:
         size: The file's size in bytes.
     """
 
-    def __init__(self, fs: AbstractFileSystem, path: str, block: int = 8 * 2**20, ahead: int = 3) -> None:
+    def __init__(
+        self,
+        fs: AbstractFileSystem,
+        path: str,
+        block: int = 8 * 2**20,
+        ahead: int = 3,
+        start: Start | None = None,
+    ) -> None:
         """Opens nothing yet but asks for the first block.
 
         Args:
@@ -49,13 +97,14 @@ class BlockReader:
             path: The file's path on it.
             block: Bytes in one request.
             ahead: Requests in flight ahead of the reader.
+            start: What of the file was read already.
         """
         self._fs, self._path, self._block, self._ahead = fs, path, block, ahead
-        self.size: int = fs.size(path)
+        self.size: int = len(start.data) if start and start.is_all else fs.size(path)
         self._pool = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
-        self._asked = 0
         self._pending: list[tuple[int, Future[bytes]]] = []
-        self._buffer = b""
+        self._buffer = start.data if start else b""
+        self._asked = len(self._buffer)
         self._at = 0
         self._ask(1)
 
