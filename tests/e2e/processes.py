@@ -22,7 +22,9 @@ from boring_assets.assets.waiting_runs import CARRIER_TAG
 from boring_assets.catalogue import register
 from boring_assets.sample_data import write_sample_data
 from resources.source import ShardSource
-from tests.e2e.webserver import DEADLINE, Webserver, wait_for
+from tests.e2e.webserver import DEADLINE, LOCATION, Webserver, wait_for
+
+__all__ = ["DEADLINE", "LOCATION", "PROJECT", "SCRIPTS", "Home", "Webserver", "running", "wait_for"]
 
 PROJECT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent

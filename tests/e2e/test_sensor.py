@@ -9,11 +9,15 @@ from tests.e2e.webserver import Webserver
 SENSOR = "new_shards"
 
 
+def turn_on(server: Webserver) -> None:
+    server.turn_on(SENSOR)
+
+
 @pytest.mark.slow
 def test_dropped_changed_and_corrupt_shards(home: Home) -> None:
     home.set_max_retries(1)
     with home.webserver() as server, home.daemon():
-        server.turn_on(SENSOR)
+        turn_on(server)
         check_what_is_dropped_or_changed_is_embedded_once(home, server)
         server.turn_off(SENSOR)
         check_a_corrupt_shard_costs_itself_alone(home, server)
@@ -48,7 +52,7 @@ def check_a_corrupt_shard_costs_itself_alone(home: Home, server: Webserver) -> N
     home.add_shards(3, first=10)
     whole = (home.input / f"{bad}.parquet").read_bytes()
     (home.input / f"{bad}.parquet").write_bytes(whole[:-100])
-    server.turn_on(SENSOR)
+    turn_on(server)
 
     *_, first, retry = home.wait_for_runs(5)
     for run in (first, retry):
