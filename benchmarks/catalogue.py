@@ -34,6 +34,8 @@ from boring_assets.settings import Settings
 from tests.e2e import processes
 from tests.e2e.processes import Home
 from tests.e2e.test_backfill import LAUNCH
+from tests.faulty_proxy import FaultyProxy
+from tests.seaweed import Seaweed
 
 _STEPS = ("discover", "ticks", "backfill", "done")
 _MIB = 2**20
@@ -209,13 +211,20 @@ def stock(home: Home, per_run: int) -> dict[str, int]:
     return {state.value: count for state, count in its.count().items()}
 
 
-def measure_s3(report: Report, folder: Path, shards: int, folders: int, latency: float) -> None:
-    from tests.faulty_proxy import FaultyProxy
-    from tests.seaweed import Seaweed
+class SlowProxy(FaultyProxy):
+    """Passes each request on after a while, as a storage that is far away does."""
 
+    def draw(self) -> str | None:
+        """Holds the request back; none fails."""
+        time.sleep(self.stall_seconds)
+        return super().draw()
+
+
+def measure_s3(report: Report, folder: Path, shards: int, folders: int, latency: float) -> None:
+    """Discovery on SeaweedFS, near and far."""
     with (
         Seaweed(folder / "seaweed") as server,
-        FaultyProxy(server.endpoint, {"stall": 1.0}, stall_seconds=latency) as proxy,
+        SlowProxy(server.endpoint, {}, stall_seconds=latency) as proxy,
     ):
         for count in (0, folders):
             os.environ |= server.env
