@@ -35,8 +35,9 @@ def cost(images: int, as_json: bool, **options: Any) -> None:
     The bytes of an image are those of the output, or follow from --dim.
     """
     from boring_assets import costing
+    from boring_assets.prices import read_prices
 
-    prices = costing.read_prices(options.pop("prices"))
+    prices = read_prices(options.pop("prices"))
     machines, per_shard = options.pop("machines"), options.pop("images_per_shard")
     measured = _measure(**options)
     found = costing.estimate(images, prices, measured, machines, per_shard)

@@ -1,14 +1,19 @@
-"""What is kept of a listing, and how much memory that is."""
+"""Long listings: that nothing is lost where they are cut, and how much memory they take."""
 
 import os
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiobotocore.client import AioBaseClient
+from s3fs import S3FileSystem
 
+from partitions import listing
 from partitions.discovery import discover
 from partitions.listing import file_of
 from resources.storage import open_root
+from tests.seaweed import Seaweed
 
 _PER_SHARD = 1600
 """Bytes: path, size, time and version of a parquet and a tar, the name of the stats file, and the shard."""
@@ -52,3 +57,54 @@ def _peak(folder: Path) -> int:
 )
 def test_what_backends_call_differently_is_told_alike(facts: dict, expected: tuple) -> None:
     assert file_of(facts) == expected
+
+
+def test_a_long_listing_is_cut_and_nothing_is_lost(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than one request's thousand names, in one folder and in several, some of them odd."""
+    root, names = open_root(s3_env.new_prefix()), [f"{number:05d}" for number in range(0, 26_000, 20)]
+    odd = ["0", "99", "Z", "a b", "zz/00000", "é", "_hidden", "part/.hidden"]
+    flat = [f"{root.path}/flat/{name}.parquet" for name in [*names, *odd]]
+    deep = [f"{root.path}/part-{number % 3}/sub/{number:05d}.parquet" for number in range(12)]
+    s3_env.filesystem().pipe(dict.fromkeys([*flat, *deep], b"x"))
+    calls: list[str] = []
+    call = AioBaseClient._make_api_call
+
+    async def counted(self: AioBaseClient, method: str, arguments: dict[str, object]) -> object:
+        calls.append(method)
+        return await call(self, method, arguments)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counted)
+    monkeypatch.setattr(S3FileSystem, "find", None)  # its listing is one request after another
+
+    def keys(below: str) -> set[str]:
+        calls.clear()
+        found = discover(open_root(f"{root.uri}{below}"), quiet_seconds=0)
+        assert set(calls) == {"ListObjectsV2"}
+        assert len(found.shards) == len({shard.key for shard in found.shards})
+        return {shard.key for shard in found.shards}
+
+    shown = {name for name in [*names, *odd] if "hidden" not in name}
+    assert keys("/flat") == shown
+    assert len(calls) > 30, "it was not cut at numbers"
+    everything = {f"flat/{name}" for name in shown} | {path[len(root.path) + 1 : -8] for path in deep}
+    assert keys("") == everything
+    assert 4 < len(calls) < 12, "it was not cut at folders"
+    assert len(keys("/part-0")) == 4
+    assert len(calls) == 1
+
+
+def test_a_long_listing_in_no_order_is_read_from_its_beginning(
+    s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3's directory buckets answer so, and cannot begin at a name."""
+    root = open_root(s3_env.new_prefix())
+    s3_env.filesystem().pipe({f"{root.path}/{number:04d}.parquet": b"x" for number in range(1100)})
+    page = listing._S3Listing.page
+
+    def shuffled(self: listing._S3Listing, prefix: str = "", **more: str) -> dict[str, Any]:
+        assert "StartAfter" not in more
+        answer = page(self, prefix, **more)
+        return {**answer, "Contents": answer["Contents"][::-1]}
+
+    monkeypatch.setattr(listing._S3Listing, "page", shuffled)
+    assert len(discover(root, quiet_seconds=0).shards) == 1100
