@@ -4,16 +4,23 @@ from collections import Counter
 
 import psutil
 import pytest
-from dagster import DagsterRunStatus
+from dagster import DagsterEventType, DagsterRun, DagsterRunStatus
 
+from boring_assets.assets.waiting_runs import CARRIER_TAG
 from boring_assets.catalogue import ASSET_KEY
 from boring_assets.homes import WORKER_TAG
+from boring_assets.judgement import CHECKS
 from tests.e2e.processes import Home, wait_for
 from tests.e2e.test_backfill import LAUNCH
 from tests.e2e.test_killed_run import launch
 
 TERMINATE = """mutation($id: String!) { terminateRun(runId: $id) {
     __typename ... on TerminateRunFailure { message } ... on PythonError { message } } }"""
+
+
+def evaluations(home: Home, run: DagsterRun) -> int:
+    """How many checks a run has evaluated."""
+    return len(home.instance.all_logs(run.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION))
 
 
 @pytest.mark.slow
@@ -33,6 +40,9 @@ def test_a_scattered_backfill_is_done_by_one_process(home: Home) -> None:
     assert sum((home.materialized(run) for run in runs), start=Counter()) == dict.fromkeys(chosen, 1)
     home.check_committed(chosen, images=4)
     home.check_one_at_a_time()
+    assert any(CARRIER_TAG in run.tags for run in runs), [run.tags for run in runs]
+    checked = [evaluations(home, run) for run in runs]
+    assert set(checked) == {0, len(CHECKS)}  # by the last one, which has seen everything
 
 
 @pytest.mark.slow
