@@ -3,10 +3,12 @@
 from collections import Counter
 
 import pytest
-from dagster import DagsterRunStatus
+from dagster import DagsterEventType, DagsterRun, DagsterRunStatus
 
+from boring_assets.assets.waiting_runs import CARRIER_TAG
 from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
-from boring_assets.launcher import WORKER_TAG
+from boring_assets.homes import WORKER_TAG
+from boring_assets.judgement import CHECKS
 from tests.e2e.processes import Home
 from tests.e2e.webserver import Webserver, wait_for
 
@@ -20,6 +22,11 @@ BACKFILL = """query($id: String!) { partitionBackfillOrError(backfillId: $id) { 
 
 def backfill(server: Webserver, backfill_id: str) -> dict:
     return server.ask(BACKFILL, id=backfill_id)["partitionBackfillOrError"]
+
+
+def evaluations(home: Home, run: DagsterRun) -> int:
+    """How many checks a run has evaluated."""
+    return len(home.instance.all_logs(run.run_id, of_type=DagsterEventType.ASSET_CHECK_EVALUATION))
 
 
 @pytest.mark.slow
@@ -61,3 +68,8 @@ def test_a_backfill_does_just_the_partitions_it_was_given(home: Home) -> None:
     assert sum((home.materialized(run) for run in runs), start=Counter()) == dict.fromkeys(chosen, 1)
     home.check_committed(chosen, images=4)
     home.check_one_at_a_time()
+    assert any(CARRIER_TAG in run.tags for run in runs), [run.tags for run in runs]
+    assert set(map(evaluations, [home] * len(runs), runs)) == {
+        0,
+        len(CHECKS),
+    }  # by the last, which saw everything
