@@ -105,8 +105,7 @@ def searching(home: Home) -> Iterator[str]:
 
 def take(server: Webserver, search_page: str, only: list[str] | None) -> None:
     """Takes every picture, or only some."""
-    dagster = server.url.removesuffix("/graphql")
-    asset = f"{dagster}/assets/{ASSET_KEY.path[0]}"
+    asset = f"{server.url.removesuffix('/graphql')}/assets/{ASSET_KEY.path[0]}"
     pictures: dict[str, tuple[int, Callable[[Page], None]]] = {
         "asset": (940, lambda page: show(page, f"{asset}?view=partitions&partition={CUT_OFF:05d}", "Failed")),
         "materialization": (
@@ -114,7 +113,7 @@ def take(server: Webserver, search_page: str, only: list[str] | None) -> None:
             lambda page: contact_sheet(page, f"{asset}?view=partitions&partition=00003"),
         ),
         "checks": (800, lambda page: show(page, f"{asset}?view=checks&checkDetail=failure_rate", "Metadata")),
-        "backfill": (700, lambda page: last_backfill(page, f"{dagster}/runs/")),
+        "overview": (800, lambda page: show(page, f"{asset}?view=overview", "Latest materialization")),
         "search": (900, lambda page: show(page, f"{search_page}/?q=two+red+circles", "two red circles")),
     }
     with sync_playwright() as playwright:
@@ -143,12 +142,6 @@ def contact_sheet(page: Page, url: str) -> None:
     row = page.locator("tr", has_text="contact_sheet").last
     row.scroll_into_view_if_needed()
     row.get_by_text(re.compile("Show Markdown", re.IGNORECASE)).click()
-
-
-def last_backfill(page: Page, url: str) -> None:
-    """The page of the backfill, as the list of runs leads to it."""
-    show(page, url, "First shards")
-    page.get_by_text("First shards").first.click()
 
 
 def save(name: str, page: Page) -> None:
