@@ -82,7 +82,6 @@ def test_the_instance_with_ray_is_else_the_one_with_postgres(
     text = (RAY / "dagster.yaml").read_text()
     ours, theirs = (yaml.safe_load(one) for one in (text, (POSTGRES / "dagster.yaml").read_text()))
     assert {name for name in ours if ours[name] != theirs[name]} == {
-        "concurrency",
         "run_coordinator",
         "run_launcher",
         "run_monitoring",
