@@ -30,7 +30,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 SHARDS, CHOSEN, PICTURES, BROKEN = 22, 19, 48, 3
 # One shard is cut off, and of one too many images are broken.
 CUT_OFF, BAD = 16, 11
-COLORS = 192
+COLORS = 96
 MOST_BYTES = 200_000
 PATIENCE_MS = 120_000
 SETTLE_MS = 3_000
@@ -114,7 +114,7 @@ def take(server: Webserver, search_page: str, only: list[str] | None) -> None:
         ),
         "checks": (800, lambda page: show(page, f"{asset}?view=checks&checkDetail=failure_rate", "Metadata")),
         "overview": (800, lambda page: show(page, f"{asset}?view=overview", "Latest materialization")),
-        "search": (900, lambda page: show(page, f"{search_page}/?q=two+red+circles", "two red circles")),
+        "search": (700, lambda page: show(page, f"{search_page}/?q=two+red+circles", "two red circles")),
     }
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
