@@ -6,6 +6,7 @@ Decoding releases Python's lock, but the calls around it do not: on 16 cores 8 t
 
 import os
 import queue
+import signal
 import threading
 import weakref
 from collections.abc import Sequence
@@ -228,6 +229,9 @@ class _Worker:
 
 
 def _attach(name: str, shape: tuple[int, ...], preprocess: Preprocess, limits: Limits) -> None:
+    # A broken pool ends its processes by SIGTERM, and waits at full speed for those that still live; whoever
+    # started the run may ignore that signal, and this process has inherited it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _one_thread()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _Worker.memory, _Worker.shape = SharedMemory(name), shape

@@ -189,3 +189,24 @@ def test_a_job_that_ends_before_its_processes_have_started_is_done(images: list[
     under_way = [mine.submit(images) for _ in range(6)]
     mine.close(cancel=False)
     assert [len(future.result(60).pixels) for future in under_way] == [len(images) - 2] * 6
+
+
+LOSE_A_DECODER = """
+import os, signal
+from boring_assets.engine.decode import Limits, Preprocess
+from boring_assets.engine.decoders import ProcessDecoders
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    mine = ProcessDecoders(2, 64, Preprocess(64, 64), Limits(), 0)
+    mine.submit([b"no image"]).result()
+    under_way = [mine.submit([bytes(2**16)] * 64) for _ in range(40)]
+    os.kill(next(iter(mine._pool._processes)), signal.SIGKILL)
+    for future in under_way:
+        future.result()
+    mine.close(cancel=True)
+"""
+
+
+def test_a_run_that_ignores_being_terminated_loses_nothing_by_a_killed_process_either() -> None:
+    subprocess.run([sys.executable, "-c", LOSE_A_DECODER], check=True, timeout=100)
