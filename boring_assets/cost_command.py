@@ -28,7 +28,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @config
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def cost(images: int, as_json: bool, **options: Any) -> None:
-    """Says what embedding IMAGES images takes: GPU hours, hours, money, storage, requests.
+    """Says what IMAGES images cost in hours, money, storage.
 
     Prices are yours (--prices). How fast the work goes is measured: by an output that was made here
     (--output, with its DAGSTER_HOME), by the GPU benchmark (--benchmark), or given (--images-per-second).
