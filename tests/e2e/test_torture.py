@@ -18,10 +18,10 @@ def torture(part: str, *options: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["local", "s3"])
-def test_killed_runs_lose_nothing(storage: str) -> None:
-    said = torture("crashes", "--kills", "3", "--storage", storage, "--shards", "4", "--images", "12")
-    assert f"{storage}: kills  " in said
+def test_killed_runs_lose_nothing() -> None:
+    """On S3, whose commits have more steps; the local disk has `make torture` and test_killed_run.py."""
+    said = torture("crashes", "--kills", "3", "--storage", "s3", "--shards", "4", "--images", "12")
+    assert "s3: kills  " in said
 
 
 @pytest.mark.slow
