@@ -8,6 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 import s3fs
+from aiobotocore.client import AioBaseClient
 
 from tests.postgres import Postgres, program
 from tests.seaweed import Seaweed
@@ -43,6 +44,20 @@ def s3_env(s3: Seaweed, clean_environment: None, monkeypatch: pytest.MonkeyPatch
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     return s3
+
+
+@pytest.fixture
+def s3_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What this process asks of S3 from here on: the name of each request, in order."""
+    calls: list[str] = []
+    call = AioBaseClient._make_api_call
+
+    async def counted(self: AioBaseClient, method: str, arguments: dict[str, object]) -> object:
+        calls.append(method)
+        return await call(self, method, arguments)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", counted)
+    return calls
 
 
 @pytest.fixture(scope="session")

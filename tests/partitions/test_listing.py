@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiobotocore.client import AioBaseClient
 from s3fs import S3FileSystem
 
 from partitions import listing
@@ -59,38 +58,32 @@ def test_what_backends_call_differently_is_told_alike(facts: dict, expected: tup
     assert file_of(facts) == expected
 
 
-def test_a_long_listing_is_cut_and_nothing_is_lost(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_listing_is_cut_and_nothing_is_lost(
+    s3_env: Seaweed, s3_calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """More than one request's thousand names, in one folder and in several, some of them odd."""
     root, names = open_root(s3_env.new_prefix()), [f"{number:05d}" for number in range(0, 26_000, 20)]
     odd = ["0", "99", "Z", "a b", "zz/00000", "é", "_hidden", "part/.hidden"]
     flat = [f"{root.path}/flat/{name}.parquet" for name in [*names, *odd]]
     deep = [f"{root.path}/part-{number % 3}/sub/{number:05d}.parquet" for number in range(12)]
     s3_env.filesystem().pipe(dict.fromkeys([*flat, *deep], b"x"))
-    calls: list[str] = []
-    call = AioBaseClient._make_api_call
-
-    async def counted(self: AioBaseClient, method: str, arguments: dict[str, object]) -> object:
-        calls.append(method)
-        return await call(self, method, arguments)
-
-    monkeypatch.setattr(AioBaseClient, "_make_api_call", counted)
     monkeypatch.setattr(S3FileSystem, "find", None)  # its listing is one request after another
 
     def keys(below: str) -> set[str]:
-        calls.clear()
+        s3_calls.clear()
         found = discover(open_root(f"{root.uri}{below}"), quiet_seconds=0)
-        assert set(calls) == {"ListObjectsV2"}
+        assert set(s3_calls) == {"ListObjectsV2"}
         assert len(found.shards) == len({shard.key for shard in found.shards})
         return {shard.key for shard in found.shards}
 
     shown = {name for name in [*names, *odd] if "hidden" not in name}
     assert keys("/flat") == shown
-    assert len(calls) > 30, "it was not cut at numbers"
+    assert len(s3_calls) > 30, "it was not cut at numbers"
     everything = {f"flat/{name}" for name in shown} | {path[len(root.path) + 1 : -8] for path in deep}
     assert keys("") == everything
-    assert 4 < len(calls) < 12, "it was not cut at folders"
+    assert 4 < len(s3_calls) < 12, "it was not cut at folders"
     assert len(keys("/part-0")) == 4
-    assert len(calls) == 1
+    assert len(s3_calls) == 1
 
 
 def test_a_long_listing_in_no_order_is_read_from_its_beginning(
