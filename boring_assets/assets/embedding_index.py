@@ -13,19 +13,17 @@ from boring_assets.search.lance import FOLDER
 from boring_assets.wording import some
 from resources.embeddings_io import EmbeddingsIOManager
 
-# `since_last_handled` passes over what was embedded before the sensor was turned on; that is wanted as well.
-_WAS_WANTED_BEFORE = (
-    dg.AutomationCondition.missing()
+# What was embedded before the sensor was turned on, or while it was changed, is wanted as well.
+_CHANGED = dg.AutomationCondition.any_deps_updated() | (
+    dg.AutomationCondition.initial_evaluation()
     & dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing())
-).newly_true()
+)
+# Only a request made after a change covers it. `since_last_handled` would take an update of the index
+# for that, whose run may have listed the output before the change.
+_NOT_YET_REQUESTED = _CHANGED.since(dg.AutomationCondition.newly_requested() & ~_CHANGED)
 # Once after each batch of runs that embed, not after each shard; what failed there does not hold it up.
 AFTER_EMBEDDING = (
-    (
-        dg.AutomationCondition.any_deps_updated().since_last_handled()
-        | _WAS_WANTED_BEFORE.since(
-            dg.AutomationCondition.newly_requested() | dg.AutomationCondition.newly_updated()
-        )
-    )
+    _NOT_YET_REQUESTED
     & ~dg.AutomationCondition.any_deps_in_progress()
     & ~dg.AutomationCondition.in_progress()
 )

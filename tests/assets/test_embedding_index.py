@@ -64,6 +64,26 @@ def test_dagster_would_run_it_once_after_what_was_embedded(project: Project) -> 
     assert requested(result.cursor).total_requested == 1
 
 
+def test_what_is_embedded_while_the_index_is_made_is_indexed_after_it(project: Project) -> None:
+    definitions = build_definitions(project.settings)
+    result = dg.evaluate_automation_conditions(defs=definitions, instance=project.instance)
+    assert not project.run("a").error
+
+    def requested() -> int:
+        nonlocal result
+        result = dg.evaluate_automation_conditions(
+            defs=definitions, instance=project.instance, cursor=result.cursor
+        )
+        return result.total_requested
+
+    assert requested() == 1
+    # The run that was asked for has listed the output, and reports when this shard is there too.
+    assert not project.run("b").error
+    project.instance.report_runless_asset_event(dg.AssetMaterialization("embedding_index"))
+    assert requested() == 1
+    assert requested() == 0
+
+
 def test_what_was_embedded_before_the_sensor_was_turned_on_is_indexed(project: Project) -> None:
     assert not project.run("a").error
     definitions = build_definitions(project.settings)

@@ -38,6 +38,7 @@ def test_the_index_follows_the_embeddings(home: Home, tmp_path: Path) -> None:
         home.add_shards(1, first=2)  # and a new one
         wait_for(lambda: sum(added for added, _ in updates(home)) == 4, "both are indexed", home.runs)
         assert updates(home)[-1][1] == 60
+        server.turn_off("default_automation_condition_sensor")
         wait_for(lambda: all(run.is_finished for run in home.runs()), "no run is left", home.runs)
     assert all(run.status is DagsterRunStatus.SUCCESS for run in home.runs())
 
