@@ -7,9 +7,8 @@ DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDI
 	BORING_OUTPUT_DIR=$(CURDIR)/$(DEMO)/output BORING_MODEL=boring-tiny
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# One more than there are cores: end-to-end tests wait for Dagster's daemons much of their time. They stand side by
-# side in the list of tests, so whoever is done early takes some of them from whoever is not.
-WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+# More than there are cores: end-to-end tests wait for Dagster's daemons much of their time.
+WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
 
 .PHONY: demo dev test docs screenshots lint clean bench torture
 
@@ -26,7 +25,7 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(SITE) --quiet
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --maxschedchunk 1
 
 # The documents as a site, in site/.
 docs: .venv/installed-test

@@ -30,7 +30,7 @@ from boring_assets.engine.decode import Limits, Preprocess
 from boring_assets.engine.decoders import make_decoders
 from boring_assets.engine.encoder import Encoder
 from boring_assets.engine.model import ClipModel
-from boring_assets.engine.pipeline import Options, Progress, embed_shards
+from boring_assets.engine.pipeline import EmbeddedShard, Options, Progress, embed_shards
 from boring_assets.engine.reader import CHUNK_IMAGES
 from boring_assets.engine.samples import Shard
 
@@ -64,7 +64,7 @@ def forward_only(encoder: Encoder, seconds: float) -> float:
             count += encoder.batch_size
         return count / (time.perf_counter() - start)
     graph = encoder._captured()
-    rates = []
+    rates: list[float] = []
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or len(rates) < 3:
         torch.cuda.synchronize()
@@ -80,7 +80,8 @@ def end_to_end(
     encoder: Encoder, shards: list[Shard], threads: int, read_ahead: int = 2048
 ) -> dict[str, float]:
     """The engine over shards on disk; the steady rate leaves out the first fifth."""
-    progress, marks, stop = Progress(), [], threading.Event()
+    progress, stop = Progress(), threading.Event()
+    marks: list[tuple[float, int]] = []
 
     def watch() -> None:
         while not stop.wait(0.02):
@@ -90,8 +91,9 @@ def end_to_end(
     watcher.start()
     start, cpu = time.perf_counter(), time.process_time()
     options = Options(decode_workers=threads, read_ahead_bytes=read_ahead * 2**20)
-    total = sum(len(result.embedded) for result in embed_shards(shards, encoder, options, progress=progress))
-    seconds = time.perf_counter() - start
+    for result in embed_shards(shards, encoder, options, progress=progress):
+        assert isinstance(result, EmbeddedShard), result.error
+    seconds, total = time.perf_counter() - start, progress.embedded
     stop.set()
     watcher.join()
     marks.append((start + seconds, progress.embedded))
@@ -137,7 +139,7 @@ def data_loader(encoder: Encoder, batches: int, workers: int) -> float:
     )  # fmt: skip
     pictures = jpegs()
 
-    class Pictures(torch.utils.data.Dataset):  # type: ignore[type-arg]
+    class Pictures(torch.utils.data.Dataset):
         def __len__(self) -> int:
             return batches * encoder.batch_size
 
@@ -154,7 +156,7 @@ def data_loader(encoder: Encoder, batches: int, workers: int) -> float:
     done, start = 0, 0.0
     with torch.inference_mode():
         for number, images in enumerate(loader):
-            features = encoder.model.module.encode_image(
+            features = encoder.model.module.encode_image(  # type: ignore[operator]
                 images.to(encoder.device, encoder._dtype, non_blocking=True)
             )
             torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()

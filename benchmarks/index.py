@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,8 @@ def lance(base: np.ndarray, folder: Path, kind: str, probes: list[tuple[int, int
     for nprobes, refine in probes:
 
         def search(query: np.ndarray, nprobes: int = nprobes, refine: int = refine) -> np.ndarray:
-            asked = table.search(query, vector_column_name="vector").distance_type("cosine").limit(K)
+            asked: Any = table.search(query, vector_column_name="vector")
+            asked = asked.distance_type("cosine").limit(K)
             if nprobes:
                 asked = asked.nprobes(nprobes).refine_factor(refine)
             return np.array(asked.select(["row", "_distance"]).to_arrow()["row"])
@@ -107,7 +109,7 @@ def faiss(base: np.ndarray, folder: Path, kind: str) -> Built:
 
     lists = int(4 * len(base) ** 0.5)
     spec = {"hnsw": "HNSW32,Flat", "ivf-pq": f"IVF{lists},PQ64", "ivf-sq8": f"IVF{lists},SQ8"}[kind]
-    index = library.index_factory(base.shape[1], spec, library.METRIC_INNER_PRODUCT)
+    index: Any = library.index_factory(base.shape[1], spec, library.METRIC_INNER_PRODUCT)
     index.train(base[: 64 * lists])
     index.add(base)
     library.write_index(index, str(folder / "index.faiss"))

@@ -84,9 +84,10 @@ def data_loader(model: Model, folder: Path, out: Path, meter: Meter) -> None:
     module, preprocess = load(model)
     tars = sorted(folder.glob("*.tar"))
 
-    class Pictures(IterableDataset):  # type: ignore[type-arg]
+    class Pictures(IterableDataset):
         def __iter__(self) -> Iterator[tuple[str, Any]]:
             info = get_worker_info()
+            assert info is not None
             for name, picture in _pictures(tars[info.id :: info.num_workers]):
                 yield name, preprocess(picture)
 

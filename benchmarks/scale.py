@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from benchmarks.common import TINY
@@ -95,13 +96,9 @@ def main() -> None:
             "1 large shard, SeaweedFS": lambda: job(encoder, f"{bucket}/one", f"{bucket}/out"),
             "40 small shards, SeaweedFS": lambda: job(encoder, f"{bucket}/many", f"{bucket}/out"),
         }
+        sides |= {f"{count} decode workers": partial(job, encoder, one, out, count) for count in args.workers}
         sides |= {
-            f"{count} decode workers": lambda count=count: job(encoder, one, out, count)
-            for count in args.workers
-        }
-        sides |= {
-            f"decode only, {count} workers": lambda count=count: decode_only(numbers, count, 3)
-            for count in args.workers
+            f"decode only, {count} workers": partial(decode_only, numbers, count, 3) for count in args.workers
         }
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(args.rounds):

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import sides
+from benchmarks.common import Meter, Model, count_images
 
 # Set by whoever starts the process; without it, the time that Python itself took to start is left out.
 STARTED = "BENCHMARK_STARTED"
@@ -54,7 +55,7 @@ class MemoryWatch:
             self.peak = max(self.peak, total)
 
 
-def measure(side: str, model: sides.Model, folder: Path) -> dict[str, float]:
+def measure(side: str, model: Model, folder: Path) -> dict[str, float]:
     """Runs one side.
 
     Args:
@@ -71,11 +72,11 @@ def measure(side: str, model: sides.Model, folder: Path) -> dict[str, float]:
     started = float(os.environ.get(STARTED, time.time()))
     if side in sides.CEILINGS:
         return {"steady": sides.CEILINGS[side](model)}
-    meter = sides.Meter()
+    meter = Meter()
     with MemoryWatch() as memory, tempfile.TemporaryDirectory(prefix="bench-out-") as out:
         sides.SIDES[side](model, folder, Path(out), meter)
         whole = time.time() - started
-    marks, images = meter.marks, sides.count_images(folder)
+    marks, images = meter.marks, count_images(folder)
     if not marks or marks[-1][1] != images:
         raise RuntimeError(f"{side} embedded {marks[-1][1] if marks else 0} of {images} images.")
     (first, early), (last, late) = marks[0], marks[-1]
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--checkpoint", default="", help="file with the model's weights")
     args = parser.parse_args()
-    numbers = measure(args.side, sides.Model(args.model, args.checkpoint), args.folder)
+    numbers = measure(args.side, Model(args.model, args.checkpoint), args.folder)
     print(f"\n{json.dumps(numbers)}", flush=True)  # some sides leave a line unfinished
 
 

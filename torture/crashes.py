@@ -143,9 +143,7 @@ class Crashes:
 
 def _begun(place: Place, before: dict[str, str]) -> bool:
     """Whether a run has begun to write shards."""
-    return any(
-        path.startswith(FAILURES) for path in place.files().items() - before.items() for path in path[:1]
-    )
+    return any(path.startswith(FAILURES) for path, _ in place.files().items() - before.items())
 
 
 def _half(files: dict[str, str]) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import fsspec
@@ -38,7 +38,7 @@ FIXED = {
 
 def write_input(folder: Path, shards: int, images: int) -> list[str]:
     """Writes shards of both kinds, some images of each broken; gives their partition keys."""
-    layouts = ("webdataset", "parquet")
+    layouts: tuple[Literal["webdataset", "parquet"], ...] = ("webdataset", "parquet")
     for number, layout in enumerate(layouts):
         count = shards // 2 + (shards % 2 if number == 0 else 0)
         write_sample_data(folder / layout, count, images, layout, broken=2, image_size=64, seed=number)

@@ -5,10 +5,9 @@ Decoding releases Python's lock, but the calls around it do not: on 16 cores 8 t
 """
 
 import os
-import queue
-import signal
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -114,9 +113,9 @@ class ProcessDecoders:
         self._slot_bytes = int(np.prod(self._shape))
         slots = max(2 * workers, pixel_bytes // self._slot_bytes)
         self._memory = SharedMemory(create=True, size=slots * self._slot_bytes)
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(slots):
-            self._free.put(slot)
+        # The last one used comes first: memory that is never touched is never taken. A deque, since a slot
+        # may be freed wherever Python collects garbage.
+        self._free = deque(range(slots))
         start_server()
         self._new_pool = partial(
             ProcessPoolExecutor,
@@ -131,8 +130,8 @@ class ProcessDecoders:
     def submit(self, images: "Sequence[bytes]") -> "Future[Decoded]":
         """See `Decoders`."""
         try:
-            slot = self._free.get_nowait()
-        except queue.Empty:
+            slot = self._free.pop()
+        except IndexError:
             slot = -1  # the pixels come back by the pipe: slower, but nobody can wait for anybody
         done: Future[Decoded] = Future()
         try:
@@ -153,20 +152,20 @@ class ProcessDecoders:
             return
         if work.cancelled() or error:
             if slot >= 0:
-                self._free.put(slot)
+                self._free.append(slot)
             done.set_exception(error) if error else done.cancel()
             return
         pixels, answers = work.result()
         if pixels is None:
             pixels = np.ndarray(self._shape, np.uint8, self._memory.buf, slot * self._slot_bytes)
-            weakref.finalize(pixels, self._free.put, slot).atexit = False
+            weakref.finalize(pixels, self._free.append, slot).atexit = False
         done.set_result(_decoded(pixels, answers))
 
     def _bury(self, pool: ProcessPoolExecutor, slot: int) -> None:
         """Frees a slot of a broken pool; its other processes write to theirs until they have ended."""
         pool.shutdown(wait=True)
         if slot >= 0:
-            self._free.put(slot)
+            self._free.append(slot)
 
     def close(self, *, cancel: bool) -> None:
         """See `Decoders`."""
@@ -187,7 +186,8 @@ def start_server() -> None:
 
     A plain fork would copy CUDA's state and held locks. The server is a clean process that has torch.
     """
-    get_context("forkserver").set_forkserver_preload(["torch", __name__])
+    preload = ["boring_assets.engine.terminable", "torch", __name__]
+    get_context("forkserver").set_forkserver_preload(preload)
     forkserver.ensure_running()
 
 
@@ -229,9 +229,6 @@ class _Worker:
 
 
 def _attach(name: str, shape: tuple[int, ...], preprocess: Preprocess, limits: Limits) -> None:
-    # A broken pool ends its processes by SIGTERM, and waits at full speed for those that still live; whoever
-    # started the run may ignore that signal, and this process has inherited it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _one_thread()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     _Worker.memory, _Worker.shape = SharedMemory(name), shape

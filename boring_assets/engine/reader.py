@@ -18,6 +18,10 @@ from boring_assets.errors import ShardError
 CHUNK_IMAGES = 16
 _CHUNK_BYTES = 4 * 2**20
 _OPEN_AHEAD = 4
+# More images than these serve no model, and where they are small, they would take minutes to become so many:
+# memory would go on growing for as long.
+_AHEAD_IMAGES = 2048
+_AHEAD_BATCHES = 8
 
 
 @dataclass
@@ -75,6 +79,8 @@ class Reader:
         self._options, self._fetcher, self._dim, self._pixels = options, fetcher, encoder.dim, pixels
         numbers = encoder.model.preprocess
         self._pixel_bytes = numbers.height * numbers.width * 3
+        most = max(_AHEAD_IMAGES, _AHEAD_BATCHES * encoder.batch_size)
+        self._least_bytes = options.read_ahead_bytes // most
         self._decoders = make_decoders(
             options.decode_workers, CHUNK_IMAGES, numbers, options.limits, options.read_ahead_bytes
         )
@@ -174,7 +180,7 @@ class Reader:
         self._checks.submit(look)
 
     def _send(self, chunk: Chunk) -> None:
-        weight = chunk.size + len(chunk.rows) * self._pixel_bytes
+        weight = max(chunk.size + len(chunk.rows) * self._pixel_bytes, len(chunk.rows) * self._least_bytes)
         if chunk.images:
             chunk.decoded = self._decoders.submit(chunk.images)
             chunk.images = []

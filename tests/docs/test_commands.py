@@ -38,7 +38,7 @@ def script(page: str, folder: Path) -> str:
     for block in blocks(page):
         if block.why_not or block.language not in LANGUAGES:
             continue
-        lines.append(f"echo '#### {block.place}'")
+        lines.append(f"echo '#### {block.place}, second' $SECONDS")
         if block.language == "python":
             earlier += block.text
             path = folder / f"{Path(page).stem}-{block.line}.py"
@@ -52,6 +52,7 @@ def script(page: str, folder: Path) -> str:
     return "\n".join(lines) if len(lines) > 1 else ""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_command_runs_as_written(tmp_path: Path, s3: Seaweed) -> None:
     workspace = Workspace(tmp_path, s3)

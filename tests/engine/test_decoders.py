@@ -63,7 +63,7 @@ def test_slots_are_used_again_and_the_memory_is_given_back(images: list[bytes]) 
     name = mine._memory.name
     for _ in range(50):
         assert len(mine.submit(images).result().pixels) == len(images) - 2
-    assert mine._free.qsize() == 4
+    assert len(mine._free) == 4
     mine.close(cancel=True)
     assert not (Path("/dev/shm") / name).exists()
 
@@ -139,7 +139,7 @@ def test_a_killed_process_costs_nothing(images: list[bytes]) -> None:
     gc.collect()
     del under_way
     mine.close(cancel=True)
-    assert mine._free.qsize() == 4, "each slot came back, once"
+    assert len(mine._free) == 4, "each slot came back, once"
 
 
 def test_decoders_that_cannot_live_are_said(images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,14 +193,18 @@ def test_a_job_that_ends_before_its_processes_have_started_is_done(images: list[
 
 LOSE_A_DECODER = """
 import os, signal
+from multiprocessing import forkserver
+from pathlib import Path
 from boring_assets.engine.decode import Limits, Preprocess
 from boring_assets.engine.decoders import ProcessDecoders
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     mine = ProcessDecoders(2, 64, Preprocess(64, 64), Limits(), 0)
-    mine.submit([b"no image"]).result()
     under_way = [mine.submit([bytes(2**16)] * 64) for _ in range(40)]
+    server = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()
+    ignored = int(server.partition("SigIgn:")[2].split()[0], 16)
+    assert not ignored >> (signal.SIGTERM - 1) & 1, "a process could not be ended before it has begun"
     os.kill(next(iter(mine._pool._processes)), signal.SIGKILL)
     for future in under_way:
         future.result()

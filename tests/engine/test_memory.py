@@ -72,9 +72,19 @@ def test_little_read_ahead_takes_large_images(encoder: Encoder, tmp_path: Path) 
         assert_same(result.embeddings, results[0].embeddings)
 
 
-def test_memory_does_not_grow_with_the_dataset(encoder: Encoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("image", "rows", "options", "most"),
+    [
+        (encoded(picture(700, 500), "BMP"), 4, Options(read_ahead_bytes=8 * 2**20), 40),
+        (jpeg(0, 32, 32), 50, Options(), 60),
+    ],
+    ids=["bytes", "images"],
+)
+def test_memory_does_not_grow_with_the_dataset(
+    encoder: Encoder, tmp_path: Path, image: bytes, rows: int, options: Options, most: int
+) -> None:
     """A model that stands still stops the reader: it opens no more shards than it may read ahead."""
-    shard = make_shard(tmp_path, "large", [encoded(picture(700, 500), "BMP")] * 4)
+    shard = make_shard(tmp_path, "0", [image] * rows)
     opened = []
 
     def listing() -> Iterator[Shard]:
@@ -91,14 +101,14 @@ def test_memory_does_not_grow_with_the_dataset(encoder: Encoder, tmp_path: Path)
 
     encoder.submit = slow  # type: ignore[method-assign, assignment]
     try:
-        results = embed_shards(listing(), encoder, Options(read_ahead_bytes=8 * 2**20))
+        results = embed_shards(listing(), encoder, options)
         thread = threading.Thread(target=lambda: next(results), daemon=True)
         thread.start()
         seen = -1
         while len(opened) != seen:
             seen = len(opened)
             time.sleep(0.5)
-        assert 2 < seen < 40
+        assert 2 < seen < most
         gate.set()
         thread.join()
         results.close()  # type: ignore[attr-defined]
