@@ -6,7 +6,8 @@ DEMO := demo
 DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDIR)/$(DEMO)/input \
 	BORING_OUTPUT_DIR=$(CURDIR)/$(DEMO)/output BORING_MODEL=boring-tiny
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what is imported, when it is; most of these packages' modules never are.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # More than there are cores: end-to-end tests wait for Dagster's daemons much of their time.
 WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
 

@@ -18,6 +18,10 @@ from boring_assets.errors import ShardError
 BLOCK = 512
 # A pax or GNU long-name header holds a name; anything longer is an attack or damage.
 MAX_NAME_BYTES = 1 << 20
+# A request to object storage waits long before its first byte. On a disk larger blocks gain nothing, and the
+# allocator would keep some of them for each thread that ever read one.
+_OBJECT_BLOCK = 8 * 2**20
+_DISK_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class BlockReader:
         self,
         fs: AbstractFileSystem,
         path: str,
-        block: int = 8 * 2**20,
+        block: int | None = None,
         ahead: int = 3,
         start: Start | None = None,
     ) -> None:
@@ -95,11 +99,12 @@ class BlockReader:
         Args:
             fs: The filesystem.
             path: The file's path on it.
-            block: Bytes in one request.
+            block: Bytes in one request; by default what suits a disk or object storage.
             ahead: Requests in flight ahead of the reader.
             start: What of the file was read already.
         """
-        self._fs, self._path, self._block, self._ahead = fs, path, block, ahead
+        self._fs, self._path, self._ahead = fs, path, ahead
+        self._block = block or (_DISK_BLOCK if isinstance(fs, LocalFileSystem) else _OBJECT_BLOCK)
         self.size: int = len(start.data) if start and start.is_all else fs.size(path)
         self._pool = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
         self._pending: list[tuple[int, Future[bytes]]] = []
