@@ -4,7 +4,8 @@
 
 With the small model, whole seconds of reading, embedding and committing, the model loaded before: one large
 shard against many small ones; 1 to 8 decode workers; and the local disk against a SeaweedFS on this machine.
-The sides take turns; shown are medians over the rounds.
+The sides take turns; shown are medians over the rounds, with processor seconds of this process and of its
+children: SeaweedFS, and decoders where they are processes.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from benchmarks.common import TINY
 from benchmarks.gpu import decode_only
@@ -69,6 +72,14 @@ def job(encoder: Encoder, source: str, out: str, workers: int = _CORES) -> float
     return count / (time.perf_counter() - start)
 
 
+def _cpu_seconds() -> tuple[float, float]:
+    """Processor seconds so far: of this process, and of the children that it has."""
+    me = psutil.Process()
+    used = [me.cpu_times(), *(child.cpu_times() for child in me.children(recursive=True))]
+    own, *others = (times.user + times.system for times in used)
+    return own, sum(others)
+
+
 def main() -> None:
     """Runs all sides in turns, and prints a table."""
     parser = argparse.ArgumentParser(
@@ -92,25 +103,33 @@ def main() -> None:
         server.filesystem().put(one, f"{bucket}/one", recursive=True)
         sides: dict[str, Callable[[], float]] = {
             "1 large shard": lambda: job(encoder, one, out),
-            "40 small shards": lambda: job(encoder, many, out),
             "1 large shard, SeaweedFS": lambda: job(encoder, f"{bucket}/one", f"{bucket}/out"),
+            "40 small shards": lambda: job(encoder, many, out),
             "40 small shards, SeaweedFS": lambda: job(encoder, f"{bucket}/many", f"{bucket}/out"),
         }
         sides |= {f"{count} decode workers": partial(job, encoder, one, out, count) for count in args.workers}
         sides |= {
             f"decode only, {count} workers": partial(decode_only, numbers, count, 3) for count in args.workers
         }
-        rates: dict[str, list[float]] = {name: [] for name in sides}
+        measured: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
         for _ in range(args.rounds):
             for name, run in sides.items():
-                rates[name].append(run())
+                before = _cpu_seconds()
+                rate = run()
+                ours, others = (late - early for early, late in zip(before, _cpu_seconds(), strict=True))
+                measured[name].append((rate, ours, others))
                 shutil.rmtree(out, ignore_errors=True)
     print(f"{TINY}, {args.images} images; load {os.getloadavg()[0]:.1f}. {machine()}")
-    base = statistics.median(rates["1 large shard"])
-    rows = [["side", "images/s", "lowest to highest", "of 1 large shard"]]
-    for name, its in rates.items():
-        middle = statistics.median(its)
-        rows.append([name, f"{middle:,.0f}", f"{min(its):,.0f} to {max(its):,.0f}", f"{middle / base:.2f}x"])
+    middle = {
+        name: [statistics.median(values) for values in zip(*its, strict=True)]
+        for name, its in measured.items()
+    }
+    base = middle["1 large shard"][0]
+    rows = [["side", "images/s", "lowest to highest", "of 1 large shard", "CPU s", "children's"]]
+    for name, (rate, ours, others) in middle.items():
+        rates = [it[0] for it in measured[name]]
+        spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
+        rows.append([name, f"{rate:,.0f}", spread, f"{rate / base:.2f}x", f"{ours:.1f}", f"{others:.1f}"])
     print_table(rows)
 
 
