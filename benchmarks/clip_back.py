@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.common import TINY
 from benchmarks.environments import python_for
-from boring_assets.exporting import export_all
+from boring_assets.commands.exporting import export_all
 
 _SERVE = """
 import sys

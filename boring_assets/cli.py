@@ -15,19 +15,19 @@ from typing import Any, get_args
 
 import click
 
-from boring_assets.cost_command import cost
+from boring_assets.commands.cost import cost
+from boring_assets.commands.exporting import export_command
+from boring_assets.commands.options import apply as _apply
+from boring_assets.commands.options import config as _config
+from boring_assets.commands.options import setting as _setting
+from boring_assets.commands.picture_lists import list_pictures_command
+from boring_assets.commands.verifying import verify
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import BoringError, SettingsError, StorageError
-from boring_assets.exporting import export_command
-from boring_assets.logs import say_error
-from boring_assets.options import apply as _apply
-from boring_assets.options import config as _config
-from boring_assets.options import setting as _setting
-from boring_assets.picture_lists import list_pictures_command
+from boring_assets.monitoring.logs import say_error
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
 from boring_assets.search.commands import clip_scores, index, near_duplicates, search, serve
 from boring_assets.settings import PREFIX, Settings
-from boring_assets.verifying import verify
 from boring_assets.wording import first_of, plain, some
 
 FAILED_SHARDS = 3
@@ -103,7 +103,7 @@ def embed(redo: bool, **options: Any) -> None:
     Every option is a setting too: BORING_BATCH_SIZE in the environment, or batch_size in the TOML file. The
     option wins over the variable, the variable over the file.
     """
-    from boring_assets.embedding import embed_all
+    from boring_assets.commands.embedding import embed_all
 
     settings = _apply(options)
     summary = embed_all(settings, redo=redo)
@@ -118,8 +118,8 @@ def embed(redo: bool, **options: Any) -> None:
 def register(**options: Any) -> None:
     """Registers new shards as partitions, embedding none."""
     from boring_assets.catalogue import register as register_shards
+    from boring_assets.commands.runs import open_instance
     from boring_assets.datasets import Dataset
-    from boring_assets.runs import open_instance
 
     settings = _apply(options)
     found = _source(settings).discover()
@@ -157,9 +157,9 @@ def status(as_json: bool, **options: Any) -> None:
     growing         still being written
     """
     from boring_assets.catalogue import PENDING, State, take_stock
+    from boring_assets.commands.runs import open_instance
     from boring_assets.datasets import Dataset
     from boring_assets.definitions import build_embeddings
-    from boring_assets.runs import open_instance
 
     settings = _apply(options)
     instance = open_instance(settings.output_dir)

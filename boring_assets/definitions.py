@@ -2,7 +2,6 @@
 
 import dagster as dg
 
-from boring_assets.alerts import define_failure_rate_alert
 from boring_assets.assets.clip_scores import define_clip_scores
 from boring_assets.assets.embedding_index import define_embedding_index
 from boring_assets.assets.image_embeddings import define_image_embeddings
@@ -10,8 +9,9 @@ from boring_assets.assets.near_duplicates import define_near_duplicates
 from boring_assets.checks import define_checks
 from boring_assets.datasets import Dataset
 from boring_assets.jobs import check_hourly, check_job, duplicates_job, embed_job, index_job, scores_job
-from boring_assets.logs import log_runs_as_json
-from boring_assets.metrics import Metrics
+from boring_assets.monitoring.alerts import define_failure_rate_alert
+from boring_assets.monitoring.logs import log_runs_as_json
+from boring_assets.monitoring.metrics import Metrics
 from boring_assets.sensors import define_automation, define_new_shards
 from boring_assets.settings import Settings, load_settings
 from resources.clip import ClipResource

@@ -14,8 +14,8 @@ from boring_assets.catalogue import (
     register,
     take_stock,
 )
+from boring_assets.commands.runs import open_instance, run_range
 from boring_assets.definitions import build_embeddings, build_source
-from boring_assets.runs import open_instance, run_range
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
 

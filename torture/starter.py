@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 
 _IMPORTED = (
     "torch", "torchvision", "open_clip", "s3fs", "polars", "pyarrow.dataset", "simplejpeg",
-    "safetensors.torch", "boring_assets.cli", "boring_assets.embedding", "boring_assets.engine.model",
+    "safetensors.torch", "boring_assets.cli", "boring_assets.commands.embedding",
+    "boring_assets.engine.model",
 )  # fmt: skip
 
 

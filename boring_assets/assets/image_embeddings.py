@@ -27,7 +27,7 @@ from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, 
 from boring_assets.engine.samples import Shard
 from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError, ShardError
-from boring_assets.metrics import Metrics, RunMetrics
+from boring_assets.monitoring.metrics import Metrics, RunMetrics
 from partitions.root import check_refusal, is_down, storage_error
 from resources.clip import ClipResource
 from resources.embeddings_io import EMBEDDINGS, FAILURES, EmbeddingsIOManager

@@ -17,7 +17,7 @@ from dagster._core.instance.config import PoolGranularity
 
 from boring_assets.catalogue import MAX_SAMPLES_TAG, POOL, RANGE_END_TAG, RANGE_START_TAG
 from boring_assets.datasets import Dataset
-from boring_assets.homes import HOME_TAG, WORKER_TAG
+from boring_assets.instance.homes import HOME_TAG, WORKER_TAG
 
 CARRIER_TAG = "boring_assets/done_by"
 """Run tag: which run embedded this one's shards along with its own."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from boring_assets.commands.options import apply, config, setting
 from boring_assets.errors import RunError, SettingsError, StorageError
-from boring_assets.options import apply, config, setting
 from boring_assets.settings import Settings
 from boring_assets.wording import first_of, plain, some
 
@@ -215,10 +215,10 @@ def clip_scores(**options: Any) -> None:
     What is scored already is left alone.
     """
     from boring_assets.catalogue import ranges
+    from boring_assets.commands.runs import open_instance
     from boring_assets.datasets import Dataset
     from boring_assets.definitions import build_embeddings
     from boring_assets.jobs import range_tags, scores_job
-    from boring_assets.runs import open_instance
 
     settings = apply(options)
     instance = open_instance(settings.output_dir)
@@ -247,7 +247,7 @@ def _run(
     settings: Settings, name: str, tags: dict[str, str] | None = None, config: dict[str, Any] | None = None
 ) -> dict[str, str]:
     """Runs a job here; gives the shards that failed, where the rest of it went on."""
-    from boring_assets.runs import open_instance, run_job
+    from boring_assets.commands.runs import open_instance, run_job
 
     outcome = run_job(settings, open_instance(settings.output_dir), name, tags, config)
     if outcome.stops:

@@ -14,11 +14,11 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG, State, register, take_stock
+from boring_assets.commands.runs import Outcome, open_instance, run_range
 from boring_assets.definitions import build_definitions, build_embeddings, build_source
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.jobs import embed_job
-from boring_assets.runs import Outcome, open_instance, run_range
 from boring_assets.settings import Settings
 
 

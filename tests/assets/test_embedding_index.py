@@ -6,8 +6,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from boring_assets.commands.runs import run_job
 from boring_assets.definitions import build_definitions
-from boring_assets.runs import run_job
 from tests.assets.project import Project, metadata_of
 from tests.search.conftest import HELD_OUT
 from tests.search.dataset import jpeg, write_shard

@@ -173,7 +173,7 @@ def test_a_folder_whose_storage_fails_costs_the_shard_and_no_image(
 
 def test_nothing_to_do_mends_the_totals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was killed after its last event and before its totals leaves no work, and old totals."""
-    from boring_assets.embedding import embed_all
+    from boring_assets.commands.embedding import embed_all
 
     shards(tmp_path / "in", 2)
     mine = Project(tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out", quiet_seconds=0)

@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from boring_assets.commands.embedding import embed_all
 from boring_assets.definitions import build_embeddings
-from boring_assets.embedding import embed_all
 from boring_assets.errors import StorageError
 from boring_assets.sample_data import write_sample_data
 from boring_assets.tiny import TINY_DIR
@@ -126,7 +126,7 @@ def test_reading_what_two_models_made_is_refused(tmp_path: Path) -> None:
 
 def test_the_totals_name_what_is_mixed_by_request(project: Project) -> None:
     assert project.run("00000", "00001").error == ""
-    from boring_assets.runs import run_range
+    from boring_assets.commands.runs import run_range
 
     other = project.settings.model_copy(update={"precision": "bf16"})
     assert run_range(other, project.instance, "00002", "00002", redo=True).error == ""

@@ -11,7 +11,7 @@ import pytest
 import s3fs
 
 from boring_assets.catalogue import ASSET_KEY
-from boring_assets.homes import WORKER_TAG
+from boring_assets.instance.homes import WORKER_TAG
 from boring_assets.sample_data import write_sample_data
 from tests.deploy.containers import DOCKER, Containers, read_compose
 from tests.e2e.test_backfill import LAUNCH

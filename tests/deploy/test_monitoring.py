@@ -1,4 +1,4 @@
-"""Files of deploy/monitoring/; tests/test_metrics.py asks a real Prometheus each of their questions."""
+"""Files of deploy/monitoring/; tests/monitoring/ asks a real Prometheus each of their questions."""
 
 import json
 import subprocess

@@ -7,7 +7,7 @@ from dagster import DagsterEventType, DagsterRun, DagsterRunStatus
 
 from boring_assets.assets.waiting_runs import CARRIER_TAG
 from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
-from boring_assets.homes import WORKER_TAG
+from boring_assets.instance.homes import WORKER_TAG
 from boring_assets.judgement import CHECKS
 from tests.e2e.processes import Home
 from tests.e2e.webserver import Webserver, wait_for

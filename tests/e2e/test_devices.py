@@ -8,7 +8,7 @@ import pytest
 from dagster import DagsterRunStatus
 
 from boring_assets.catalogue import ASSET_KEY, POOL
-from boring_assets.homes import WORKER_TAG
+from boring_assets.instance.homes import WORKER_TAG
 from tests.e2e.processes import Home
 from tests.e2e.test_backfill import LAUNCH
 

@@ -8,8 +8,8 @@ from boring_assets.catalogue import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
 from tests.assets.project import stored
 from tests.e2e.processes import Home, wait_for
-from tests.test_alerts import SECRET, Receiver, receiver
-from tests.test_metrics import read_file, total
+from tests.monitoring.test_alerts import SECRET, Receiver, receiver
+from tests.monitoring.test_metrics import read_file, total
 
 __all__ = ["receiver"]
 

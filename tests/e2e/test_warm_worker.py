@@ -4,7 +4,7 @@ import psutil
 import pytest
 from dagster import DagsterRunStatus
 
-from boring_assets.homes import WORKER_TAG
+from boring_assets.instance.homes import WORKER_TAG
 from tests.e2e.processes import Home
 from tests.e2e.test_killed_run import launch
 from tests.e2e.webserver import wait_for

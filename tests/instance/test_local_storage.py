@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import yaml
 
-PROJECT = Path(__file__).parents[1]
+PROJECT = Path(__file__).parents[2]
 # It writes events, and waits to be killed.
 WRITER = """
 import dagster, os, sys
@@ -60,7 +60,7 @@ def test_without_a_home_the_processes_of_one_start_share_a_folder_that_goes_with
 
 
 def test_processes_that_share_a_home_lose_nothing(tmp_path: Path) -> None:
-    config = {"module": "boring_assets.local_storage", "class": "LocalStorage"}
+    config = {"module": "boring_assets.instance.local_storage", "class": "LocalStorage"}
     storage = {"custom": {**config, "config": {"base_dir": str(tmp_path)}}}
     (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"storage": storage}))
     count, names = 20, ("one", "two")

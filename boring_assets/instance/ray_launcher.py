@@ -3,7 +3,7 @@
 Nothing else imports this module: Dagster does, where dagster.yaml names it, as deploy/ray/dagster.yaml does:
 
     run_launcher:
-      module: boring_assets.ray_launcher
+      module: boring_assets.instance.ray_launcher
       class: ClusterRunLauncher
       config:
         ray:
@@ -26,11 +26,11 @@ from pydantic import SecretStr
 
 from boring_assets.catalogue import POOL
 from boring_assets.errors import SettingsError
-from boring_assets.homes import is_of_home
+from boring_assets.instance.homes import is_of_home
+from boring_assets.instance.pool import set_pool
+from boring_assets.instance.worker import is_alive
 from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
-from boring_assets.pool import set_pool
 from boring_assets.settings import PREFIX, Settings
-from boring_assets.worker import is_alive
 
 try:
     import ray  # noqa: F401 - dagster-ray imports it only when a run is launched

@@ -1,6 +1,6 @@
 """A process that executes runs one after another, so that imports and the loaded model are paid for once.
 
-`boring_assets.launcher` starts it and talks to it over a socket pair, one line each way:
+`boring_assets.instance.launcher` starts it and talks to it over a socket pair, one line each way:
 
     launcher                          worker
     a run to execute, as JSON   ->
@@ -23,7 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from boring_assets.logs import set_up_process
+from boring_assets.monitoring.logs import set_up_process
 
 TAKEN, DONE = b"taken\n", b"done\n"
 _CANCEL_SECONDS = 1.0

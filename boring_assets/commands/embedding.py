@@ -21,17 +21,17 @@ from boring_assets.catalogue import (
     register,
     take_stock,
 )
+from boring_assets.commands.parallel import run_in_workers
+from boring_assets.commands.progress_bar import ProgressBar, count_rows
+from boring_assets.commands.redoing import find_other_weights
+from boring_assets.commands.report import Summary, made_by, say_done, say_left_out
+from boring_assets.commands.runs import Outcome, open_instance, run_range
 from boring_assets.datasets import Dataset
 from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError, without_family
-from boring_assets.homes import HOME_TAG, home_name
+from boring_assets.instance.homes import HOME_TAG, home_name
 from boring_assets.jobs import ALIVE_LOCK, embed_job, is_of_command_line
-from boring_assets.parallel import run_in_workers
-from boring_assets.progress_bar import ProgressBar, count_rows
-from boring_assets.redoing import find_other_weights
-from boring_assets.report import Summary, made_by, say_done, say_left_out
-from boring_assets.runs import Outcome, open_instance, run_range
 from boring_assets.settings import Settings
 from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from boring_assets.engine.results import Progress
 from boring_assets.errors import SettingsError
-from boring_assets.metrics import Metrics
+from boring_assets.monitoring.metrics import Metrics
 from boring_assets.sample_data import write_sample_data
 from tests.assets.project import Project
 from tests.e2e.processes import PROJECT, wait_for
@@ -175,7 +175,8 @@ def test_a_killed_run_is_seen_until_the_next_one_misses_it(
 ) -> None:
     code = (
         "import os, sys, time; from pathlib import Path\n"
-        "from boring_assets.metrics import Metrics; from boring_assets.engine.results import Progress\n"
+        "from boring_assets.engine.results import Progress\n"
+        "from boring_assets.monitoring.metrics import Metrics\n"
         "with Metrics(sys.argv[1]).run('out', '', Progress(), print):\n"
         "    while not list(Path(sys.argv[1]).glob('*.prom')): time.sleep(0.05)\n"
         "    os._exit(9)\n"
@@ -195,7 +196,7 @@ def test_a_process_that_hangs_holds_up_no_other(tmp_path: Path, monkeypatch: pyt
     metrics = Metrics(str(tmp_path))
     with metrics.run("out", "", Progress(), pytest.fail):
         pass
-    monkeypatch.setattr("boring_assets.metrics.LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("boring_assets.monitoring.metrics.LOCK_SECONDS", 0.1)
     warned: list[str] = []
     (path,) = tmp_path.glob(".*.lock")
     with path.open() as lock:

@@ -8,8 +8,8 @@ from typing import Any
 import click
 from rich.console import Console
 
+from boring_assets.commands.options import apply, config, setting
 from boring_assets.errors import SettingsError
-from boring_assets.options import apply, config, setting
 from boring_assets.settings import Settings
 from boring_assets.wording import first_of, plain, some
 
@@ -72,8 +72,8 @@ def look(settings: Settings) -> Any:
         SettingsError: No output is set, or a URI is wrong.
         StorageError: The output, or the input, cannot be read.
     """
+    from boring_assets.commands.inspection import inspect
     from boring_assets.definitions import build_embeddings, build_source
-    from boring_assets.inspection import inspect
     from partitions.root import check_readable
 
     root = build_embeddings(settings).root()
@@ -97,9 +97,9 @@ def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, s
         StorageError: The output cannot be written.
         RunError: A run could not go on.
     """
+    from boring_assets.commands.embedding import embed_all
+    from boring_assets.commands.inspection import DAMAGE
     from boring_assets.definitions import build_embeddings
-    from boring_assets.embedding import embed_all
-    from boring_assets.inspection import DAMAGE
     from resources.totals import refresh_totals
 
     if report.shards is None:
@@ -120,7 +120,7 @@ def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, s
 
 def _check_same_model(settings: Settings, report: Any) -> None:
     """Refuses before anything is removed: half an output by one model and half by another helps nobody."""
-    from boring_assets.redoing import weights
+    from boring_assets.commands.redoing import weights
 
     most = report.model()
     if not most:

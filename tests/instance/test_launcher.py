@@ -21,10 +21,10 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
-from boring_assets.homes import HOME_TAG, WORKER_TAG
+from boring_assets.instance.homes import HOME_TAG, WORKER_TAG
+from boring_assets.instance.launcher import WarmRunLauncher
+from boring_assets.instance.worker import is_alive
 from boring_assets.jobs import ALIVE_LOCK, range_tags
-from boring_assets.launcher import WarmRunLauncher
-from boring_assets.worker import is_alive
 from tests.e2e.webserver import wait_for
 
 CODE = """
@@ -58,7 +58,7 @@ class Project:
         self.file.write_text(CODE)
         self.home.mkdir()
         (self.home / "dagster.yaml").write_text(
-            "run_launcher:\n  module: boring_assets.launcher\n  class: WarmRunLauncher\n"
+            "run_launcher:\n  module: boring_assets.instance.launcher\n  class: WarmRunLauncher\n"
             "  config:\n    idle_seconds: 5\ntelemetry:\n  enabled: false\n"
         )
         self.instance = dg.DagsterInstance.from_config(str(self.home))
@@ -110,7 +110,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
     made = Project(tmp_path)
     yield made
     for child in psutil.Process().children(recursive=True):
-        if is_running(child) and "boring_assets.worker" in child.cmdline():
+        if is_running(child) and "boring_assets.instance.worker" in child.cmdline():
             child.kill()
     made.instance.dispose()
 

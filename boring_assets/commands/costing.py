@@ -12,9 +12,9 @@ from typing import Any
 
 import dagster as dg
 
+from boring_assets.commands.prices import Machine, Prices
 from boring_assets.datasets import Dataset
 from boring_assets.errors import SettingsError, StorageError
-from boring_assets.prices import Machine, Prices
 from boring_assets.settings import Settings
 
 PUTS_PER_SHARD = 2

@@ -9,7 +9,7 @@ import pytest
 
 from boring_assets.assets.image_embeddings import PROGRESS
 from boring_assets.catalogue import State
-from boring_assets.parallel import run_in_workers
+from boring_assets.commands.parallel import run_in_workers
 from boring_assets.sample_data import write_sample_data
 from tests.assets.project import Project
 from tests.command_line import CommandLine
@@ -47,7 +47,7 @@ def test_a_worker_that_dies_is_an_outcome(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_cores_are_shared_out() -> None:
-    from boring_assets.parallel import _environment
+    from boring_assets.commands.parallel import _environment
 
     cores = len(os.sched_getaffinity(0))
     assert int(_environment(2)["BORING_DECODE_WORKERS"]) == max(1, cores // 2)

@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from boring_assets.engine.results import Progress
 from boring_assets.engine.secrets import without_secrets
 from boring_assets.errors import SettingsError
-from boring_assets.metric_families import GONE_SECONDS, families
+from boring_assets.monitoring.metric_families import GONE_SECONDS, families
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ process, which imports torch and loads the model again: seconds, for a shard tha
 dagster.yaml:
 
     run_launcher:
-      module: boring_assets.launcher
+      module: boring_assets.instance.launcher
       class: WarmRunLauncher
 """
 
@@ -34,11 +34,11 @@ from dagster._core.remote_origin import GrpcServerCodeLocationOrigin
 from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster._serdes import ConfigurableClassData, serialize_value
 
-from boring_assets.homes import HOME_TAG, WORKER_TAG, home_name, is_of_home
+from boring_assets.instance.homes import HOME_TAG, WORKER_TAG, home_name, is_of_home
+from boring_assets.instance.pool import fit_pool
+from boring_assets.instance.worker import DONE, TAKEN, is_alive
 from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
-from boring_assets.pool import fit_pool
 from boring_assets.settings import load_settings
-from boring_assets.worker import DONE, TAKEN, is_alive
 
 _ANSWER_SECONDS = 30.0
 _LOCAL = (None, "localhost", "127.0.0.1", "::1")
@@ -56,7 +56,13 @@ class _Worker:
         self._socket.settimeout(_ANSWER_SECONDS)
         self.lock = folder / f"{name}.lock"
         with theirs:
-            command = [sys.executable, "-m", "boring_assets.worker", str(theirs.fileno()), str(self.lock)]
+            command = [
+                sys.executable,
+                "-m",
+                "boring_assets.instance.worker",
+                str(theirs.fileno()),
+                str(self.lock),
+            ]
             self._process = subprocess.Popen(
                 [*command, str(idle_seconds)],
                 stdin=subprocess.DEVNULL,
@@ -106,7 +112,7 @@ class WarmRunLauncher(DefaultRunLauncher):
     as Dagster does by itself, but for those of a container with the same image, as `DAGSTER_CURRENT_IMAGE`
     names it in both: their code is here too.
 
-    The pool gets as many slots as this machine has devices, see `boring_assets.pool`.
+    The pool gets as many slots as this machine has devices, see `boring_assets.instance.pool`.
 
     Args:
         idle_seconds: How long a worker waits for its next run, with the model loaded.

@@ -23,10 +23,10 @@ from dagster._core.storage.dagster_run import RunOpConcurrency
 
 from boring_assets.catalogue import POOL
 from boring_assets.errors import SettingsError
-from boring_assets.homes import HOME_TAG
+from boring_assets.instance.homes import HOME_TAG
+from boring_assets.instance.ray_launcher import room
 from boring_assets.jobs import ALIVE_LOCK, range_tags
-from boring_assets.ray_launcher import room
-from tests.test_launcher import HOLD, _empty_job
+from tests.instance.test_launcher import HOLD, _empty_job
 
 SECRET = "the-secret-of-the-test"
 _NODE = {
@@ -97,7 +97,7 @@ def instance(head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dg.
         monkeypatch.delenv(name, raising=False)
     config = {"address": head.url, "num_gpus": 1, "num_cpus": 4, "env_vars": ["MORE=1", "OTHER=2"]}
     launcher = {
-        "module": "boring_assets.ray_launcher",
+        "module": "boring_assets.instance.ray_launcher",
         "class": "ClusterRunLauncher",
         "config": {"ray": config},
     }
@@ -225,9 +225,9 @@ def test_how_many_runs_there_is_room_for(request_: dict[str, Any], runs: int) ->
 def test_definitions_load_without_ray() -> None:
     code = (
         "import sys\nsys.modules['ray'] = sys.modules['dagster_ray'] = None\n"
-        "import boring_assets.cli, boring_assets.launcher, boring_assets.definitions\n"
+        "import boring_assets.cli, boring_assets.instance.launcher, boring_assets.definitions\n"
         "boring_assets.definitions.defs.get_repository_def().load_all_definitions()\n"
-        "try:\n    import boring_assets.ray_launcher\n"
+        "try:\n    import boring_assets.instance.ray_launcher\n"
         "except ImportError as error:\n    print(error)\n"
     )
     done = subprocess.run(

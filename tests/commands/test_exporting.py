@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from boring_assets.cli import main
+from boring_assets.commands.exporting import FORMATS, export_all
 from boring_assets.errors import SettingsError, StorageError
-from boring_assets.exporting import FORMATS, export_all
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.storage import open_root
 from tests.assets.project import finished_shard

@@ -8,7 +8,7 @@ dagster.yaml:
 
     storage:
       custom:
-        module: boring_assets.local_storage
+        module: boring_assets.instance.local_storage
         class: LocalStorage
         config:
           base_dir: /a/folder  # without it, DAGSTER_HOME

@@ -11,10 +11,10 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
-from boring_assets import webhook
 from boring_assets.catalogue import ASSET_KEY
 from boring_assets.definitions import build_definitions
 from boring_assets.errors import SettingsError
+from boring_assets.monitoring import webhook
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import load_settings
 from tests.assets.project import Project, stored

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boring_assets import __version__
+from boring_assets.commands.export_source import Export
 from boring_assets.errors import SettingsError
-from boring_assets.export_source import Export
 from boring_assets.wording import some
 from resources.files import write_bytes
 from resources.storage import open_root, storage_error

@@ -11,7 +11,7 @@ import dagster as dg
 from boring_assets.datasets import Dataset
 from boring_assets.engine.samples import Reason
 from boring_assets.judgement import Committed, failure_rate
-from boring_assets.webhook import post
+from boring_assets.monitoring.webhook import post
 from resources.measures import Measures
 
 _EVERY_SECONDS = 30

@@ -16,7 +16,7 @@ from boring_assets.assets.image_embeddings import FAILED_SHARDS
 from boring_assets.catalogue import MAX_SAMPLES_TAG, REDO_TAG
 from boring_assets.definitions import build_definitions
 from boring_assets.errors import SettingsError
-from boring_assets.homes import HOME_TAG, home_name
+from boring_assets.instance.homes import HOME_TAG, home_name
 from boring_assets.jobs import embed_job, range_tags
 from boring_assets.settings import Settings
 
@@ -24,7 +24,7 @@ _NO_COMPUTE_LOGS = {
     "module": "dagster._core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
 }
-_PROJECT = Path(__file__).parent.parent
+_PROJECT = Path(__file__).parents[2]
 
 
 def open_instance(output_dir: str) -> dg.DagsterInstance:

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from boring_assets.commands.verifying import look, repair_all
 from boring_assets.engine.schema import read_facts
 from boring_assets.settings import Settings
-from boring_assets.verifying import look, repair_all
 from resources.storage import open_root
 from resources.verify import check_files
 from tests.command_line import CommandLine
@@ -89,7 +89,7 @@ def test_each_sort_of_fault_is_repaired(output: Output, fault: str) -> None:
 
 def test_an_interrupted_repair_is_finished_by_embed(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     output.rewrite(vectors(a_nan))
-    monkeypatch.setattr("boring_assets.embedding._run", _interrupt)
+    monkeypatch.setattr("boring_assets.commands.embedding._run", _interrupt)
     for name, value in output.cli.env.items():
         monkeypatch.setenv(name, value)
     settings = Settings(input_dir=str(output.folder / "in"), output_dir=str(output.out))

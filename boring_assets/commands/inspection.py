@@ -10,9 +10,9 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from boring_assets.commands.progress_bar import count_rows
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
-from boring_assets.progress_bar import count_rows
 from partitions.discovery import Discovery
 from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, check_key, uri_of

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from boring_assets.cli import main
-from boring_assets.picture_lists import list_pictures
+from boring_assets.commands.picture_lists import list_pictures
 from resources.storage import open_root
 from tests.assets.project import Project
 from tests.seaweed import Seaweed

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from boring_assets.assets.image_embeddings import PROGRESS
+from boring_assets.commands.runs import Outcome, open_instance, run_range
 from boring_assets.engine.results import Progress
-from boring_assets.logs import set_up_process
-from boring_assets.runs import Outcome, open_instance, run_range
+from boring_assets.monitoring.logs import set_up_process
 from boring_assets.settings import PREFIX, load_settings
 
 _TICK_SECONDS = 0.25
@@ -55,7 +55,13 @@ def _environment(workers: int) -> dict[str, str]:
 
 
 def _start(share: Sequence[Range], redo: bool, environment: dict[str, str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "boring_assets.parallel", json.dumps(list(share)), json.dumps(redo)]
+    command = [
+        sys.executable,
+        "-m",
+        "boring_assets.commands.parallel",
+        json.dumps(list(share)),
+        json.dumps(redo),
+    ]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from boring_assets.logs import set_up_process
+from boring_assets.monitoring.logs import set_up_process
 from boring_assets.settings import PREFIX, Settings, load_settings
 
 

@@ -6,8 +6,8 @@ import dagster as dg
 import pytest
 
 from boring_assets.catalogue import POOL
-from boring_assets.pool import fit_pool
-from boring_assets.runs import open_instance
+from boring_assets.commands.runs import open_instance
+from boring_assets.instance.pool import fit_pool
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from boring_assets.commands.options import apply, config, setting
 from boring_assets.errors import SettingsError
-from boring_assets.options import apply, config, setting
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -34,8 +34,8 @@ def cost(images: int, as_json: bool, **options: Any) -> None:
     (--output, with its DAGSTER_HOME), by the GPU benchmark (--benchmark), or given (--images-per-second).
     The bytes of an image are those of the output, or follow from --dim.
     """
-    from boring_assets import costing
-    from boring_assets.prices import read_prices
+    from boring_assets.commands import costing
+    from boring_assets.commands.prices import read_prices
 
     prices = read_prices(options.pop("prices"))
     machines, per_shard = options.pop("machines"), options.pop("images_per_shard")
@@ -50,8 +50,8 @@ def cost(images: int, as_json: bool, **options: Any) -> None:
 def _measure(
     benchmark: Path | None, images_per_second: float | None, dim: int | None, **settings: Any
 ) -> Any:
-    from boring_assets import costing
-    from boring_assets.runs import open_instance
+    from boring_assets.commands import costing
+    from boring_assets.commands.runs import open_instance
 
     values = apply(settings)
     if sum((bool(settings["output_dir"]), bool(benchmark), bool(images_per_second))) > 1:

@@ -1,0 +1,1 @@
+"""The commands of `boring-assets`, one module each, and what they share."""

@@ -1,0 +1,1 @@
+"""What is told of runs outside of Dagster: metrics, logs, alerts."""
