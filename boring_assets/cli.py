@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import click
 
+from boring_assets.commands import exit_codes
 from boring_assets.commands.cost import cost
 from boring_assets.commands.exporting import export_command
 from boring_assets.commands.options import apply as _apply
@@ -30,10 +31,6 @@ from boring_assets.search.commands import clip_scores, index, near_duplicates, s
 from boring_assets.settings import PREFIX, Settings
 from boring_assets.wording import first_of, plain, some
 
-FAILED_SHARDS = 3
-WORK_TO_DO = 4
-INTERRUPTED = 130
-
 
 class _Commands(click.Group):
     """Says our own errors and Ctrl-C in a line; anything else is a bug and keeps its traceback."""
@@ -44,14 +41,14 @@ class _Commands(click.Group):
         except BoringError as error:
             said = plain(_with_options(str(error), self.commands.get(ctx.invoked_subcommand or "")))
             say_error(said)
-            sys.exit(1)
+            sys.exit(exit_codes.ERROR)
         except KeyboardInterrupt:
             click.echo("Interrupted. What is committed stays; the same command does the rest.", err=True)
             sys.stdout.flush()
             for child in multiprocessing.active_children():
                 child.kill()
             # The engine's threads are still at work; an orderly end under them aborts in native code.
-            os._exit(INTERRUPTED)
+            os._exit(exit_codes.INTERRUPTED)
 
 
 def _with_options(text: str, command: click.Command | None) -> str:
@@ -107,7 +104,7 @@ def embed(redo: bool, **options: Any) -> None:
 
     settings = _apply(options)
     summary = embed_all(settings, redo=redo)
-    sys.exit(FAILED_SHARDS if summary.failed_shards else 0)
+    sys.exit(exit_codes.FAILED_SHARDS if summary.failed_shards else 0)
 
 
 @main.command()
@@ -185,7 +182,7 @@ def status(as_json: bool, **options: Any) -> None:
             click.echo("There are no shards.")
         _say_refused(found.refused)
     work = sum(count[state] for state in (*PENDING, State.OTHER_SETTINGS, State.GROWING, State.RUNNING))
-    sys.exit(WORK_TO_DO if work else 0)
+    sys.exit(exit_codes.WORK_TO_DO if work else 0)
 
 
 def _say_refused(refused: dict[str, str]) -> None:

@@ -8,13 +8,12 @@ from typing import Any
 import click
 from rich.console import Console
 
+from boring_assets.commands import exit_codes
 from boring_assets.commands.options import apply, config, setting
 from boring_assets.errors import SettingsError
 from boring_assets.settings import Settings
 from boring_assets.wording import first_of, plain, some
 
-_FAILED_SHARDS = 3
-_WORK_TO_DO = 4
 _SHOWN = 20
 
 
@@ -53,15 +52,15 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
     if not report.has_errors():
         return
     if not repair:
-        sys.exit(_WORK_TO_DO)
+        sys.exit(exit_codes.WORK_TO_DO)
     console = Console(highlight=False, stderr=as_json)
     if repair_all(settings, report, console):
-        sys.exit(_FAILED_SHARDS)
+        sys.exit(exit_codes.FAILED_SHARDS)
     left = look(settings)
     if left.has_errors():
         if not as_json:
             _say(left, settings)
-        sys.exit(_WORK_TO_DO)
+        sys.exit(exit_codes.WORK_TO_DO)
     console.print("Repaired: everything is sound now.")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from boring_assets.commands import exit_codes
 from boring_assets.commands.options import apply, config, setting
 from boring_assets.errors import RunError, SettingsError, StorageError
 from boring_assets.settings import Settings
@@ -14,7 +15,6 @@ from boring_assets.wording import first_of, plain, some
 if TYPE_CHECKING:
     from boring_assets.search.query import Hit, Searcher
 
-FAILED_SHARDS = 3
 _output = setting("output_dir", "--output")
 _input = setting("input_dir", "--input")
 _model = setting("model")
@@ -240,7 +240,7 @@ def clip_scores(**options: Any) -> None:
     click.echo(f"{some(count, 'shard')} scored: {settings.output_dir.rstrip('/')}/clip_scores/*.parquet")
     for key, why in failed.items():
         click.secho(plain(f"Failed    {key}: {why}"), fg="red", err=True)
-    sys.exit(FAILED_SHARDS if failed else 0)
+    sys.exit(exit_codes.FAILED_SHARDS if failed else 0)
 
 
 def _run(
