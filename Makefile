@@ -9,7 +9,7 @@ SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 # Python compiles what is imported, when it is; most of these packages' modules never are.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # More than there are cores: end-to-end tests wait for Dagster's daemons much of their time.
-WORKERS ?= $(shell echo $$(($$(nproc) + 2)))
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: demo dev test docs screenshots lint clean bench torture
 
