@@ -8,7 +8,9 @@ DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDI
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 # Python compiles what is imported, when it is; most of these packages' modules never are.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
-# More than there are cores: end-to-end tests wait for Dagster's daemons much of their time.
+# One more than there are cores: end-to-end tests wait for Dagster's daemons much of their time. They stand side by
+# side in the list of tests, so whoever is done early takes some of them from whoever is not; the others stay
+# together with what they share.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: demo dev test docs screenshots lint clean bench torture
@@ -26,7 +28,7 @@ test: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(SITE) --quiet
-	$(BIN)/python -m pytest -n $(WORKERS) --maxschedchunk 1
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 # The documents as a site, in site/.
 docs: .venv/installed-test

@@ -16,11 +16,6 @@ from tests.seaweed import Seaweed
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first: nobody waits in the end for one that was begun last."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting, credential or Dagster home of this machine reaches a test, nor one test's the next."""

@@ -186,7 +186,7 @@ def test_a_killed_run_is_seen_until_the_next_one_misses_it(
     )
     assert total(read_file(tmp_path), "runs_in_progress") == 1
     for module in ("metrics", "metric_families"):
-        monkeypatch.setattr(f"boring_assets.{module}.GONE_SECONDS", 0.0)
+        monkeypatch.setattr(f"boring_assets.monitoring.{module}.GONE_SECONDS", 0.0)
     with Metrics(str(tmp_path)).run("out", "", Progress(), pytest.fail):
         pass
     assert total(read_file(tmp_path), "runs_in_progress") == 0
