@@ -156,7 +156,7 @@ def data_loader(encoder: Encoder, batches: int, workers: int) -> float:
     done, start = 0, 0.0
     with torch.inference_mode():
         for number, images in enumerate(loader):
-            features = encoder.model.module.encode_image(  # type: ignore[operator]
+            features = encoder.model.module.encode_image(
                 images.to(encoder.device, encoder._dtype, non_blocking=True)
             )
             torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy()

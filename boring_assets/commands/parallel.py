@@ -55,13 +55,8 @@ def _environment(workers: int) -> dict[str, str]:
 
 
 def _start(share: Sequence[Range], redo: bool, environment: dict[str, str]) -> "subprocess.Popen[str]":
-    command = [
-        sys.executable,
-        "-m",
-        "boring_assets.commands.parallel",
-        json.dumps(list(share)),
-        json.dumps(redo),
-    ]
+    python = [sys.executable, "-m", "boring_assets.commands.parallel"]
+    command = [*python, json.dumps(list(share)), json.dumps(redo)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 

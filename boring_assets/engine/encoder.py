@@ -218,7 +218,7 @@ class Encoder:
         with torch.inference_mode():
             chw = pixels.permute(0, 3, 1, 2).to(torch.float32)
             images = torch.addcmul(self._shift, chw, self._scale).to(self._dtype)
-            features = self.model.module.encode_image(images)  # type: ignore[operator]
+            features = self.model.module.encode_image(images)
             return torch.nn.functional.normalize(features.to(torch.float32), dim=-1)
 
     def _blank(self, count: int) -> "Tensor":

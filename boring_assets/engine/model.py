@@ -15,6 +15,7 @@ from boring_assets.errors import ModelError
 from boring_assets.tiny import TINY_DIR, TINY_NAME
 
 if TYPE_CHECKING:
+    import open_clip
     import torch
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class ClipModel:
     name: str
     pretrained: str
     digest: str
-    module: "torch.nn.Module"
+    module: "open_clip.CLIP | open_clip.CustomTextCLIP"
     preprocess: Preprocess
     source: str = ""
 

@@ -57,7 +57,7 @@ class TextEncoder:
         with torch.inference_mode():
             for start in range(0, len(texts), BATCH):
                 tokens = self._tokenize(list(texts[start : start + BATCH])).to(self._device)
-                found = self.model.module.encode_text(tokens).to(torch.float32)  # type: ignore[operator]
+                found = self.model.module.encode_text(tokens).to(torch.float32)
                 parts.append(torch.nn.functional.normalize(found, dim=-1).cpu().numpy())
         return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 

@@ -56,15 +56,9 @@ class _Worker:
         self._socket.settimeout(_ANSWER_SECONDS)
         self.lock = folder / f"{name}.lock"
         with theirs:
-            command = [
-                sys.executable,
-                "-m",
-                "boring_assets.instance.worker",
-                str(theirs.fileno()),
-                str(self.lock),
-            ]
+            python = [sys.executable, "-m", "boring_assets.instance.worker"]
             self._process = subprocess.Popen(
-                [*command, str(idle_seconds)],
+                [*python, str(theirs.fileno()), str(self.lock), str(idle_seconds)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # the daemon may be interrupted or restarted; its runs go on

@@ -53,7 +53,7 @@ def script(page: str, folder: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(900)
 def test_every_command_runs_as_written(tmp_path: Path, s3: Seaweed) -> None:
     workspace = Workspace(tmp_path, s3)
     with workspace.warm():

@@ -80,9 +80,8 @@ def _watch(caller: socket.socket) -> None:
     child = os.fork()
     if child == 0:
         os.setsid()
-        signal.signal(
-            signal.SIGINT, signal.default_int_handler
-        )  # ignored where the tests run in the background
+        # Both are ignored where the tests run in the background.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         caller.close()
         for number, stream in enumerate(streams):
