@@ -1,59 +1,91 @@
-"""What gaps in a backfill's selection cost: the same shards in one range, and each in a run of its own.
+"""What a backfill through Dagster's daemon costs: with gaps in its selection, and by section of dagster.yaml.
 
-    python -m benchmarks.backfill [--shards 50] [--images 40] [--cold]
+    python -m benchmarks.backfill [--shards 50] [--images 2000] [--rounds 2] [SIDE ...]
 
-Both go through Dagster's daemon, each in a fresh home, with the built-in tiny model on the CPU. The time is
-from the creation of the first run to the end of the last. `--cold` takes Dagster's own launcher, queue
-and storage.
+A side is `contiguous` (one range of partitions), `scattered` (every second shard, so each is a run of its
+own), or one of these without sections of the project's dagster.yaml: `contiguous-storage`,
+`scattered-run_launcher-run_coordinator`. The sides take turns, each in a fresh DAGSTER_HOME, with the
+built-in tiny model on the CPU. The time is from the creation of the first run to the end of the last.
 """
 
 import argparse
+import shutil
+import statistics
 import tempfile
 from pathlib import Path
 
+import dagster as dg
 import yaml
-from dagster import DagsterRunStatus
 
+from benchmarks.table import machine, print_table
 from boring_assets.catalogue import ASSET_KEY
+from boring_assets.sample_data import write_sample_data
 from tests.e2e import processes
 from tests.e2e.test_backfill import LAUNCH
 
 
-def measure(shards: int, images: int, every: int, cold: bool) -> float:
-    """Seconds that a backfill takes of every n-th of n times as many shards."""
+def write_input(folder: Path, shards: int, images: int) -> list[str]:
+    """Writes one shard of 256 px images and links it under as many names as there are to be shards."""
+    new = folder / "first"
+    write_sample_data(new, 1, images, "webdataset")
+    for number in range(shards):
+        for path in new.iterdir():
+            shutil.copyfile(path, folder / path.name.replace("00000", f"{number:05d}", 1))
+    shutil.rmtree(new)
+    return [f"{number:05d}" for number in range(shards)]
+
+
+def measure(source: Path, keys: list[str], without: list[str], runs: int) -> float:
+    """Seconds that a backfill of some partitions takes, in so many runs."""
     with tempfile.TemporaryDirectory() as root:
         home = processes.Home.make(Path(root))
-        if cold:
-            config = home.root / "dagster" / "dagster.yaml"
-            left_out = ("run_launcher", "run_coordinator", "storage")
-            kept = {k: v for k, v in yaml.safe_load(config.read_text()).items() if k not in left_out}
-            config.write_text(yaml.safe_dump(kept))
-        keys = home.add_shards(shards * every, images=images)[::every]
+        config = home.root / "dagster" / "dagster.yaml"
+        sections = yaml.safe_load(config.read_text())
+        config.write_text(yaml.safe_dump({name: its for name, its in sections.items() if name not in without}))
+        home.input.rmdir()
+        home.input.symlink_to(source)
         home.register()
         with home.webserver() as server:
             params = {"partitionNames": keys, "assetSelection": [{"path": ASSET_KEY.path}]}
             launched = server.ask(LAUNCH, params=params)["launchPartitionBackfill"]
             assert launched["__typename"] == "LaunchBackfillSuccess", launched
             with home.daemon():
-                home.wait_for_runs(1 if every == 1 else shards)
+                home.wait_for_runs(runs)
         records = home.instance.get_run_records()
-        assert {record.dagster_run.status for record in records} == {DagsterRunStatus.SUCCESS}
-        home.check_committed(keys, images)
+        assert {record.dagster_run.status for record in records} == {dg.DagsterRunStatus.SUCCESS}
+        assert len(home.committed()) == len(keys)
         ended = max(record.end_time or 0 for record in records)
         return ended - min(record.create_timestamp.timestamp() for record in records)
 
 
 def main() -> None:
+    """Runs the sides in turns, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shards", type=int, default=50)
-    parser.add_argument("--images", type=int, default=40)
-    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("sides", nargs="*", default=["contiguous", "scattered"])
     args = parser.parse_args()
-    processes.DEADLINE = 60 + 30 * args.shards
-    contiguous = measure(args.shards, args.images, 1, args.cold)
-    print(f"{args.shards} shards in one range: {contiguous:.1f} s", flush=True)
-    scattered = measure(args.shards, args.images, 2, args.cold)
-    print(f"{args.shards} shards with gaps: {scattered:.1f} s, {scattered / contiguous:.2f} times as long")
+    processes.wait_for.__globals__["DEADLINE"] = 120 + 60 * args.shards
+    seconds: dict[str, list[float]] = {side: [] for side in args.sides}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        source = Path(folder)
+        gaps = any(side.startswith("scattered") for side in args.sides)
+        keys = write_input(source, args.shards * (2 if gaps else 1), args.images)
+        for number in range(args.rounds):
+            for side, its in seconds.items():
+                order, *without = side.split("-")
+                scattered = order == "scattered"
+                chosen = keys[:: 2] if scattered else keys[: args.shards]
+                runs = args.shards if scattered else -(-args.shards // 1000)
+                its.append(measure(source, chosen, without, runs))
+                print(f"round {number + 1}, {side}: {its[-1]:.1f} s", flush=True)
+    first = statistics.median(seconds[args.sides[0]])
+    print(f"{args.shards} shards of {args.images} images. {machine()}")
+    rows = [["side", "seconds", f"times {args.sides[0]}"]]
+    for side, its in seconds.items():
+        rows.append([side, f"{statistics.median(its):.1f}", f"{statistics.median(its) / first:.2f}"])
+    print_table(rows)
 
 
 if __name__ == "__main__":
