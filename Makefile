@@ -27,6 +27,7 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(SITE) --quiet
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
@@ -52,6 +53,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Sample shards in the three layouts of img2dataset, each with some images broken on purpose.
 $(DEMO)/input: | .venv/installed

@@ -41,7 +41,9 @@ def measure(source: Path, keys: list[str], without: list[str], runs: int) -> flo
         home = processes.Home.make(Path(root))
         config = home.root / "dagster" / "dagster.yaml"
         sections = yaml.safe_load(config.read_text())
-        config.write_text(yaml.safe_dump({name: its for name, its in sections.items() if name not in without}))
+        config.write_text(
+            yaml.safe_dump({name: its for name, its in sections.items() if name not in without})
+        )
         home.input.rmdir()
         home.input.symlink_to(source)
         home.register()
@@ -76,7 +78,7 @@ def main() -> None:
             for side, its in seconds.items():
                 order, *without = side.split("-")
                 scattered = order == "scattered"
-                chosen = keys[:: 2] if scattered else keys[: args.shards]
+                chosen = keys[::2] if scattered else keys[: args.shards]
                 runs = args.shards if scattered else -(-args.shards // 1000)
                 its.append(measure(source, chosen, without, runs))
                 print(f"round {number + 1}, {side}: {its[-1]:.1f} s", flush=True)

@@ -85,9 +85,9 @@ def apart(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, fl
 
 def _measured(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
     import boring_assets.definitions
-    import resources.storage
+    import boring_assets.storage.root
 
-    del boring_assets, resources
+    del boring_assets
     before = psutil.Process().memory_info().rss
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak until now, see proc(5)
     start = time.perf_counter()

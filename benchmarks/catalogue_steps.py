@@ -54,8 +54,8 @@ def write_s3(uri: str, stems: list[str]) -> None:
 
 
 def discover_all(uri: str) -> int:
+    from boring_assets.storage.root import open_root
     from partitions.discovery import discover
-    from resources.storage import open_root
 
     return len(discover(open_root(uri), quiet_seconds=3600).shards)
 
@@ -68,19 +68,24 @@ def settings_of(home: Home, per_run: int) -> Settings:
 
 
 def register_all(home: Home, per_run: int) -> int:
-    from boring_assets.definitions import build_source
+    from resources.source import ShardSource
 
-    return len(register(home.instance, build_source(settings_of(home, per_run)).discover()))
+    return len(register(home.instance, ShardSource.from_settings(settings_of(home, per_run)).discover()))
 
 
 def tick(home: Home, per_run: int, cursor: str | None) -> tuple[int, str | None]:
     """One look of the sensor: how many runs it requests, and its cursor."""
     import dagster as dg
 
-    from boring_assets.definitions import build_definitions, build_embeddings, build_source
+    from boring_assets.definitions import build_definitions
+    from resources.embeddings_io import EmbeddingsIOManager
+    from resources.source import ShardSource
 
     settings = settings_of(home, per_run)
-    resources = {"source": build_source(settings), "embeddings": build_embeddings(settings)}
+    resources = {
+        "source": ShardSource.from_settings(settings),
+        "embeddings": EmbeddingsIOManager.from_settings(settings),
+    }
     sensor = build_definitions(settings).resolve_sensor_def("new_shards")
     context = dg.build_sensor_context(instance=home.instance, cursor=cursor, resources=resources)
     data = sensor.evaluate_tick(context)
@@ -94,7 +99,8 @@ def report_done(home: Home, per_run: int, count: int) -> int:
     from dagster._core.events.log import EventLogEntry
 
     from boring_assets.assets.events import materialization
-    from boring_assets.definitions import build_definitions, build_source
+    from boring_assets.definitions import build_definitions
+    from resources.source import ShardSource
 
     settings = settings_of(home, per_run)
     job = build_definitions(settings).resolve_job_def("embed_shards")
@@ -104,7 +110,7 @@ def report_done(home: Home, per_run: int, count: int) -> int:
         "settings": settings.embedding_version(), "seconds": 12.5, "image_bytes": 240_000_000,
         "device": "cuda:0",
     }  # fmt: skip
-    shards = build_source(settings).discover().shards[:count]
+    shards = ShardSource.from_settings(settings).discover().shards[:count]
     for start in range(0, len(shards), per_run):
         run = home.instance.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS)
         for shard in shards[start : start + per_run]:
@@ -125,9 +131,15 @@ def report_done(home: Home, per_run: int, count: int) -> int:
 
 
 def stock(home: Home, per_run: int) -> dict[str, int]:
-    from boring_assets.definitions import build_embeddings, build_source
+    from resources.embeddings_io import EmbeddingsIOManager
+    from resources.source import ShardSource
 
     settings = settings_of(home, per_run)
-    found = build_source(settings).discover()
-    its = take_stock(home.instance, found, settings.embedding_version(), build_embeddings(settings).committed)
+    found = ShardSource.from_settings(settings).discover()
+    its = take_stock(
+        home.instance,
+        found,
+        settings.embedding_version(),
+        EmbeddingsIOManager.from_settings(settings).committed,
+    )
     return {state.value: count for state, count in its.count().items()}

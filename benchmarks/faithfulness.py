@@ -23,8 +23,8 @@ from benchmarks.end_to_end import make_checkpoint
 from benchmarks.gpu import shards_in
 from benchmarks.others import load
 from benchmarks.table import machine, print_table
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import load_model
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import EmbeddedShard, embed_shards
 from tests.engine.kinds import FAST, KINDS, sample
 

@@ -26,10 +26,10 @@ import psutil
 from PIL import Image
 
 from benchmarks.pictures import jpegs, write_shards
-from boring_assets.engine.decode import Limits, Preprocess
-from boring_assets.engine.decoders import make_decoders
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import ClipModel
+from boring_assets.engine.decoding.decode import Limits, Preprocess
+from boring_assets.engine.decoding.decoders import make_decoders
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.pipeline import EmbeddedShard, Options, Progress, embed_shards
 from boring_assets.engine.reader import CHUNK_IMAGES
 from boring_assets.engine.samples import Shard

@@ -26,12 +26,12 @@ from benchmarks.common import TINY
 from benchmarks.gpu import decode_only
 from benchmarks.pictures import write_shards
 from benchmarks.table import machine, print_table
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import load_model
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import EmbeddedShard, Options, embed_shards
 from boring_assets.engine.samples import Shard
+from boring_assets.storage.root import open_root
 from resources.embeddings_io import EmbeddingsIOManager
-from resources.storage import open_root
 from tests.seaweed import Seaweed
 
 _CORES = len(os.sched_getaffinity(0))

@@ -33,18 +33,21 @@ def engine(model: Model, folder: Path, out: Path, meter: Meter) -> None:
 def command(model: Model, folder: Path, out: Path, meter: Meter) -> None:
     """This project as it is used: `boring-assets embed`, with Dagster, its events and its database."""
     os.environ["DAGSTER_HOME"] = str(out / "dagster_home")
-    from boring_assets.assets.image_embeddings import PROGRESS
-    from boring_assets.cli import main
+    from boring_assets.commands.embedding import embed_all
+    from boring_assets.engine.results import Progress
+    from boring_assets.settings import Settings
 
-    given = ["--pretrained", model.checkpoint] if model.checkpoint else []
-    with _Watch(PROGRESS, meter):
-        try:
-            main(
-                ["embed", str(folder), str(out / "out"), "--model", model.name, *given], standalone_mode=False
-            )
-        except SystemExit as end:
-            if end.code:
-                raise RuntimeError(f"boring-assets embed ended with {end.code}.") from end
+    settings = Settings(
+        input_dir=str(folder),
+        output_dir=str(out / "out"),
+        model=model.name,
+        pretrained=model.checkpoint or "",
+    )
+    progress = Progress()
+    with _Watch(progress, meter):
+        summary = embed_all(settings, progress=progress)
+    if summary.failed_shards:
+        raise RuntimeError(f"boring-assets embed failed: {summary.failed_shards}")
 
 
 class _Watch:
@@ -81,7 +84,7 @@ def forward_ceiling(model: Model) -> float:
 def decode_ceiling(model: Model) -> float:
     """Images a second of the decoders on encoded images in memory, one worker a core."""
     from benchmarks.gpu import decode_only
-    from boring_assets.engine.decode import Preprocess
+    from boring_assets.engine.decoding.decode import Preprocess
 
     module, _ = load(model)
     return decode_only(Preprocess.of(module.visual.preprocess_cfg), CORES, 4)

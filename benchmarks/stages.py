@@ -25,14 +25,14 @@ from benchmarks.gpu import decode_only, forward_only, random_model, shards_in
 from benchmarks.pictures import write_shards
 from benchmarks.table import machine, print_table
 from boring_assets.assets.contact_sheet import contact_sheet
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.fetch import Fetcher
-from boring_assets.engine.limits import Limits
-from boring_assets.engine.model import load_model
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.sources import open_shard
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import embed_shards
 from boring_assets.engine.results import EmbeddedShard, Options
 from boring_assets.engine.samples import Shard
-from boring_assets.engine.sources import open_shard
 from resources.embeddings_io import EmbeddingsIOManager
 
 _CORES = len(os.sched_getaffinity(0))

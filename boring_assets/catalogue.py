@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import dagster as dg
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 from sqlalchemy.exc import IntegrityError, InternalError
 
 from boring_assets.datasets import Dataset
@@ -21,6 +20,7 @@ ADOPT_TAG = "boring_assets/adopt"
 # Nothing is taken over, and what other settings made may stay beside what this run makes.
 REDO_TAG = "boring_assets/redo"
 MAX_SAMPLES_TAG = "boring_assets/max_samples"
+BACKFILL_TAG = "dagster/backfill"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 POOL = "gpu"
@@ -131,12 +131,12 @@ def take_stock(
         dataset.embeddings, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
     )
     statuses = instance.get_status_by_partition(dataset.embeddings, order, dataset.shards) if order else None
-    statuses = statuses or {}
+    named = {key: status.value for key, status in (statuses or {}).items() if status}
     there = committed()
     states = dict.fromkeys(found.growing, State.GROWING)
     for key in [*order, *shards]:
         made = recorded.get(key, {}).get(DATA_VERSION_TAG)
-        states[key] = _state(shards.get(key), made, statuses.get(key), settings, key in there)
+        states[key] = _state(shards.get(key), made, named.get(key, ""), settings, key in there)
     growing = {key: State.GROWING for key in found.growing if states[key] is State.GONE}
     return Catalogue({**states, **growing}, shards, order)
 
@@ -144,21 +144,21 @@ def take_stock(
 def _state(
     shard: Shard | None,
     made: str | None,
-    status: AssetPartitionStatus | None,
+    status: str,
     settings: str,
     committed: bool,
 ) -> State:
     if shard is None:
         return State.GONE
-    if status is AssetPartitionStatus.IN_PROGRESS:
+    if status == "IN_PROGRESS":
         return State.RUNNING
     source_version, _, made_with = (made or "").partition("@")
     if source_version != shard.version:
-        if status is AssetPartitionStatus.FAILED:
+        if status == "FAILED":
             return State.FAILED
         return State.CHANGED if made else State.NEW
     if not committed:
-        return State.FAILED if status is AssetPartitionStatus.FAILED else State.LOST
+        return State.FAILED if status == "FAILED" else State.LOST
     return State.DONE if made_with == settings else State.OTHER_SETTINGS
 
 

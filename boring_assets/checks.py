@@ -8,13 +8,13 @@ import inspect
 from collections.abc import Iterator
 
 import dagster as dg
-from dagster._core.storage.tags import BACKFILL_ID_TAG
 
+from boring_assets.catalogue import BACKFILL_TAG
 from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
-from boring_assets.judgement import CHECKS, Committed, Found
+from boring_assets.output.judgement import CHECKS, Committed, Found
+from boring_assets.output.measures import measure_all
 from resources.embeddings_io import EmbeddingsIOManager
-from resources.measures import measure_all
 from resources.source import ShardSource
 
 _NAMED = 50
@@ -79,9 +79,9 @@ def define_checks(
 
 def _is_followed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     """Whether another run of the same backfill is still to be started, which will look at the same output."""
-    if BACKFILL_ID_TAG not in run.tags:
+    if BACKFILL_TAG not in run.tags:
         return False
-    tags = {BACKFILL_ID_TAG: run.tags[BACKFILL_ID_TAG]}
+    tags = {BACKFILL_TAG: run.tags[BACKFILL_TAG]}
     return bool(instance.get_run_ids(dg.RunsFilter(tags=tags, statuses=_WAITING), limit=1))
 
 

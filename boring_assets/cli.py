@@ -22,12 +22,12 @@ from boring_assets.commands.options import apply as _apply
 from boring_assets.commands.options import config as _config
 from boring_assets.commands.options import setting as _setting
 from boring_assets.commands.picture_lists import list_pictures_command
+from boring_assets.commands.search import clip_scores, index, near_duplicates, search, serve
 from boring_assets.commands.verifying import verify
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import BoringError, SettingsError, StorageError
 from boring_assets.monitoring.logs import say_error
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
-from boring_assets.search.commands import clip_scores, index, near_duplicates, search, serve
 from boring_assets.settings import PREFIX, Settings
 from boring_assets.wording import first_of, plain, some
 
@@ -115,8 +115,8 @@ def embed(redo: bool, **options: Any) -> None:
 def register(**options: Any) -> None:
     """Registers new shards as partitions, embedding none."""
     from boring_assets.catalogue import register as register_shards
-    from boring_assets.commands.runs import open_instance
     from boring_assets.datasets import Dataset
+    from boring_assets.instance.homes import open_instance
 
     settings = _apply(options)
     found = _source(settings).discover()
@@ -154,9 +154,9 @@ def status(as_json: bool, **options: Any) -> None:
     growing         still being written
     """
     from boring_assets.catalogue import PENDING, State, take_stock
-    from boring_assets.commands.runs import open_instance
     from boring_assets.datasets import Dataset
-    from boring_assets.definitions import build_embeddings
+    from boring_assets.instance.homes import open_instance
+    from resources.embeddings_io import EmbeddingsIOManager
 
     settings = _apply(options)
     instance = open_instance(settings.output_dir)
@@ -165,7 +165,7 @@ def status(as_json: bool, **options: Any) -> None:
         instance,
         found,
         settings.embedding_version(),
-        build_embeddings(settings).committed,
+        EmbeddingsIOManager.from_settings(settings).committed,
         Dataset(settings.dataset),
     )
     count = stock.count()
@@ -205,11 +205,11 @@ def failures(shard: str | None, reason: str | None, limit: int, as_json: bool, *
     """Shows which samples could not be embedded, and why."""
     import polars as pl
 
-    from boring_assets.definitions import build_embeddings
-    from resources.embeddings_io import FAILURES
+    from boring_assets.output.files import FAILURES
+    from resources.embeddings_io import EmbeddingsIOManager
 
     settings = _apply(options)
-    rows = build_embeddings(settings).scan(shard, FAILURES)
+    rows = EmbeddingsIOManager.from_settings(settings).scan(shard, FAILURES)
     if reason:
         rows = rows.filter(pl.col("reason") == reason)
     table = rows.collect()
@@ -269,9 +269,9 @@ for _command in (index, search, serve, near_duplicates, clip_scores):
 
 
 def _source(settings: Settings) -> Any:
-    from boring_assets.definitions import build_source
+    from resources.source import ShardSource
 
-    return build_source(settings)
+    return ShardSource.from_settings(settings)
 
 
 main.add_command(verify)

@@ -9,9 +9,9 @@ import dagster as dg
 
 from boring_assets.catalogue import PENDING, Catalogue, State, ranges, register, take_stock
 from boring_assets.datasets import Dataset
-from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError
 from boring_assets.jobs import embed_job, range_tags
+from boring_assets.secrets import without_secret_causes
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 

@@ -25,12 +25,11 @@ from pydantic_settings import (
 )
 
 from boring_assets.errors import SettingsError
+from boring_assets.secrets import CREDENTIALS
 
 PREFIX = "BORING_"
 # What Kubernetes puts into a pod's environment for a service whose name begins with `boring`.
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
-# A secret may itself hold a slash; `container@account` and `host:22` are no secrets.
-CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@|(?i:[?&][\w-]*(signature|sig|token|password|secret)=)")
 
 _URL = re.compile(r"(https?)://(?:[^/?#]*@)?(\[[\da-f:]+\]|[^/?#@:\[\s]+)(?::\d+)?(?:[/?]\S*)?")
 _LOOPBACK = ("127.0.0.1", "[::1]", "localhost")

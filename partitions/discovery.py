@@ -14,8 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import Root, check_readable
 from partitions.listing import File, file_of, list_files, local_file
-from partitions.root import Root, check_readable, storage_error
 from partitions.shards import BARE, SUFFIX, check_key, key_of, uri_of
 
 _TAR = ".tar"

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
-from partitions.root import Root
+from boring_assets.storage.root import Root
 
-# Below the connections that a client keeps open, see resources/storage.py.
+# Below the connections that a client keeps open, see boring_assets/storage/root.py.
 _AT_ONCE = 16
 _MODIFIED_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 

@@ -3,7 +3,6 @@
 import re
 
 import dagster as dg
-from dagster._core.definitions.partitions.utils.base import INVALID_PARTITION_SUBSTRINGS
 
 from boring_assets.errors import ShardError
 
@@ -14,6 +13,8 @@ _MOST_SEGMENT, _MOST_KEY = 255 - len(SUFFIX), 800
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 BARE = re.compile(r"(?:\.tar|\.tfrecords?|(\.tfrecords?-\d+-of-\d+))\Z")
 """How a shard without a parquet ends. The number of a TFRecord file stays in its partition key."""
+FORBIDDEN = ("...", "\a", "\b", "\f", "\n", "\r", "\t", "\v", "\0")
+"""Texts that Dagster refuses in a partition key."""
 SHARDS = dg.DynamicPartitionsDefinition(name="shards")
 
 
@@ -70,7 +71,7 @@ def check_key(key: str) -> str:
     """
     if any(segment in ("", ".", "..") for segment in key.split("/")):
         why = "has an empty, `.` or `..` part"
-    elif bad := [text for text in INVALID_PARTITION_SUBSTRINGS if text in key]:
+    elif bad := [text for text in FORBIDDEN if text in key]:
         why = f"holds {bad[0]!r}, which Dagster forbids in a partition key"
     elif _CONTROLS.search(key):
         why = "holds a control character"

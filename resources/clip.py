@@ -6,14 +6,14 @@ from typing import Any
 
 import dagster as dg
 
-from boring_assets.engine.decoders import MOST_THREADS, start_server
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.limits import Limits, check_formats
-from boring_assets.engine.model import load_model
+from boring_assets.engine.decoding.decoders import MOST_THREADS, start_server
+from boring_assets.engine.decoding.limits import Limits, check_formats
+from boring_assets.engine.model.devices import Lease, lease
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import Options
 from boring_assets.errors import SettingsError
-from boring_assets.settings import config_field
-from resources.devices import Lease, lease
+from boring_assets.settings import Settings, config_field
 
 _loaded: dict[tuple[Any, ...], Encoder] = {}
 _lock = threading.Lock()
@@ -41,6 +41,26 @@ class ClipResource(dg.ConfigurableResource):
     max_shard_mb: int = config_field("max_shard_mb")
 
     preview_images: int = config_field("preview_images")
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "ClipResource":
+        """The model that the settings name."""
+        return cls(
+            model=settings.model,
+            pretrained=settings.pretrained,
+            device=settings.device,
+            precision=settings.precision,
+            batch_size=str(settings.batch_size),
+            decode_workers=settings.decode_workers,
+            read_ahead_mb=settings.read_ahead_mb,
+            max_image_pixels=settings.max_image_pixels,
+            max_image_bytes=settings.max_image_bytes,
+            max_image_seconds=settings.max_image_seconds,
+            extra_image_formats=list(settings.extra_image_formats),
+            max_shard_rows=settings.max_shard_rows,
+            max_shard_mb=settings.max_shard_mb,
+            preview_images=settings.preview_images,
+        )
 
     def encoder(self) -> Encoder:
         """The model on its device, loaded at the first call of a process.

@@ -13,7 +13,11 @@ import dagster as dg
 import pyarrow as pa
 
 from boring_assets.engine.pipeline import EmbeddedShard
-from boring_assets.engine.schema import (
+from boring_assets.errors import SettingsError, ShardError, StorageError
+from boring_assets.output.commit import write_pair
+from boring_assets.output.files import EMBEDDINGS, FAILURES, committed_facts, file_versions, to_parquet
+from boring_assets.output.identity import differences, identity, is_all_of, made_by_others
+from boring_assets.output.schema import (
     FAILURES_DIGEST,
     digest,
     embeddings_table,
@@ -21,20 +25,13 @@ from boring_assets.engine.schema import (
     failures_table,
     repeated_rows,
 )
-from boring_assets.errors import SettingsError, ShardError, StorageError
-from boring_assets.settings import config_field
-from partitions.root import Root, storage_error
+from boring_assets.settings import Settings, config_field
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import Root, check_writable, open_root
 from partitions.shards import SUFFIX, uri_of
-from resources.commit import write_pair
-from resources.files import committed_facts, file_versions, to_parquet
-from resources.identity import differences, identity, is_all_of, made_by_others
-from resources.storage import check_writable, open_root
 
 if TYPE_CHECKING:
     import polars as pl
-
-EMBEDDINGS = "image_embeddings"
-FAILURES = "image_failures"
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,11 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
 
     output_dir: str = config_field("output_dir")
     output_dtype: str = config_field("output_dtype")
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "EmbeddingsIOManager":
+        """The output that the settings name."""
+        return cls(output_dir=settings.output_dir, output_dtype=settings.output_dtype)
 
     def root(self) -> Root:
         """Opens the output.

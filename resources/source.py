@@ -2,13 +2,12 @@
 
 import dagster as dg
 
-from boring_assets.engine.fetch import Fetcher
+from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import SettingsError, ShardError
-from boring_assets.settings import config_field
+from boring_assets.settings import Settings, config_field
+from boring_assets.storage.root import Root, check_readable, open_root
 from partitions.discovery import Discovery, discover, find_shard
-from partitions.root import Root, check_readable
-from resources.storage import open_root
 
 # Up to so many shards are looked up one by one; for more, one listing of everything is cheaper.
 _ONE_BY_ONE = 20
@@ -22,6 +21,17 @@ class ShardSource(dg.ConfigurableResource):
     allowed_url_prefixes: list[str] = config_field("allowed_url_prefixes", default=[])
     max_image_bytes: int = config_field("max_image_bytes")
     fetch_timeout_seconds: float = config_field("fetch_timeout_seconds")
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "ShardSource":
+        """The input that the settings name."""
+        return cls(
+            input_dir=settings.input_dir,
+            quiet_seconds=settings.quiet_seconds,
+            allowed_url_prefixes=list(settings.allowed_url_prefixes),
+            max_image_bytes=settings.max_image_bytes,
+            fetch_timeout_seconds=settings.fetch_timeout_seconds,
+        )
 
     def root(self) -> Root:
         """Opens the input.

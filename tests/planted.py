@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.schema import METADATA_KEY, read_facts
-from resources.files import write_table
-from resources.storage import open_root
+from boring_assets.output.files import write_table
+from boring_assets.output.schema import METADATA_KEY, read_facts
+from boring_assets.storage.root import open_root
 from tests.command_line import CommandLine
 
 KEY = "00001"

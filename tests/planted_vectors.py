@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.definitions import build_embeddings, build_source
-from boring_assets.engine.schema import METADATA_KEY
+from boring_assets.output.schema import METADATA_KEY
 from boring_assets.settings import Settings
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 from tests.assets.project import finished_shard
 
 BAD = "00003"
@@ -26,7 +27,7 @@ def vectors(count: int, seed: int, towards: int = 0) -> np.ndarray:
 
 
 def commit(settings: Settings, key: str, embeddings: np.ndarray, /, **changes: Any) -> None:
-    shard = build_source(settings).find([key])[key]
+    shard = ShardSource.from_settings(settings).find([key])[key]
     version = settings.embedding_version()
     facts = {
         "dim": DIM,
@@ -38,7 +39,7 @@ def commit(settings: Settings, key: str, embeddings: np.ndarray, /, **changes: A
     }
     result = finished_shard(key, embedded=len(embeddings), failed=4)
     result = replace(result, shard=shard, embeddings=embeddings)
-    build_embeddings(settings).commit(result, facts | changes)
+    EmbeddingsIOManager.from_settings(settings).commit(result, facts | changes)
 
 
 def path(settings: Settings, kind: str = "image_embeddings") -> Path:

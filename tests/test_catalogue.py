@@ -14,10 +14,12 @@ from boring_assets.catalogue import (
     register,
     take_stock,
 )
-from boring_assets.commands.runs import open_instance, run_range
-from boring_assets.definitions import build_embeddings, build_source
+from boring_assets.commands.runs import run_range
+from boring_assets.instance.homes import open_instance
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def write(settings: Settings, first: int, count: int = 1, seed: int = 0) -> None
 
 def report_done(settings: Settings, instance: dg.DagsterInstance, key: str, made_with: str = "") -> None:
     """Records a shard as embedded in its present version, and puts a file where its embeddings go."""
-    (shard,) = [shard for shard in build_source(settings).discover().shards if shard.key == key]
+    (shard,) = [shard for shard in ShardSource.from_settings(settings).discover().shards if shard.key == key]
     version = data_version(shard.version, made_with or settings.embedding_version())
     instance.report_runless_asset_event(
         dg.AssetMaterialization(ASSET_KEY, partition=key, tags={DATA_VERSION_TAG: version})
@@ -57,15 +59,15 @@ def report_done(settings: Settings, instance: dg.DagsterInstance, key: str, made
 
 
 def states(settings: Settings, instance: dg.DagsterInstance) -> dict[str, State]:
-    found = build_source(settings).discover()
-    committed = build_embeddings(settings).committed
+    found = ShardSource.from_settings(settings).discover()
+    committed = EmbeddingsIOManager.from_settings(settings).committed
     return take_stock(instance, found, settings.embedding_version(), committed).states
 
 
 def test_each_state_is_told_from_the_others(settings: Settings, instance: dg.DagsterInstance) -> None:
     folder = Path(settings.input_dir)
     write(settings, 0, 8)
-    register(instance, build_source(settings).discover())
+    register(instance, ShardSource.from_settings(settings).discover())
     for number in (0, 1, 3, 4, 6):
         report_done(settings, instance, f"{number:05d}")
     report_done(settings, instance, "00002", made_with="another-model")
@@ -96,7 +98,7 @@ def test_a_lost_partition_that_fails_again_is_failed(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
     write(settings, 0)
-    register(instance, build_source(settings).discover())
+    register(instance, ShardSource.from_settings(settings).discover())
     report_done(settings, instance, "00000")
     (Path(settings.output_dir) / "image_embeddings" / "00000.parquet").unlink()
     parquet = Path(settings.input_dir) / "00000.parquet"
@@ -108,10 +110,10 @@ def test_a_lost_partition_that_fails_again_is_failed(
 
 def test_register_adds_what_is_new_in_order(settings: Settings, instance: dg.DagsterInstance) -> None:
     write(settings, 5, 2)
-    assert register(instance, build_source(settings).discover()) == ["00005", "00006"]
+    assert register(instance, ShardSource.from_settings(settings).discover()) == ["00005", "00006"]
     write(settings, 0, 2)
-    assert register(instance, build_source(settings).discover()) == ["00000", "00001"]
-    assert register(instance, build_source(settings).discover()) == []
+    assert register(instance, ShardSource.from_settings(settings).discover()) == ["00000", "00001"]
+    assert register(instance, ShardSource.from_settings(settings).discover()) == []
     assert list(instance.get_dynamic_partitions("shards")) == ["00005", "00006", "00000", "00001"]
     assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 1
 
@@ -119,7 +121,7 @@ def test_register_adds_what_is_new_in_order(settings: Settings, instance: dg.Dag
 def test_register_leaves_a_pool_limit_that_was_set(settings: Settings, instance: dg.DagsterInstance) -> None:
     instance.event_log_storage.set_concurrency_slots("gpu", 4)
     write(settings, 0)
-    register(instance, build_source(settings).discover())
+    register(instance, ShardSource.from_settings(settings).discover())
     assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 4
 
 

@@ -7,14 +7,16 @@ import dagster as dg
 import pytest
 
 from boring_assets.catalogue import ASSET_KEY
-from boring_assets.definitions import build_definitions, build_embeddings, build_source
+from boring_assets.definitions import build_definitions
 from boring_assets.jobs import range_tags
-from boring_assets.judgement import CHECKS, Committed
+from boring_assets.output import measures
+from boring_assets.output.judgement import CHECKS, Committed
+from boring_assets.output.measures import measure_all
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
-from partitions.root import Root
-from resources import measures
-from resources.measures import measure_all
+from boring_assets.storage.root import Root
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 from tests.assets.project import Project
 from tests.planted_vectors import (
     BAD,
@@ -63,9 +65,11 @@ def check(project: Project) -> dict[str, dg.AssetCheckEvaluation]:
 def find(settings: Settings) -> dict[str, dict[str, str]]:
     """What the checks find without a run around them, where they find anything."""
     committed = Committed(
-        measures=measure_all(build_embeddings(settings).root()),
+        measures=measure_all(EmbeddingsIOManager.from_settings(settings).root()),
         reported=frozenset(KEYS),
-        source_versions={shard.key: shard.version for shard in build_source(settings).discover().shards},
+        source_versions={
+            shard.key: shard.version for shard in ShardSource.from_settings(settings).discover().shards
+        },
         settings=settings.embedding_version(),
     )
     found = {name: check(committed).problems for name, (_, check) in CHECKS.items()}
@@ -172,6 +176,6 @@ def test_an_output_on_s3_is_checked_alike(settings: Settings, s3_env: Seaweed) -
     for seed, key in enumerate(KEYS):
         commit(remote, key, vectors(100, seed))
     assert find(remote) == {}
-    root = build_embeddings(remote).root()
+    root = EmbeddingsIOManager.from_settings(remote).root()
     root.fs.rm_file(f"{root.path}/image_failures/{BAD}.parquet")
     assert find(remote) == {"rows_accounted_for": {BAD: "the failures file is gone"}}

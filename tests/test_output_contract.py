@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from boring_assets import __version__
-from boring_assets.definitions import build_source
-from boring_assets.engine.decode import Limits, decode
+from boring_assets.engine.decoding.decode import Limits, decode
+from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.samples import Failure, Shard
-from boring_assets.engine.schema import read_facts
-from boring_assets.engine.sources import open_shard
+from boring_assets.output.schema import read_facts
 from boring_assets.sample_data import write_sample_data
 from resources.clip import ClipResource
+from resources.source import ShardSource
 from tests.assets.project import Project
 from tests.conftest import SHARED_DATA
 
@@ -124,10 +124,10 @@ def test_vectors_are_of_their_own_image_and_normalized(embedded: Embedded) -> No
     assert len(np.unique(vectors, axis=0)) > len(vectors) * 0.9
 
     settings = embedded.project.settings
-    shard = build_source(settings).find([key])[key]
+    shard = ShardSource.from_settings(settings).find([key])[key]
     assert isinstance(shard, Shard)
     encoder = ClipResource(model="boring-tiny", device="cpu", precision="fp32").encoder()
-    opened = open_shard(shard, Limits(), build_source(settings).fetcher())
+    opened = open_shard(shard, Limits(), ShardSource.from_settings(settings).fetcher())
     images = dict(opened.images())
     by_key = {name: row for row, name in enumerate(opened.column("key"))}
     for number in range(0, table.num_rows, max(1, table.num_rows // 8)):
@@ -143,7 +143,7 @@ def test_files_say_how_they_were_made(embedded: Embedded) -> None:
     for key in embedded.keys:
         path = embedded.project.path(key)
         facts = read_facts(pq.read_schema(path).metadata)
-        shard = build_source(embedded.project.settings).find([key])[key]
+        shard = ShardSource.from_settings(embedded.project.settings).find([key])[key]
         assert isinstance(shard, Shard)
         done, failed = (embedded.project.table(key, f"image_{kind}") for kind in ("embeddings", "failures"))
         reasons = failed["reason"].to_pylist()

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 
-from boring_assets.definitions import build_embeddings
 from boring_assets.sample_data import write_sample_data
-from resources.files import write_bytes
-from resources.storage import open_root
+from boring_assets.storage.files import write_bytes
+from boring_assets.storage.root import open_root
+from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import Project, stored
 from tests.seaweed import BUCKET, Seaweed, free_ports
 
@@ -201,4 +201,4 @@ def test_a_shard_that_went_away_costs_itself(s3_env: Seaweed, shards: Path, proj
     assert f"There is no shard {source}/{KEYS[1]}.parquet" in outcome.error
     left = [key for key in KEYS if key != KEYS[1]]
     assert [event.partition for event in mine.events()] == left
-    assert build_embeddings(mine.settings).committed() == set(left)
+    assert EmbeddingsIOManager.from_settings(mine.settings).committed() == set(left)

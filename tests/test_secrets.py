@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.engine.secrets import without_secrets
+from boring_assets.secrets import without_secrets
 from tests.assets.project import Project, stored
 from tests.command_line import PROGRAM, CommandLine
 from tests.seaweed import free_ports

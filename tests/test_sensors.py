@@ -12,16 +12,21 @@ from dagster._core.definitions.run_request import RunRequest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
 from boring_assets.catalogue import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG
-from boring_assets.definitions import build_definitions, build_embeddings, build_source
+from boring_assets.definitions import build_definitions
 from boring_assets.sensors import _pack, _unpack
 from boring_assets.settings import Settings
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 from tests.test_catalogue import instance, report_done, settings, write
 
 __all__ = ["instance", "settings"]
 
 
 def tick(settings: Settings, instance: dg.DagsterInstance, cursor: str | None = None) -> SensorExecutionData:
-    resources = {"source": build_source(settings), "embeddings": build_embeddings(settings)}
+    resources = {
+        "source": ShardSource.from_settings(settings),
+        "embeddings": EmbeddingsIOManager.from_settings(settings),
+    }
     sensor = build_definitions(settings).resolve_sensor_def("new_shards")
     context = dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources)
     return sensor.evaluate_tick(context)
@@ -91,7 +96,7 @@ def test_the_cursor_is_short_and_that_of_an_earlier_version_is_understood(
 ) -> None:
     write(settings, 0, 3)
     first = tick(settings, instance)
-    asked = {shard.key: shard.version for shard in build_source(settings).discover().shards}
+    asked = {shard.key: shard.version for shard in ShardSource.from_settings(settings).discover().shards}
     assert spans(first.run_requests) == [("00000", "00002")]
     assert not tick(settings, instance, json.dumps(asked)).run_requests
     asked["00001"] = "another version"

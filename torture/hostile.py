@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from boring_assets.engine.limits import Limits
+from boring_assets.engine.decoding.limits import Limits
 
 _PART = {"images": 1000, "files": 100}
 _PART_SECONDS = 1200
@@ -44,8 +44,8 @@ def main() -> int:
 
 
 def _run_part(kind: str, count: int, seed: int) -> dict[str, object]:
-    from boring_assets.engine.encoder import Encoder
-    from boring_assets.engine.model import load_model
+    from boring_assets.engine.model.encoder import Encoder
+    from boring_assets.engine.model.load import load_model
     from boring_assets.tiny import TINY_NAME
     from tests.engine.accounting import account_for_files, account_for_images
 

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.catalogue import ASSET_KEY, State, take_stock
-from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 from torture.starter import Run, Starter
 
 PROGRAM = str(Path(sys.executable).parent / "boring-assets")
@@ -110,8 +111,8 @@ class Place:
     def states(self) -> dict[str, State]:
         """Each partition's state, as `boring-assets status` says."""
         with self._settings() as settings, self._instance() as instance:
-            found = build_source(settings).discover()
-            committed = build_embeddings(settings).committed
+            found = ShardSource.from_settings(settings).discover()
+            committed = EmbeddingsIOManager.from_settings(settings).committed
             return take_stock(instance, found, settings.embedding_version(), committed).states
 
     def computed(self) -> dict[str, int]:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 _IMPORTED = (
     "torch", "torchvision", "open_clip", "s3fs", "polars", "pyarrow.dataset", "simplejpeg",
     "safetensors.torch", "boring_assets.cli", "boring_assets.commands.embedding",
-    "boring_assets.engine.model",
+    "boring_assets.engine.model.load",
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from boring_assets.assets.events import cell
 from boring_assets.engine.pipeline import EmbeddedShard
-from boring_assets.engine.secrets import without_secrets
+from boring_assets.secrets import without_secrets
 
 _SIDE = 96
 _COLUMNS = 6

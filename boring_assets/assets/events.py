@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from boring_assets.catalogue import ASSET_KEY, DATA_VERSION_TAG, data_version
 from boring_assets.engine.samples import Shard
-from boring_assets.engine.secrets import without_secrets
+from boring_assets.secrets import without_secrets
 
 _PREVIEW_ROWS = 5
 _PREVIEW_TEXT = 60

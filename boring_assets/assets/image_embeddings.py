@@ -19,20 +19,21 @@ from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import materialization
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
-from boring_assets.assets.waiting_runs import WaitingRuns
 from boring_assets.catalogue import ADOPT_TAG, MAX_SAMPLES_TAG, POOL, REDO_TAG
 from boring_assets.datasets import Dataset
-from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
-from boring_assets.engine.secrets import without_secret_causes
 from boring_assets.errors import BoringError, ShardError
 from boring_assets.monitoring.metrics import Metrics, RunMetrics
-from partitions.root import check_refusal, is_down, storage_error
+from boring_assets.output.files import EMBEDDINGS, FAILURES
+from boring_assets.output.totals import refresh_totals
+from boring_assets.secrets import without_secret_causes
+from boring_assets.storage.errors import is_down, storage_error
+from boring_assets.storage.root import check_refusal
 from resources.clip import ClipResource
-from resources.embeddings_io import EMBEDDINGS, FAILURES, EmbeddingsIOManager
+from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
-from resources.totals import refresh_totals
 
 RESUME_TAG = "dagster/is_resume_retry"
 # Backfill policies are in beta, and said so for two years; the user of this project cannot act on it.
@@ -40,12 +41,14 @@ warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", categor
 
 FAILED_SHARDS = "failed_shards"
 """Name of a failed run's metadata: why each shard failed, by key."""
-PROGRESS = Progress()
-"""What the runs of this process have done so far, for whoever shows it."""
 
 
 def define_image_embeddings(
-    partitions_per_run: int, code_version: str, dataset: Dataset, metrics: Metrics | None = None
+    partitions_per_run: int,
+    code_version: str,
+    dataset: Dataset,
+    metrics: Metrics | None = None,
+    progress: Progress | None = None,
 ) -> dg.AssetsDefinition:
     """Makes the asset.
 
@@ -55,10 +58,12 @@ def define_image_embeddings(
             partitions as stale.
         dataset: Whose shards its partitions are.
         metrics: Where metrics of the runs go; None is nowhere.
+        progress: Counts the samples of all runs of this process, for a progress bar.
 
     Returns:
         The asset `image_embeddings`.
     """
+    progress = progress or Progress()
 
     @dg.asset(
         key=dataset.embeddings,
@@ -79,10 +84,9 @@ def define_image_embeddings(
     ) -> Iterator[dg.AssetMaterialization]:
         try:
             output, home = embeddings.root().uri, context.instance.root_directory
-            counted = (metrics or Metrics()).run(output, home, PROGRESS, context.log.warning)
-            others = WaitingRuns(context, dataset, partitions_per_run)
+            counted = (metrics or Metrics()).run(output, home, progress, context.log.warning)
             with counted as counts:
-                run = _Run(context, source, clip, embeddings, code_version, counts, others)
+                run = _Run(context, source, clip, embeddings, code_version, counts, progress)
                 yield from run.materialize()
         except BoringError as error:
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
@@ -117,10 +121,10 @@ class _Run:
         embeddings: EmbeddingsIOManager,
         code_version: str,
         metrics: RunMetrics,
-        others: WaitingRuns,
+        progress: Progress,
     ) -> None:
         self._context, self._source, self._clip, self._embeddings = context, source, clip, embeddings
-        self._code_version, self._metrics, self._others = code_version, metrics, others
+        self._code_version, self._metrics, self._progress = code_version, metrics, progress
         self._failed: dict[str, str] = {}
 
     def materialize(self) -> Iterator[dg.AssetMaterialization]:
@@ -132,7 +136,7 @@ class _Run:
                 "stand in the order in which they were registered; give first and last in that order."
             )
         self._embeddings.check()
-        shards = self._find([*keys, *self._others.keys])
+        shards = self._find(keys)
         tags = self._context.run.tags
         redo = tags.get(REDO_TAG) == "true"
         if (tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true") and not redo:
@@ -173,9 +177,7 @@ class _Run:
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
             uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
             asset = self._context.asset_key
-            yield from self._tell(
-                materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True, asset=asset)
-            )
+            yield materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True, asset=asset)
         return todo
 
     def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
@@ -200,7 +202,7 @@ class _Run:
         self._refuse_to_mix(facts)
         left = {shard.key for shard in shards}
         commit = partial(self._commit, facts=facts, device=device)
-        work = (shards, encoder, options, self._source.fetcher(), PROGRESS, self._source.check)
+        work = (shards, encoder, options, self._source.fetcher(), self._progress, self._source.check)
         for result in embed_shards(*work, then=commit):
             left.discard(result.shard.key)
             if isinstance(result, FailedShard):
@@ -209,7 +211,7 @@ class _Run:
                 check_refusal(result.error, self._source.root())
                 self._fail(result.shard.key, result.error)
             else:
-                yield from self._tell(result.event)
+                yield result.event
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
         # Another run may have begun in the same empty output, with another model.
@@ -219,8 +221,7 @@ class _Run:
         run = self._context.run
         if run.tags.get(REDO_TAG) != "true":
             replaced = backfilled(self._context.instance, run.tags, self._context.asset_key)
-            replaced |= {*self._context.partition_keys, *self._others.keys}
-            refuse_to_mix(self._embeddings, facts, replaced)
+            refuse_to_mix(self._embeddings, facts, replaced | set(self._context.partition_keys))
 
     def _commit(
         self, result: EmbeddedShard, facts: dict[str, Any], device: str
@@ -258,17 +259,7 @@ class _Run:
             "boring_assets_version": __version__,
         }
 
-    def _tell(self, event: dg.AssetMaterialization) -> Iterator[dg.AssetMaterialization]:
-        """Reports a committed shard, by this run or by the one that it is of."""
-        if str(event.partition) in self._others:
-            self._others.committed(event)
-        else:
-            yield event
-
     def _fail(self, key: str, error: BoringError) -> None:
-        if key in self._others:
-            self._context.log.warning(f"Shard {key} of a run that waits failed, and is left to it: {error}")
-            return
         self._failed[key] = str(error)
         self._metrics.add("shards_failed")
         self._context.log.error(f"Shard {key} failed: {error}")

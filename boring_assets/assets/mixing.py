@@ -5,12 +5,12 @@ from itertools import islice
 from typing import Any
 
 import dagster as dg
-from dagster._core.storage.tags import BACKFILL_ID_TAG
 
-from boring_assets.catalogue import ASSET_KEY, REDO_TAG
+from boring_assets.catalogue import ASSET_KEY, BACKFILL_TAG, REDO_TAG
 from boring_assets.errors import SettingsError
-from resources.embeddings_io import EMBEDDINGS, EmbeddingsIOManager
-from resources.identity import differences, identity, is_all_of, made_by_others
+from boring_assets.output.files import EMBEDDINGS
+from boring_assets.output.identity import differences, identity, is_all_of, made_by_others
+from resources.embeddings_io import EmbeddingsIOManager
 
 
 def refuse_to_mix(
@@ -52,7 +52,7 @@ def backfilled(
     instance: dg.DagsterInstance, tags: Mapping[str, str], asset: dg.AssetKey = ASSET_KEY
 ) -> set[str]:
     """Keys of all partitions that a run's backfill makes anew, in whichever of its runs."""
-    backfill = instance.get_backfill(tags[BACKFILL_ID_TAG]) if BACKFILL_ID_TAG in tags else None
+    backfill = instance.get_backfill(tags[BACKFILL_TAG]) if BACKFILL_TAG in tags else None
     if backfill is None or backfill.asset_backfill_data is None:
         return set()
     subset = backfill.asset_backfill_data.target_subset

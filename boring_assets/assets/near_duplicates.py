@@ -9,16 +9,16 @@ import dagster as dg
 import pyarrow.compute as pc
 
 from boring_assets.datasets import Dataset
-from boring_assets.engine.decode import Limits
+from boring_assets.engine.decoding.decode import Limits
+from boring_assets.engine.decoding.thumbnail import pixel_digest
 from boring_assets.engine.samples import Failure
-from boring_assets.engine.thumbnail import pixel_digest
 from boring_assets.errors import BoringError, StorageError
+from boring_assets.output.files import write_table
 from boring_assets.search.duplicates import find_duplicates
 from boring_assets.search.lance import FOLDER, open_table, told
 from boring_assets.search.pictures import Pictures
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
-from resources.files import write_table
 from resources.source import ShardSource
 
 FILE = "near_duplicates.parquet"

@@ -51,7 +51,7 @@ def _measure(
     benchmark: Path | None, images_per_second: float | None, dim: int | None, **settings: Any
 ) -> Any:
     from boring_assets.commands import costing
-    from boring_assets.commands.runs import open_instance
+    from boring_assets.instance.homes import open_instance
 
     values = apply(settings)
     if sum((bool(settings["output_dir"]), bool(benchmark), bool(images_per_second))) > 1:

@@ -89,11 +89,11 @@ def measure_output(settings: Settings, instance: dg.DagsterInstance) -> Measured
     Raises:
         StorageError: The output cannot be read, or has nothing in it.
     """
-    from boring_assets.definitions import build_embeddings
-    from partitions.root import storage_error
-    from resources.embeddings_io import EMBEDDINGS
+    from boring_assets.output.files import EMBEDDINGS
+    from boring_assets.storage.errors import storage_error
+    from resources.embeddings_io import EmbeddingsIOManager
 
-    root = build_embeddings(settings).root()
+    root = EmbeddingsIOManager.from_settings(settings).root()
     try:
         totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
         files = root.fs.find(f"{root.path}/{EMBEDDINGS}", detail=True).values()

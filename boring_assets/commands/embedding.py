@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import dagster as dg
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
 from rich.console import Console
 
 from boring_assets.catalogue import (
@@ -25,18 +24,23 @@ from boring_assets.commands.parallel import run_in_workers
 from boring_assets.commands.progress_bar import ProgressBar, count_rows
 from boring_assets.commands.redoing import find_other_weights
 from boring_assets.commands.report import Summary, made_by, say_done, say_left_out
-from boring_assets.commands.runs import Outcome, open_instance, run_range
+from boring_assets.commands.runs import Outcome, run_range
 from boring_assets.datasets import Dataset
-from boring_assets.definitions import build_embeddings, build_source
+from boring_assets.engine.results import Progress
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError, without_family
-from boring_assets.instance.homes import HOME_TAG, home_name
+from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import ALIVE_LOCK, embed_job, is_of_command_line
+from boring_assets.output.totals import refresh_totals
 from boring_assets.settings import Settings
+from boring_assets.storage.root import check_readable
 from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
-from partitions.root import check_readable
-from resources.totals import refresh_totals
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
+
+_FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
+_UNFINISHED = [status for status in dg.DagsterRunStatus if status not in _FINISHED]
 
 
 def embed_all(
@@ -45,6 +49,7 @@ def embed_all(
     redo: bool = False,
     only: Collection[str] | None = None,
     console: Console | None = None,
+    progress: Progress | None = None,
 ) -> Summary:
     """Embeds every new, changed, failed or lost shard of the input, and says what happened.
 
@@ -53,6 +58,7 @@ def embed_all(
         redo: Also embed again what was made by other settings, or by other weights under the same name.
         only: No other partitions than these; None is all.
         console: Where to print; the terminal by default.
+        progress: Counts the samples.
 
     Returns:
         What was done.
@@ -65,7 +71,7 @@ def embed_all(
     """
     console = console or Console(highlight=False)
     found = _discover(settings)
-    embeddings = build_embeddings(settings)
+    embeddings = EmbeddingsIOManager.from_settings(settings)
     embeddings.check()
     instance, dataset = open_instance(settings.output_dir), Dataset(settings.dataset)
     with _alive(instance):
@@ -82,7 +88,9 @@ def embed_all(
             rest = "" if done == len(stock.shards) + len(found.growing) else " else"
             console.print(f"Nothing{rest} to do: {some(done, 'shard')} embedded already.")
             return Summary()
-        summary = _run(settings, instance, stock, wanted, console, redo=redo)
+        shards = [stock.shards[key] for key in wanted]
+        with ProgressBar(console, shards, settings.max_samples, progress) as bar:
+            summary = _run(settings, instance, stock, wanted, bar, redo=redo)
     say_done(console, settings, summary)
     return summary
 
@@ -110,14 +118,14 @@ def _end_dead_runs(instance: dg.DagsterInstance, lock: IO[str]) -> None:
     except (BlockingIOError, PermissionError):  # POSIX lets a lock that is held answer either
         return
     tags = {ADOPT_TAG: "true", HOME_TAG: home_name(instance)}
-    unfinished = dg.RunsFilter(job_name=embed_job.name, statuses=NOT_FINISHED_STATUSES, tags=tags)
+    unfinished = dg.RunsFilter(job_name=embed_job.name, statuses=_UNFINISHED, tags=tags)
     for run in instance.get_runs(unfinished):
         if is_of_command_line(run):  # the daemon watches its own
             instance.report_run_failed(run, "The process of this run was ended before the run was.")
 
 
 def _discover(settings: Settings) -> Discovery:
-    source = build_source(settings)
+    source = ShardSource.from_settings(settings)
     check_readable(source.root())
     found = source.discover()
     if not found.shards:
@@ -159,19 +167,18 @@ def _run(
     instance: dg.DagsterInstance,
     stock: Catalogue,
     wanted: list[str],
-    console: Console,
+    bar: ProgressBar,
     *,
     redo: bool,
 ) -> Summary:
     started = time.monotonic()
     before = instance.event_log_storage.get_maximum_record_id() or 0
-    with ProgressBar(console, [stock.shards[key] for key in wanted], settings.max_samples) as bar:
-        workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
-        if workers > 1:
-            shares = _shares(stock.order, wanted, workers, settings.partitions_per_run)
-            outcomes = run_in_workers(shares, redo=redo)
-        else:
-            outcomes = list(_run_here(settings, instance, stock, wanted, bar, redo=redo))
+    workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
+    if workers > 1:
+        shares = _shares(stock.order, wanted, workers, settings.partitions_per_run)
+        outcomes = run_in_workers(shares, bar.counts, redo=redo)
+    else:
+        outcomes = list(_run_here(settings, instance, stock, wanted, bar, redo=redo))
     mine = {outcome.run_id for outcome in outcomes}
     summary = _summarize(
         _events(instance, Dataset(settings.dataset), before, mine), time.monotonic() - started
@@ -198,7 +205,7 @@ def _run_here(
         left = settings.max_samples - bar.done if settings.max_samples else 0
         if settings.max_samples and left <= 0:
             return
-        outcome = run_range(settings, instance, first, last, left, redo=redo)
+        outcome = run_range(settings, instance, first, last, left, redo=redo, progress=bar.counts)
         yield outcome
         if outcome.stops:
             return

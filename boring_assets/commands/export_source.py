@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.errors import SettingsError, StorageError
-from resources.embeddings_io import EMBEDDINGS
-from resources.storage import Root, storage_error
+from boring_assets.output.files import EMBEDDINGS
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import Root
 
 _BATCH_ROWS = 8192
 

@@ -17,9 +17,10 @@ import pyarrow.compute as pc
 from boring_assets import __version__
 from boring_assets.commands.export_source import Export
 from boring_assets.errors import SettingsError
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.files import write_bytes
+from boring_assets.storage.root import open_root
 from boring_assets.wording import some
-from resources.files import write_bytes
-from resources.storage import open_root, storage_error
 
 MARK = "export.json"
 """Written last: an export with it is whole."""

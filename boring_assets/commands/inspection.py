@@ -13,14 +13,15 @@ from fsspec.implementations.local import LocalFileSystem
 from boring_assets.commands.progress_bar import count_rows
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
+from boring_assets.output.files import EMBEDDINGS, FAILURES
+from boring_assets.output.findings import Checked, Finding, Kind, Severity
+from boring_assets.output.identity import NAMES, differences, identity
+from boring_assets.output.verify import check_files
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.files import version_of
+from boring_assets.storage.root import Root
 from partitions.discovery import Discovery
-from partitions.root import Root, storage_error
 from partitions.shards import SUFFIX, check_key, uri_of
-from resources.embeddings_io import EMBEDDINGS, FAILURES
-from resources.files import version_of
-from resources.findings import Checked, Finding, Kind, Severity
-from resources.identity import NAMES, differences, identity
-from resources.verify import check_files
 
 DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
 """What is wrong with the files themselves, so that only other files can mend it."""

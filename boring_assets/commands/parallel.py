@@ -1,6 +1,6 @@
 """Several devices at once: each worker is a process with a Dagster run, a model and a device of its own.
 
-Each takes its device by itself, see `resources.devices`.
+Each takes its device by itself, see `boring_assets.engine.model.devices`.
 
 A worker tells how far it is by JSON lines on its standard output.
 """
@@ -12,11 +12,12 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-from boring_assets.assets.image_embeddings import PROGRESS
-from boring_assets.commands.runs import Outcome, open_instance, run_range
+from boring_assets.commands.runs import Outcome, run_range
 from boring_assets.engine.results import Progress
+from boring_assets.instance.homes import open_instance
 from boring_assets.monitoring.logs import set_up_process
 from boring_assets.settings import PREFIX, load_settings
 
@@ -26,13 +27,16 @@ _lock = threading.Lock()
 Range = tuple[str, str]
 
 
-def run_in_workers(shares: Sequence[Sequence[Range]], *, redo: bool = False) -> list[Outcome]:
+def run_in_workers(
+    shares: Sequence[Sequence[Range]], progress: Progress, *, redo: bool = False
+) -> list[Outcome]:
     """Runs each share of ranges in a process of its own, all at once.
 
     The CPU's cores are divided among the workers. Settings reach them by the environment.
 
     Args:
         shares: For each worker its ranges: first and last partition key, in Dagster's order.
+        progress: Counts the samples of all workers.
         redo: See `run_range`.
 
     Returns:
@@ -41,7 +45,11 @@ def run_in_workers(shares: Sequence[Sequence[Range]], *, redo: bool = False) -> 
     workers = [_start(share, redo, _environment(len(shares))) for share in shares]
     with ThreadPoolExecutor(len(workers)) as pool:
         try:
-            return [outcome for outcomes in pool.map(_follow, workers) for outcome in outcomes]
+            return [
+                outcome
+                for outcomes in pool.map(partial(_follow, progress=progress), workers)
+                for outcome in outcomes
+            ]
         except BaseException:  # Ctrl-C, above all: no worker goes on without its parent
             for worker in workers:
                 worker.terminate()
@@ -60,7 +68,7 @@ def _start(share: Sequence[Range], redo: bool, environment: dict[str, str]) -> "
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def _follow(worker: "subprocess.Popen[str]") -> list[Outcome]:
+def _follow(worker: "subprocess.Popen[str]", progress: Progress) -> list[Outcome]:
     """Counts what a worker reports into this process's progress, and returns its outcomes."""
     outcomes: list[Outcome] = []
     before = {"embedded": 0, "failed": 0}
@@ -71,8 +79,8 @@ def _follow(worker: "subprocess.Popen[str]") -> list[Outcome]:
                 outcomes.append(Outcome(**said))
                 continue
             with _lock:
-                PROGRESS.embedded += said["embedded"] - before["embedded"]
-                PROGRESS.failed += said["failed"] - before["failed"]
+                progress.embedded += said["embedded"] - before["embedded"]
+                progress.failed += said["failed"] - before["failed"]
             before = said
     if worker.returncode:
         outcomes.append(Outcome(f"a worker process ended with code {worker.returncode}"))
@@ -84,13 +92,13 @@ def main() -> None:
     settings = load_settings()
     set_up_process(settings)
     instance = open_instance(settings.output_dir)
-    stop = threading.Event()
-    reporter = threading.Thread(target=_report, args=(PROGRESS, stop), daemon=True)
+    stop, progress = threading.Event(), Progress()
+    reporter = threading.Thread(target=_report, args=(progress, stop), daemon=True)
     reporter.start()
     outcomes = []
     share, redo = map(json.loads, sys.argv[1:])
     for first, last in share:
-        outcomes.append(run_range(settings, instance, first, last, redo=redo))
+        outcomes.append(run_range(settings, instance, first, last, redo=redo, progress=progress))
         if outcomes[-1].stops:
             break
     stop.set()

@@ -12,12 +12,13 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.bare import MAX_TEXT_BYTES, to_text
-from boring_assets.engine.layouts import IMAGE_SUFFIXES
+from boring_assets.engine.inputs.bare import MAX_TEXT_BYTES, to_text
+from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES
 from boring_assets.errors import StorageError
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.files import write_bytes
+from boring_assets.storage.root import Root, check_readable, open_root
 from boring_assets.wording import some
-from resources.files import write_bytes
-from resources.storage import Root, check_readable, open_root, storage_error
 
 _NAME = "pictures-{:05}.parquet"
 SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "caption")])

@@ -1,4 +1,4 @@
-"""The terminal's progress bar over the runs of this process."""
+"""The terminal's progress bar over the runs of one command."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,19 +10,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from boring_assets.assets.image_embeddings import PROGRESS
+from boring_assets.engine.results import Progress as Counts
 from boring_assets.engine.samples import Shard
 
 _TICK_SECONDS = 0.25
 
 
 class ProgressBar:
-    """The progress bar: images done, images a second, time left, failures."""
+    """The progress bar: images done, images a second, time left, failures.
 
-    def __init__(self, console: Console, shards: list[Shard], most: int) -> None:
+    Attributes:
+        counts: Give this to the runs, which add their samples to it.
+    """
+
+    def __init__(
+        self, console: Console, shards: list[Shard], most: int, counts: Counts | None = None
+    ) -> None:
         self._shards, self._most = shards, most
-        self._start = PROGRESS.embedded + PROGRESS.failed
-        self._failed = PROGRESS.failed
+        self.counts = counts or Counts()
         self._stop = threading.Event()
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), _Count(), _Rate(), TimeRemainingColumn(),
@@ -33,8 +38,8 @@ class ProgressBar:
 
     @property
     def done(self) -> int:
-        """Samples answered since the bar was made."""
-        return PROGRESS.embedded + PROGRESS.failed - self._start
+        """Samples that are embedded or failed so far."""
+        return self.counts.embedded + self.counts.failed
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()
@@ -71,7 +76,7 @@ class ProgressBar:
         done, total = self.done, self._bar.tasks[0].total
         # The last images' shards are still to be written when all images are answered.
         text = "loading the model" if not done else "writing" if total and done >= total else "embedding"
-        self._bar.update(self._task, completed=done, failed=PROGRESS.failed - self._failed, description=text)
+        self._bar.update(self._task, completed=done, failed=self.counts.failed, description=text)
 
 
 class _Count(ProgressColumn):

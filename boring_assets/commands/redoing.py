@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from boring_assets.catalogue import Catalogue, State
-from boring_assets.engine.model import load_model
+from boring_assets.engine.model.load import load_model
+from boring_assets.output.files import EMBEDDINGS
+from boring_assets.output.identity import identity, made_by_others
 from boring_assets.settings import Settings
-from resources.embeddings_io import EMBEDDINGS, EmbeddingsIOManager
-from resources.identity import identity, made_by_others
+from resources.embeddings_io import EmbeddingsIOManager
 
 
 def weights(settings: Settings) -> dict[str, Any]:

@@ -72,12 +72,13 @@ def look(settings: Settings) -> Any:
         StorageError: The output, or the input, cannot be read.
     """
     from boring_assets.commands.inspection import inspect
-    from boring_assets.definitions import build_embeddings, build_source
-    from partitions.root import check_readable
+    from boring_assets.storage.root import check_readable
+    from resources.embeddings_io import EmbeddingsIOManager
+    from resources.source import ShardSource
 
-    root = build_embeddings(settings).root()
+    root = EmbeddingsIOManager.from_settings(settings).root()
     check_readable(root)
-    return inspect(root, build_source(settings).discover() if settings.input_dir else None)
+    return inspect(root, ShardSource.from_settings(settings).discover() if settings.input_dir else None)
 
 
 def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, str]:
@@ -98,15 +99,15 @@ def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, s
     """
     from boring_assets.commands.embedding import embed_all
     from boring_assets.commands.inspection import DAMAGE
-    from boring_assets.definitions import build_embeddings
-    from resources.totals import refresh_totals
+    from boring_assets.output.totals import refresh_totals
+    from resources.embeddings_io import EmbeddingsIOManager
 
     if report.shards is None:
         raise SettingsError(
             "--repair needs the input to embed from. Set BORING_INPUT_DIR to the folder or bucket prefix "
             "that holds the shards."
         )
-    embeddings = build_embeddings(settings)
+    embeddings = EmbeddingsIOManager.from_settings(settings)
     redo = [key for key in report.bad() if key in report.shards]
     if redo:
         _check_same_model(settings, report)

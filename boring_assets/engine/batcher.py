@@ -7,9 +7,9 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
 from boring_assets.engine.channel import Channel, Closed
-from boring_assets.engine.decoders import Decoded
-from boring_assets.engine.encoder import Encoder, Pending
+from boring_assets.engine.decoding.decoders import Decoded
 from boring_assets.engine.job import Job
+from boring_assets.engine.model.encoder import Encoder, Pending
 from boring_assets.engine.reader import Chunk
 from boring_assets.engine.results import EmbeddedShard, FailedShard, Progress
 from boring_assets.engine.samples import Failure

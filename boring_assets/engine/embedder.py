@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from boring_assets.engine.decoders import MOST_THREADS, ThreadDecoders
-from boring_assets.engine.encoder import Encoder, Pending
-from boring_assets.engine.limits import Limits
-from boring_assets.engine.model import load_model
+from boring_assets.engine.decoding.decoders import MOST_THREADS, ThreadDecoders
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.model.encoder import Encoder, Pending
+from boring_assets.engine.model.load import load_model
 from boring_assets.engine.samples import Failure, Reason
 
 if TYPE_CHECKING:

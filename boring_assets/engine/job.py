@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boring_assets.engine.inputs.sources import OpenShard
 from boring_assets.engine.results import EmbeddedShard
 from boring_assets.engine.samples import Failure, Shard
-from boring_assets.engine.sources import OpenShard
 
 if TYPE_CHECKING:
     from torch import Tensor

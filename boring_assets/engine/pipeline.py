@@ -23,8 +23,8 @@ from typing import Any, TypeVar, overload
 
 from boring_assets.engine.batcher import Batcher
 from boring_assets.engine.channel import Channel, Closed
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.fetch import Fetcher
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.reader import Chunk, Reader
 from boring_assets.engine.results import EmbeddedShard, FailedShard, Options, Progress
 from boring_assets.engine.samples import Shard

@@ -6,13 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from boring_assets.engine.channel import Channel, Closed
-from boring_assets.engine.decoders import Decoded, make_decoders
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.fetch import Fetcher
+from boring_assets.engine.decoding.decoders import Decoded, make_decoders
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.sources import OpenShard, open_shard
 from boring_assets.engine.job import Job
+from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.results import Options
 from boring_assets.engine.samples import Failure, Shard
-from boring_assets.engine.sources import OpenShard, open_shard
 from boring_assets.errors import ShardError
 
 CHUNK_IMAGES = 16

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from boring_assets.engine.limits import Limits
+from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.samples import Failure, Shard
 from boring_assets.errors import ShardError
 

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from boring_assets.catalogue import POOL
-from resources.devices import devices
+from boring_assets.engine.model.devices import devices
 
 _CURSOR = "boring_assets/pool"
 

@@ -10,9 +10,9 @@ import dagster as dg
 
 from boring_assets.datasets import Dataset
 from boring_assets.engine.samples import Reason
-from boring_assets.judgement import Committed, failure_rate
 from boring_assets.monitoring.webhook import post
-from resources.measures import Measures
+from boring_assets.output.judgement import Committed, failure_rate
+from boring_assets.output.measures import Measures
 
 _EVERY_SECONDS = 30
 _PAGE = 1000

@@ -1,8 +1,4 @@
-"""Logs as one JSON object a line on standard error, where `BORING_LOG_FORMAT` is `json`.
-
-Dagster's own processes have an option for that, `--log-format json`. What a *run* logs to standard error has
-none: without a run's own configuration it is always Dagster's coloured logger, which is replaced here.
-"""
+"""Logs as one JSON object a line on standard error, where `BORING_LOG_FORMAT` is `json`."""
 
 import json
 import logging
@@ -16,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boring_assets.engine.secrets import without_secrets
 from boring_assets.errors import SettingsError
+from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from dagster import DagsterEvent, DagsterInstance, InitLoggerContext, LoggerDefinition
-
-_OURS = ("boring_assets", "partitions", "resources")
+    from dagster import DagsterEvent
 
 
 class JsonFormatter(logging.Formatter):
@@ -61,28 +55,6 @@ def _of_event(event: "DagsterEvent") -> dict[str, Any]:
     return line
 
 
-def log_runs_as_json() -> None:
-    """Has the runs of this process, and the project's own loggers, write JSON lines."""
-    from dagster import logger
-    from dagster._core.execution import context_creation_job
-
-    @logger({"log_level": str}, "One JSON object a line on standard error.")
-    def json_lines(context: "InitLoggerContext") -> logging.Logger:
-        made = logging.getLoggerClass()("dagster", level=context.logger_config["log_level"])
-        made.addHandler(_handler())
-        return made
-
-    def loggers(instance: "DagsterInstance | None") -> "list[tuple[LoggerDefinition, Mapping[str, object]]]":
-        level = (instance.python_log_level if instance else None) or "DEBUG"
-        return [(json_lines, {"log_level": level})]
-
-    # Dagster takes no logger of a code location unless each run's own configuration names it.
-    context_creation_job.default_system_loggers = loggers
-    for name in _OURS:
-        log = logging.getLogger(name)
-        log.handlers, log.propagate = [_handler()], False
-
-
 def set_up_process(settings: Settings | None = None) -> None:
     """Has a process of the project's own write all that it logs, warns of and dies of as the settings say.
 
@@ -96,7 +68,7 @@ def set_up_process(settings: Settings | None = None) -> None:
     if settings.log_format != "json":
         return
     root = logging.getLogger()
-    root.handlers = [_handler()]
+    root.handlers = [json_handler()]
     logging.captureWarnings(True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda end: _log_uncaught(end.exc_type, end.exc_value, end.exc_traceback)
@@ -117,7 +89,8 @@ def _log_uncaught(
     logging.getLogger("boring_assets").critical(text, exc_info=(kind, error or kind(), trace))
 
 
-def _handler() -> logging.Handler:
+def json_handler() -> logging.Handler:
+    """A handler that writes JSON lines to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     return handler

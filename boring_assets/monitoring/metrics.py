@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from boring_assets.engine.results import Progress
-from boring_assets.engine.secrets import without_secrets
 from boring_assets.errors import SettingsError
 from boring_assets.monitoring.metric_families import GONE_SECONDS, families
+from boring_assets.secrets import without_secrets
+from boring_assets.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,11 @@ class Metrics:
 
     folder: str = ""
     gateway: str = ""
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> "Metrics":
+        """Where the settings send metrics. Not a resource: Dagster would store and show the gateway's URL."""
+        return cls(settings.metrics_dir, settings.metrics_pushgateway.get_secret_value())
 
     def __repr__(self) -> str:
         """The gateway's URL may hold a password."""

@@ -16,13 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from boring_assets.engine.schema import read_facts
 from boring_assets.errors import StorageError
+from boring_assets.output.files import EMBEDDINGS, file_versions
+from boring_assets.output.schema import read_facts
 from boring_assets.search.lance import TABLE, connect, open_table, told
 from boring_assets.search.rows import OWN, VECTOR, Peek, load_rows, peek, schema_of, widest
-from partitions.root import Root
-from resources.embeddings_io import EMBEDDINGS
-from resources.files import file_versions
+from boring_assets.storage.root import Root
 
 INDEXED_FROM = 50_000
 """Rows from which on there is an approximate index; below, LanceDB looks at every vector."""

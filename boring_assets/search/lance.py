@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from boring_assets.errors import SettingsError
-from partitions.root import Root, storage_error
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import Root
 
 if TYPE_CHECKING:
     import lancedb

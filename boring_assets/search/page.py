@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boring_assets.engine.decode import Limits
+from boring_assets.engine.decoding.decode import Limits
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import SettingsError
 from boring_assets.search.pictures import Pictures
@@ -47,10 +47,11 @@ def render(name: str, **values: Any) -> str:
 
 def open_pictures(settings: Settings) -> Pictures:
     """The pictures of the input."""
-    from boring_assets.definitions import build_embeddings, build_source
+    from resources.embeddings_io import EmbeddingsIOManager
+    from resources.source import ShardSource
 
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
-    return Pictures(build_source(settings), build_embeddings(settings), limits)
+    return Pictures(ShardSource.from_settings(settings), EmbeddingsIOManager.from_settings(settings), limits)
 
 
 def results_page(settings: Settings, asked: str, hits: "list[Hit]") -> str:

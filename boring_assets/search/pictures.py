@@ -6,13 +6,14 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TypeVar
 
-from boring_assets.engine.decode import Limits
-from boring_assets.engine.lookup import Lookup
+from boring_assets.engine.decoding.decode import Limits
+from boring_assets.engine.decoding.thumbnail import thumbnail
+from boring_assets.engine.inputs.lookup import Lookup
+from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.samples import Failure, Reason
-from boring_assets.engine.sources import open_shard
-from boring_assets.engine.thumbnail import thumbnail
 from boring_assets.errors import BoringError
-from resources.embeddings_io import FAILURES, EmbeddingsIOManager
+from boring_assets.output.files import FAILURES
+from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
 _OPEN_SHARDS = 32

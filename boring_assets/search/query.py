@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from boring_assets.engine.decode import Limits, decode
+from boring_assets.engine.decoding.decode import Limits, decode
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
 from boring_assets.search.index import has_vector_index, model_of, quote
 from boring_assets.search.lance import open_table, told
 from boring_assets.search.rows import VECTOR
 from boring_assets.settings import Settings
-from partitions.root import Root
+from boring_assets.storage.root import Root
 
 if TYPE_CHECKING:
-    from boring_assets.engine.encoder import Encoder
-    from boring_assets.engine.model import ClipModel
-    from boring_assets.engine.text import TextEncoder
+    from boring_assets.engine.model.encoder import Encoder
+    from boring_assets.engine.model.load import ClipModel
+    from boring_assets.engine.model.text import TextEncoder
 
 Operator = Literal["=", "!=", ">=", "<=", "contains"]
 _OWN = ("partition", "row", "key", "url", "caption")
@@ -200,7 +200,7 @@ class Searcher:
 
     @cached_property
     def _model(self) -> "ClipModel":
-        from boring_assets.engine.model import load_model
+        from boring_assets.engine.model.load import load_model
 
         made_by = model_of(self._table.schema)
         chosen = {"model", "pretrained"} & self._settings.model_fields_set
@@ -216,13 +216,13 @@ class Searcher:
 
     @cached_property
     def _texts(self) -> "TextEncoder":
-        from boring_assets.engine.text import TextEncoder
+        from boring_assets.engine.model.text import TextEncoder
 
         return TextEncoder(self._model, self._settings.device, self._settings.precision)
 
     @cached_property
     def _images(self) -> "Encoder":
-        from boring_assets.engine.encoder import Encoder
+        from boring_assets.engine.model.encoder import Encoder
 
         return Encoder(self._model, self._settings.device, self._settings.precision, batch_size=1)
 

@@ -12,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.schema import META_PREFIX, METADATA_KEY, read_facts
-from partitions.root import Root, storage_error
+from boring_assets.output.files import EMBEDDINGS
+from boring_assets.output.schema import META_PREFIX, METADATA_KEY, read_facts
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import Root
 from partitions.shards import uri_of
-from resources.embeddings_io import EMBEDDINGS
 
 OWN = (
     pa.field("partition", pa.string()),

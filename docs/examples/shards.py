@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import load_model
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import FailedShard, embed_shards
-from boring_assets.engine.schema import embeddings_table, failures_table
+from boring_assets.output.schema import embeddings_table, failures_table
+from boring_assets.storage.root import open_root
 from partitions.discovery import discover
-from resources.storage import open_root
 
 source, target, model = sys.argv[1:]
 

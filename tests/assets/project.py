@@ -14,12 +14,15 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG, State, register, take_stock
-from boring_assets.commands.runs import Outcome, open_instance, run_range
-from boring_assets.definitions import build_definitions, build_embeddings, build_source
+from boring_assets.commands.runs import Outcome, run_range
+from boring_assets.definitions import build_definitions
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.engine.samples import Failure, Reason, Shard
+from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import embed_job
 from boring_assets.settings import Settings
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 
 
 class Project:
@@ -39,7 +42,7 @@ class Project:
         if keys:
             self.instance.add_dynamic_partitions("shards", list(keys))
             return list(keys)
-        return register(self.instance, build_source(self.settings).discover())
+        return register(self.instance, ShardSource.from_settings(self.settings).discover())
 
     def run(self, first: str, last: str | None = None, max_samples: int = 0) -> Outcome:
         """Runs a range as the sensor and the command line do: what is committed already is taken over."""
@@ -58,8 +61,8 @@ class Project:
 
     def states(self) -> dict[str, State]:
         """Each shard's state, as the sensor and the command line see it."""
-        found = build_source(self.settings).discover()
-        committed = build_embeddings(self.settings).committed
+        found = ShardSource.from_settings(self.settings).discover()
+        committed = EmbeddingsIOManager.from_settings(self.settings).committed
         return take_stock(self.instance, found, self.settings.embedding_version(), committed).states
 
     def path(self, key: str, kind: str = "image_embeddings") -> Path:

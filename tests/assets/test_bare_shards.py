@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from boring_assets.catalogue import RANGE_END_TAG, RANGE_START_TAG, State
-from boring_assets.definitions import build_source
-from boring_assets.engine.schema import read_facts
+from boring_assets.output.schema import read_facts
+from resources.source import ShardSource
 from tests.assets.project import Project, metadata_of
+from tests.engine.inputs.test_bare import example, framed
 from tests.engine.kinds import jpeg, write_tar
-from tests.engine.test_bare import example, framed
 from tests.test_sensors import tick
 
 Write = Callable[[Path, int, int], None]
@@ -62,7 +62,7 @@ def test_a_folder_of_them_from_the_sensor_to_the_change_of_one(
     assert project.states() == dict.fromkeys(("00000", "00001", "00002"), State.DONE)
     assert asked(project) == []
 
-    found = {shard.key: shard for shard in build_source(project.settings).discover().shards}
+    found = {shard.key: shard for shard in ShardSource.from_settings(project.settings).discover().shards}
     for event, rows in zip(project.events(), (12, 5, 7), strict=True):
         said, key = metadata_of(event), str(event.partition)
         assert (said["dagster/partition_row_count"], said["failed"]) == (rows - 2, 2)

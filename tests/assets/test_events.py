@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from boring_assets.assets.events import materialization, preview
-from boring_assets.engine.schema import embeddings_table
+from boring_assets.output.schema import embeddings_table
 from tests.assets.project import finished_shard, metadata_of
 
 FACTS = {

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.catalogue import State
-from boring_assets.engine import layouts, sources
+from boring_assets.engine.inputs import layouts, sources
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
 from tests.assets.project import Project, metadata_of

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.catalogue import State
-from boring_assets.engine.schema import read_facts
+from boring_assets.output.schema import read_facts
 from boring_assets.sample_data import write_sample_data
 from tests.assets.project import Project, metadata_of
 

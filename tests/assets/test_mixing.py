@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from boring_assets.commands.embedding import embed_all
-from boring_assets.definitions import build_embeddings
 from boring_assets.errors import StorageError
 from boring_assets.sample_data import write_sample_data
 from boring_assets.tiny import TINY_DIR
+from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import Project, finished_shard
 
 KEYS = ["00000", "00001", "00002"]
@@ -49,7 +49,7 @@ def project(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Pro
 
 
 def digest(project: Project, key: str) -> str:
-    return str(build_embeddings(project.settings).facts(key)["weights_digest"])
+    return str(EmbeddingsIOManager.from_settings(project.settings).facts(key)["weights_digest"])
 
 
 def test_weights_that_changed_under_the_same_path(project: Project, model: Path) -> None:

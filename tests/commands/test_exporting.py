@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from boring_assets.cli import main
 from boring_assets.commands.exporting import FORMATS, export_all
 from boring_assets.errors import SettingsError, StorageError
+from boring_assets.storage.root import open_root
 from resources.embeddings_io import EmbeddingsIOManager
-from resources.storage import open_root
 from tests.assets.project import finished_shard
 from tests.seaweed import Seaweed
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from boring_assets.assets.image_embeddings import PROGRESS
 from boring_assets.catalogue import State
 from boring_assets.commands.parallel import run_in_workers
+from boring_assets.engine.results import Progress
 from boring_assets.sample_data import write_sample_data
 from tests.assets.project import Project
 from tests.command_line import CommandLine
@@ -24,12 +24,12 @@ def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the locks of devices are
     monkeypatch.setenv("BORING_PRECISION", "fp32")
     mine.register()
-    before = (PROGRESS.embedded, PROGRESS.failed)
+    progress = Progress()
 
-    outcomes = run_in_workers([[("00000", "00001")], [("00002", "00003")]])
+    outcomes = run_in_workers([[("00000", "00001")], [("00002", "00003")]], progress)
 
     assert [outcome.error for outcome in outcomes] == ["", ""]
-    assert (PROGRESS.embedded - before[0], PROGRESS.failed - before[1]) == (76, 4)
+    assert (progress.embedded, progress.failed) == (76, 4)
     assert set(mine.states().values()) == {State.DONE}
     runs = mine.instance.get_runs()
     assert len(runs) == 2
@@ -41,7 +41,7 @@ def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch:
 def test_a_worker_that_dies_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BORING_BATCH_SIZE", "0")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    outcomes = run_in_workers([[("00000", "00000")]])
+    outcomes = run_in_workers([[("00000", "00000")]], Progress())
     assert [outcome.stops for outcome in outcomes] == [True]
     assert "code 1" in outcomes[0].error
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from boring_assets.cli import main
 from boring_assets.commands.picture_lists import list_pictures
-from resources.storage import open_root
+from boring_assets.storage.root import open_root
 from tests.assets.project import Project
 from tests.seaweed import Seaweed
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from boring_assets.commands.runs import open_instance
 from boring_assets.errors import SettingsError
+from boring_assets.instance.homes import open_instance
 from tests.command_line import CommandLine
 
 SHARDS = 40

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from boring_assets.commands.verifying import look, repair_all
-from boring_assets.engine.schema import read_facts
+from boring_assets.output.schema import read_facts
+from boring_assets.output.verify import check_files
 from boring_assets.settings import Settings
-from resources.storage import open_root
-from resources.verify import check_files
+from boring_assets.storage.root import open_root
 from tests.command_line import CommandLine
 from tests.planted import (
     FAULTS,

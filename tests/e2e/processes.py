@@ -18,7 +18,6 @@ import dagster as dg
 import psutil
 import pyarrow.parquet as pq
 
-from boring_assets.assets.waiting_runs import CARRIER_TAG
 from boring_assets.catalogue import register
 from boring_assets.sample_data import write_sample_data
 from resources.source import ShardSource
@@ -161,12 +160,8 @@ class Home:
         return runs
 
     def check_one_at_a_time(self) -> None:
-        """No run began before the one before it had ended: two would share the device.
-
-        Runs that another one did along with itself had no process of their own.
-        """
-        own = [one for one in self.instance.get_run_records() if CARRIER_TAG not in one.dagster_run.tags]
-        records = sorted(own, key=lambda record: record.start_time or 0)
+        """No run began before the one before it had ended: two would share the device."""
+        records = sorted(self.instance.get_run_records(), key=lambda record: record.start_time or 0)
         for record, following in pairwise(records):
             assert record.end_time is not None
             assert following.start_time is not None

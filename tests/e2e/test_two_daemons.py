@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.catalogue import State, take_stock
-from boring_assets.definitions import build_embeddings, build_source
 from boring_assets.settings import Settings
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 from tests.e2e.processes import Home
 from tests.e2e.webserver import wait_for
 
@@ -40,8 +41,8 @@ def test_two_daemons_at_once_tear_nothing(home: Home) -> None:
     )
     stock = take_stock(
         home.instance,
-        build_source(settings).discover(),
+        ShardSource.from_settings(settings).discover(),
         settings.embedding_version(),
-        build_embeddings(settings).committed,
+        EmbeddingsIOManager.from_settings(settings).committed,
     )
     assert stock.states == dict.fromkeys(keys, State.DONE)

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.engine.decode import decode
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.limits import Limits
+from boring_assets.engine.decoding.decode import decode
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, Options, embed_shards
 from boring_assets.engine.samples import Failure, Shard
-from boring_assets.engine.schema import embeddings_table, failures_table
-from partitions.root import Root
-from resources.files import write_table
+from boring_assets.output.files import write_table
+from boring_assets.output.schema import embeddings_table, failures_table
+from boring_assets.storage.root import Root
 from tests.engine.kinds import shard_at, write_tar
 from tests.engine.mutations import mutated_files, mutated_images, whole_rows
 

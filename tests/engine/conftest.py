@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import ClipModel, load_model
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import ClipModel, load_model
 from boring_assets.engine.samples import Shard
 from boring_assets.tiny import TINY_NAME
 from tests.engine.kinds import jpeg, shard_at, write_tar

@@ -5,10 +5,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.fetch import Fetcher
-from boring_assets.engine.limits import Limits
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.samples import Failure, Reason
-from boring_assets.engine.sources import open_shard
 from tests.engine.kinds import shard_at
 
 Images = list[bytes | Failure]

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, embed_shards
 from boring_assets.engine.samples import Shard
 from tests.engine.kinds import shard_at

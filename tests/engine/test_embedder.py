@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.embedder import Embedder
-from boring_assets.engine.limits import Limits
 from boring_assets.sample_data import write_sample_data
 
 

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import load_model
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import EmbeddedShard, embed_shards
 from boring_assets.tiny import TINY_DIR, TINY_NAME
 from tests.engine.kinds import KINDS, sample, shard_at

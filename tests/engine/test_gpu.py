@@ -6,9 +6,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from boring_assets.engine.decode import Preprocess
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import ClipModel, load_model
+from boring_assets.engine.decoding.decode import Preprocess
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import ClipModel, load_model
 from boring_assets.engine.pipeline import EmbeddedShard, Options, embed_shards
 from boring_assets.engine.samples import Shard
 from boring_assets.sample_data import write_sample_data

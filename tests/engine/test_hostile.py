@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from boring_assets.engine.encoder import Encoder
+from boring_assets.engine.model.encoder import Encoder
 from tests.engine.accounting import account_for_files, account_for_images
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import ClipModel
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.pipeline import Options, embed_shards
 from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import ModelError
@@ -117,7 +117,7 @@ def test_memory_does_not_grow_with_the_dataset(
 
 
 def test_decoding_limits_are_the_pipelines(encoder: Encoder, tmp_path: Path) -> None:
-    from boring_assets.engine.limits import Limits
+    from boring_assets.engine.decoding.limits import Limits
 
     small, large = jpeg(0, 50, 50), jpeg(0, 200, 200)
     options = Options(limits=Limits(pixels=10_000))

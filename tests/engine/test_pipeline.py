@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.engine.encoder import Encoder
-from boring_assets.engine.model import ClipModel
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Options, Progress, embed_shards
 from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import ShardError

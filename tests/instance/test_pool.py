@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from boring_assets.catalogue import POOL
-from boring_assets.commands.runs import open_instance
+from boring_assets.instance.homes import open_instance
 from boring_assets.instance.pool import fit_pool
 
 

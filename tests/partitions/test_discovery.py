@@ -10,9 +10,8 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from boring_assets.errors import ShardError, StorageError
+from boring_assets.storage.root import Root, open_root
 from partitions.discovery import Discovery, discover, find_shard
-from partitions.root import Root
-from resources.storage import open_root
 from tests.seaweed import Seaweed
 
 QUIET = 60.0

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from s3fs import S3FileSystem
 
+from boring_assets.storage.root import open_root
 from partitions import listing
 from partitions.discovery import discover
 from partitions.listing import file_of
-from resources.storage import open_root
 from tests.seaweed import Seaweed
 
 _PER_SHARD = 1600

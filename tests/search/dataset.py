@@ -14,8 +14,8 @@ from PIL import Image
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.engine.samples import Shard
 from boring_assets.search.lance import open_table
+from boring_assets.storage.root import Root
 from boring_assets.tiny.pictures import Combination, draw
-from partitions.root import Root
 from resources.embeddings_io import EmbeddingsIOManager
 
 DIM = 16

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from boring_assets.engine.decode import Limits
+from boring_assets.engine.decoding.decode import Limits
+from boring_assets.engine.decoding.thumbnail import pixel_digest, thumbnail
 from boring_assets.engine.samples import Failure, Reason
-from boring_assets.engine.thumbnail import pixel_digest, thumbnail
 from boring_assets.sample_data import write_sample_data
 from boring_assets.search.pictures import Pictures
 from resources.embeddings_io import EmbeddingsIOManager

@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boring_assets.definitions import build_embeddings
-from boring_assets.engine.model import load_model
-from boring_assets.engine.text import TextEncoder
+from boring_assets.engine.model.load import load_model
+from boring_assets.engine.model.text import TextEncoder
 from boring_assets.errors import SettingsError
 from boring_assets.search.query import Searcher, condition
 from boring_assets.settings import Settings
+from resources.embeddings_io import EmbeddingsIOManager
 from tests.search.conftest import HELD_OUT, Gallery
 from tests.search.dataset import jpeg, write_shard
 
 
 def test_held_out_captions_find_their_own_pictures(gallery: Gallery) -> None:
     settings = Settings(output_dir=str(gallery.output), device="cpu", precision="fp32")
-    searcher = Searcher(settings, build_embeddings(settings).root())  # the model is named by the index
+    searcher = Searcher(
+        settings, EmbeddingsIOManager.from_settings(settings).root()
+    )  # the model is named by the index
     assert searcher.count() == len(HELD_OUT) >= 200
     vectors = TextEncoder(load_model("boring-tiny"), "cpu", "fp32").encode(
         [each.caption for each in HELD_OUT]
@@ -81,7 +83,7 @@ def test_filters_pages_and_least_scores(gallery: Gallery) -> None:
 
 def test_filters_of_strangers_are_only_values(gallery: Gallery) -> None:
     settings = Settings(output_dir=str(gallery.output), device="cpu", precision="fp32")
-    searcher = Searcher(settings, build_embeddings(settings).root())
+    searcher = Searcher(settings, EmbeddingsIOManager.from_settings(settings).root())
     vector = searcher.of_text("red circle")
     for value in ("' OR 1=1 --", "''; DROP TABLE images", "\\' OR true --", "%"):
         for operator in ("=", "contains"):

@@ -1,0 +1,253 @@
+"""Encoded image bytes to the uint8 pixels that the model wants, or the reason why not.
+
+The result is that of open_clip's own preprocess: resize, crop or pad, convert to RGB, in that order. An
+ordinary JPEG takes a fast way, libjpeg-turbo and torch's antialiased uint8 resize, which differs from
+Pillow's by at most 2 levels in 255. Everything else, and every JPEG that the fast way refuses, goes
+through Pillow step by step as open_clip does it.
+"""
+
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from boring_assets.engine.decoding.limits import (
+    Limits,
+    MeteredFile,
+    PastLimit,
+    check_cells,
+    check_scans,
+    check_size,
+)
+from boring_assets.engine.samples import Failure, Reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What Pillow warns of is either a failure of ours, or nothing to us.
+_NO_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+# Decoded pixels that images of one size may hold together while they are resized.
+_GROUP_PIXELS = 4 * 2**20
+_JPEG_MAGIC = b"\xff\xd8\xff"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """A model's preprocess numbers, as open_clip keeps them with each model.
+
+    Attributes:
+        height: Rows of pixels that the model takes.
+        width: Columns of pixels that the model takes.
+        resize_mode: `shortest` side to the size then centre crop, `longest` side then pad, or `squash`.
+        interpolation: `bicubic` or `bilinear`, always antialiased.
+        mean: Subtracted from pixels in 0..1, by channel.
+        std: Divided by afterwards, by channel.
+        fill: Grey level, 0..255, that pads where `longest` leaves room.
+    """
+
+    height: int
+    width: int
+    resize_mode: str = "shortest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    fill: int = 0
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Preprocess":
+        """Reads open_clip's preprocess config (`model.visual.preprocess_cfg`).
+
+        Args:
+            config: The mapping with `size`, `mean`, `std`, `interpolation`, `resize_mode`, `fill_color`.
+
+        Returns:
+            The same numbers, complete.
+        """
+        size = config["size"]
+        height, width = (size, size) if isinstance(size, int) else size
+        mode = config.get("resize_mode") or "shortest"
+        # open_clip takes `random` for bicubic outside training, and resizes bicubic, whatever is said, to
+        # the shortest side of a size that is not square.
+        bilinear = config.get("interpolation") == "bilinear" and (mode != "shortest" or height == width)
+        return cls(
+            height=height,
+            width=width,
+            resize_mode=mode,
+            interpolation="bilinear" if bilinear else "bicubic",
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            fill=config.get("fill_color") or 0,
+        )
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image is resized to before it is cropped or padded."""
+        if self.resize_mode == "squash":
+            return self.height, self.width
+        if self.resize_mode == "shortest" and self.height == self.width:
+            # torchvision's Resize(int) cuts the longer side down; open_clip's own ResizeKeepRatio rounds.
+            short, size = min(height, width), self.height
+            return (size * height // short, size) if height > width else (size, size * width // short)
+        pick = max if self.resize_mode == "longest" else min
+        ratio = pick(height / self.height, width / self.width)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def decode(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Failure":
+    """Decodes one image to the model's size.
+
+    Args:
+        data: The encoded image, of any of the formats of `limits`; what its name says does not matter.
+        preprocess: The model's numbers.
+        limits: The most that the image may cost.
+
+    Returns:
+        uint8 [height, width, 3], RGB; or a failure with its reason. Never raises for bad data.
+    """
+    return decode_all([data], preprocess, limits)[0]
+
+
+def decode_all(images: Sequence[bytes], preprocess: Preprocess, limits: Limits) -> "list[Tensor | Failure]":
+    """Decodes some images, each as `decode` does; JPEGs of one size share the fixed cost of resizing."""
+    answers: list[Tensor | Failure | None] = [_refuse(image, limits) for image in images]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for number, image in enumerate(images):
+        if answers[number] is None and (size := _plain_jpeg_size(image, preprocess, limits)):
+            groups.setdefault(size, []).append(number)
+    for size, numbers in groups.items():
+        most = max(1, _GROUP_PIXELS // (size[0] * size[1]))
+        for start in range(0, len(numbers), most):
+            part = numbers[start : start + most]
+            decoded = _decode_jpegs([images[number] for number in part], size, preprocess)
+            for number, pixels in zip(part, decoded, strict=True):
+                answers[number] = pixels
+    return [
+        _decode_with_pillow(image, preprocess, limits) if answer is None else answer
+        for image, answer in zip(images, answers, strict=True)
+    ]
+
+
+def _refuse(data: bytes, limits: Limits) -> Failure | None:
+    if len(data) > limits.bytes:
+        return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
+    if not data:
+        return Failure(Reason.DECODE_ERROR, "the image is empty (0 bytes)")
+    return None
+
+
+def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> tuple[int, int] | None:
+    """Height and width of a JPEG that the fast way may have, where it is open_clip's equal."""
+    if data[:3] != _JPEG_MAGIC:
+        return None
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colorspace not in ("YCbCr", "Gray"):
+        return None
+    try:
+        check_size(height, width, preprocess.resized(height, width), limits)
+        check_scans(data, height, width, limits)
+    except PastLimit:
+        return None
+    return height, width
+
+
+def _decode_jpegs(
+    images: list[bytes], size: tuple[int, int], preprocess: Preprocess
+) -> "list[Tensor | None]":
+    """The fast way for JPEGs of one size; None for each that it will not have."""
+    import torch
+
+    buffer = np.empty((len(images), *size, 3), np.uint8)
+    places: list[int | None] = []
+    filled = 0
+    for image in images:
+        try:
+            simplejpeg.decode_jpeg(image, buffer=buffer[filled])
+        except ValueError:  # strict: also refuses what Pillow can mend, and Pillow then has the last word
+            places.append(None)
+        else:
+            places.append(filled)
+            filled += 1
+    pixels = torch.from_numpy(buffer[:filled])
+    target = preprocess.resized(*size)
+    if target != size and filled:
+        # As channels-last [n, 3, h, w] it takes torch's vectorised way and comes back channels-last.
+        pixels = torch.nn.functional.interpolate(
+            pixels.permute(0, 3, 1, 2), size=target, mode=preprocess.interpolation, antialias=True
+        ).permute(0, 2, 3, 1)
+    cropped = _crop_or_pad(pixels, preprocess)
+    return [None if place is None else cropped[place] for place in places]
+
+
+def _crop_or_pad(images: "Tensor", preprocess: Preprocess) -> "Tensor":
+    """uint8 [n, h, w, 3] to [n, height, width, 3], with torchvision's and open_clip's rounding."""
+    import torch
+
+    count, height, width = images.shape[:3]
+    more_h, more_w = max(0, preprocess.height - height), max(0, preprocess.width - width)
+    if more_h or more_w:
+        fill = preprocess.fill if preprocess.resize_mode == "longest" else 0
+        padded = torch.full((count, height + more_h, width + more_w, 3), fill, dtype=torch.uint8)
+        padded[:, more_h // 2 : more_h // 2 + height, more_w // 2 : more_w // 2 + width] = images
+        images, height, width = padded, height + more_h, width + more_w
+    top = round((height - preprocess.height) / 2.0)
+    left = round((width - preprocess.width) / 2.0)
+    return images[:, top : top + preprocess.height, left : left + preprocess.width]
+
+
+def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Failure":
+    """open_clip's own steps, on Pillow's image and in its own mode."""
+    import torch
+
+    if _NO_WARNINGS not in warnings.filters:  # others may have put back the filters of before our import
+        warnings.filterwarnings("ignore", module=_NO_WARNINGS[3].pattern)
+    # Pillow's own limit also guards what lies inside a file, such as the tiles of a TIFF.
+    Image.MAX_IMAGE_PIXELS = limits.pixels
+    try:
+        check_cells(data)
+        with Image.open(MeteredFile(data, limits.seconds), formats=limits.formats) as image:
+            width, height = image.size
+            check_size(height, width, preprocess.resized(height, width), limits)
+            if image.format == "TIFF":  # libtiff decodes whole tiles, which Pillow does not look at
+                tile = image.tag_v2.get(323, 1), image.tag_v2.get(322, 1)  # type: ignore[attr-defined]
+                check_size(*tile, tile, limits)
+            if image.format in ("JPEG", "MPO"):
+                check_scans(data, height, width, limits)
+            resized = _resize_with_pillow(image, preprocess)
+            pixels = _crop_with_pillow(resized, preprocess).convert("RGB")
+    except (PastLimit, Image.DecompressionBombError) as error:
+        return Failure(Reason.TOO_LARGE, str(error))
+    except UnidentifiedImageError:
+        formats = ", ".join(limits.formats)
+        return Failure(Reason.DECODE_ERROR, f"not one of {formats}: it begins with {data[:16]!r}")
+    # Pillow's plug-ins raise nearly any exception for damaged bytes; each is that image's failure.
+    except Exception as error:
+        return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])
+    return torch.from_numpy(np.array(pixels, dtype=np.uint8))
+
+
+def _resize_with_pillow(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    height, width = preprocess.resized(image.height, image.width)
+    if (width, height) == image.size:
+        image.load()
+        return image
+    return image.resize((width, height), filters[preprocess.interpolation])
+
+
+def _crop_with_pillow(image: Image.Image, preprocess: Preprocess) -> Image.Image:
+    more_w, more_h = max(0, preprocess.width - image.width), max(0, preprocess.height - image.height)
+    if more_w or more_h:
+        fill = preprocess.fill if preprocess.resize_mode == "longest" else 0
+        border = (more_w // 2, more_h // 2, more_w - more_w // 2, more_h - more_h // 2)
+        bands = len(image.getbands())
+        image = ImageOps.expand(image, border, fill if bands == 1 else (fill,) * bands)
+    left = round((image.width - preprocess.width) / 2.0)
+    top = round((image.height - preprocess.height) / 2.0)
+    return image.crop((left, top, left + preprocess.width, top + preprocess.height))

@@ -1,0 +1,58 @@
+"""Small pictures for people: decoded within limits and encoded anew, so none of the original's bytes pass."""
+
+import hashlib
+import io
+
+from PIL import Image, ImageOps
+
+from boring_assets.engine.decoding.decode import Limits
+from boring_assets.engine.samples import Failure, Reason
+
+SIDE = 224
+"""Longest side of a thumbnail, in pixels."""
+
+
+def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
+    """Makes a small JPEG of an encoded image.
+
+    Args:
+        data: The image, of any format that Pillow reads.
+        limits: The most that it may cost.
+        side: Longest side of the thumbnail, in pixels.
+
+    Returns:
+        A JPEG without metadata, or why there is none. Never raises for bad data.
+    """
+    if len(data) > limits.bytes:
+        return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > limits.pixels:
+                return Failure(
+                    Reason.TOO_LARGE, f"{image.width} x {image.height} pixels; the limit is {limits.pixels}"
+                )
+            image.draft("RGB", (2 * side, 2 * side))  # lets a JPEG be decoded at a fraction of its size
+            small = ImageOps.exif_transpose(image)
+            small.thumbnail((side, side))
+            out = io.BytesIO()
+            Image.frombytes("RGB", small.size, small.convert("RGB").tobytes()).save(out, "JPEG", quality=82)
+            return out.getvalue()
+    except Image.DecompressionBombError as error:
+        return Failure(Reason.TOO_LARGE, str(error))
+    # Pillow's plug-ins raise nearly any exception for damaged bytes.
+    except Exception as error:
+        return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])
+
+
+def pixel_digest(data: bytes, limits: Limits) -> str | None:
+    """What images of equal pixels share, whatever their formats; None where there is no decoding them."""
+    if len(data) > limits.bytes:
+        return None
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > limits.pixels:
+                return None
+            head = f"{image.width} {image.height}".encode()
+            return hashlib.sha256(head + image.convert("RGB").tobytes()).hexdigest()
+    except Exception:  # as in `thumbnail`
+        return None

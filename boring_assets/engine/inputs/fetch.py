@@ -1,0 +1,213 @@
+"""Images behind URLs: only those that are allowed, within a size and a time.
+
+URLs stand in the data, so they are not trusted. A URL is fetched when it lies below the dataset's own
+root or below a prefix that the user allowed; a redirect must lie there too.
+"""
+
+import os
+import posixpath
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+
+import fsspec
+import urllib3
+from fsspec import AbstractFileSystem
+from urllib3.util import Url, parse_url
+
+from boring_assets.engine.inputs.http import NotAllowed, make_pool, set_deadline
+from boring_assets.engine.samples import Failure, Reason, Shard
+
+_MAX_REDIRECTS = 5
+_PIECE = 1 << 16
+_BUSY = frozenset([429, 500, 502, 503, 504])
+_PAUSES = (0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Fetches image URLs.
+
+    Attributes:
+        allowed_prefixes: URI prefixes that URLs may lie below, besides the dataset's own root. A prefix
+            that is a bare `https://` or `http://` allows every public host, never a private address.
+        max_bytes: Longest answer that is read.
+        timeout: Seconds that one image may take in all, redirects included.
+        parallel: Connections held open.
+    """
+
+    allowed_prefixes: tuple[str, ...] = ()
+    max_bytes: int = 64 * 2**20
+    timeout: float = 30.0
+    parallel: int = 32
+    _filesystems: dict[str, AbstractFileSystem] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def _named(self) -> urllib3.PoolManager:
+        """For hosts that a prefix names, wherever they are."""
+        return make_pool(self.parallel, public=False)
+
+    @cached_property
+    def _public(self) -> urllib3.PoolManager:
+        """For hosts that nobody named."""
+        return make_pool(self.parallel, public=True)
+
+    def fetch(self, url: str, shard: Shard) -> bytes | Failure:
+        """Fetches one image.
+
+        Args:
+            url: An `http(s)://` URL, another fsspec URI, or a path (relative to the dataset's root).
+            shard: The shard that names it.
+
+        Returns:
+            The bytes, or a failure: `not_allowed`, `too_large` or `fetch_error`.
+        """
+        try:
+            parts = urlsplit(url)
+            data = self._get_http(url) if parts.scheme in ("http", "https") else self._get_file(url, shard)
+        except NotAllowed as refusal:
+            return Failure(Reason.NOT_ALLOWED, str(refusal))
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
+            return Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])
+        if isinstance(data, bytes) and len(data) > self.max_bytes:
+            return Failure(Reason.TOO_LARGE, f"more than {self.max_bytes} bytes")
+        return data
+
+    def _get_http(self, url: str) -> bytes | Failure:
+        deadline = time.monotonic() + self.timeout
+        set_deadline(deadline)
+        for _ in range(_MAX_REDIRECTS + 1):
+            pool = self._pool_for(url)
+            if time.monotonic() >= deadline:
+                break
+            answer = self._ask(pool, url, deadline)
+            try:
+                if location := answer.get_redirect_location():
+                    url = urljoin(url, location)
+                    continue
+                if answer.status != 200:
+                    return Failure(Reason.FETCH_ERROR, f"HTTP status {answer.status}")
+                return self._read(answer, deadline)
+            finally:
+                answer.close()  # what is left of it is not worth reading
+        else:
+            return Failure(Reason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
+        return Failure(Reason.FETCH_ERROR, f"not answered within {self.timeout:g} s")
+
+    def _ask(self, pool: urllib3.PoolManager, url: str, deadline: float) -> urllib3.BaseHTTPResponse:
+        """One answer; a server that is busy or hangs up is asked again after each pause, within the time."""
+        for pause in (*_PAUSES, None):
+            timeout = urllib3.Timeout(total=max(0.01, deadline - time.monotonic()))
+            try:
+                answer = pool.request("GET", url, preload_content=False, timeout=timeout, redirect=False)
+                if answer.status not in _BUSY or pause is None or time.monotonic() + pause >= deadline:
+                    return answer
+                answer.close()
+            except (urllib3.exceptions.ProtocolError, urllib3.exceptions.TimeoutError):
+                if pause is None or time.monotonic() + pause >= deadline:
+                    raise
+            time.sleep(pause)
+        raise AssertionError("the last try returns or raises")
+
+    def _read(self, answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes | Failure:
+        pieces, size = [], 0
+        # `read1` gives what has come; `stream` would wait for a whole piece, however slowly it comes.
+        while piece := answer.read1(_PIECE, decode_content=True):
+            pieces.append(piece)
+            size += len(piece)
+            if size > self.max_bytes:
+                break
+            if time.monotonic() > deadline:
+                return Failure(Reason.FETCH_ERROR, f"not complete within {self.timeout:g} s")
+        return b"".join(pieces)
+
+    def _pool_for(self, url: str) -> urllib3.PoolManager:
+        """The connections that a URL may have; read by the same parser that will connect."""
+        _split(url)
+        try:
+            parts = parse_url(url)
+        except urllib3.exceptions.LocationParseError as error:
+            raise NotAllowed("a URL whose host cannot be read") from error
+        for prefix in self.allowed_prefixes:
+            if prefix.lower() == f"{parts.scheme}://":
+                return self._public
+            allowed = parse_url(prefix) if prefix.lower().startswith(("http://", "https://")) else None
+            if (
+                allowed
+                and _origin(allowed) == _origin(parts)
+                and is_below(parts.path or "/", allowed.path or "")
+            ):
+                return self._named
+        raise NotAllowed(f"{parts.scheme}://{parts.host} is not below the input or an allowed URL prefix")
+
+    def _get_file(self, url: str, shard: Shard) -> bytes:
+        fs, path = self._locate(url, shard)
+        try:
+            return fs.cat_file(path, start=0, end=self.max_bytes + 1)
+        # Each filesystem has errors of its own, e.g. botocore's; one URL must not stop a run.
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+
+    def _locate(self, url: str, shard: Shard) -> tuple[AbstractFileSystem, str]:
+        """Filesystem and path of a URL that is allowed; the dataset's own root comes first."""
+        _split(url)
+        scheme = urlsplit(url).scheme
+        if not scheme:
+            path = real_path(shard.fs, posixpath.join(shard.root, url))
+            if is_below(path, real_path(shard.fs, shard.root)):
+                return shard.fs, path
+        elif scheme in _protocols(shard.fs):
+            path = real_path(shard.fs, shard.fs._strip_protocol(url))
+            if is_below(path, real_path(shard.fs, shard.root)):
+                return shard.fs, path
+        for prefix in self.allowed_prefixes:
+            if urlsplit(prefix).scheme in ("http", "https"):
+                continue
+            fs, root = self._filesystem(prefix)
+            if scheme in _protocols(fs) or (not scheme and "file" in _protocols(fs)):
+                path = real_path(fs, fs._strip_protocol(url))
+                if is_below(path, real_path(fs, root)):
+                    return fs, path
+        raise NotAllowed(f"{url[:200]} is not below the input or an allowed URL prefix")
+
+    def _filesystem(self, prefix: str) -> tuple[AbstractFileSystem, str]:
+        scheme = urlsplit(prefix).scheme or "file"
+        if scheme not in self._filesystems:
+            self._filesystems[scheme] = fsspec.filesystem(scheme)
+        fs = self._filesystems[scheme]
+        return fs, fs._strip_protocol(prefix)
+
+
+def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
+    protocol: Any = fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def real_path(fs: AbstractFileSystem, path: str) -> str:
+    """The path with links followed where the filesystem has links, so that none leads outside."""
+    return os.path.realpath(path) if "file" in _protocols(fs) else path
+
+
+def _split(url: str) -> SplitResult:
+    """Splits a URL and refuses what parsers read in different ways."""
+    parts = urlsplit(url)
+    if any(ord(c) < 32 or c == "\\" for c in url) or parts.username is not None:
+        raise NotAllowed("a URL with control characters, backslashes or a user name")
+    # Only to HTTP are `?` and `#` the end of a path.
+    path = parts.path if parts.scheme in ("http", "https") else url
+    if ".." in unquote(unquote(path)).replace("\\", "/").split("/"):
+        raise NotAllowed("a URL that climbs with `..`")
+    return parts
+
+
+def is_below(path: str, root: str) -> bool:
+    """Whether a path is the root or lies below it, by its name alone."""
+    root = root.rstrip("/")
+    return path == root or path.startswith(root + "/")
+
+
+def _origin(url: Url) -> tuple[str | None, str | None, int | None]:
+    default = {"http": 80, "https": 443}.get(url.scheme or "")
+    return url.scheme, url.host, url.port or default

@@ -1,0 +1,260 @@
+"""The model on its device: uint8 pixels in, L2-normalized float32 embeddings out.
+
+Pixels travel as uint8, a quarter of float32's bytes, and are normalized on the device. On CUDA the whole
+way from pixels to embeddings is one captured graph over a batch of fixed shape (`cuda.py`). On the CPU
+several batches are computed at once, each by few cores: threads that share one batch wait for each other
+at every layer, and busy decoders make those waits long.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from boring_assets.engine.model.cuda import SLOTS, Graph
+from boring_assets.engine.model.load import ClipModel
+from boring_assets.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+CPU_BATCH = 16
+# Batches that the CPU computes at once; with more cores, each batch is given several.
+_CPU_STREAMS = 8
+CUDA_BATCHES = (64, 128, 256, 512, 1024)
+# A larger batch must be this much faster to be worth its memory.
+_WORTH = 1.02
+
+
+def pick_device(name: str) -> "torch.device":
+    """The device that a setting means.
+
+    Args:
+        name: `auto` (CUDA where there is a device, else the CPU), `cpu`, `cuda` or `cuda:N`.
+
+    Returns:
+        The device.
+
+    Raises:
+        ModelError: There is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"BORING_DEVICE is {name!r}; expected auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"BORING_DEVICE is {name!r}, but this machine shows {torch.cuda.device_count()} CUDA devices. "
+            "Use auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES."
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"BORING_DEVICE is {name!r}; expected auto, cpu, cuda or cuda:N.")
+    return device
+
+
+def pick_precision(name: str, device: "torch.device") -> str:
+    """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the device computes it faster than fp32, else fp32."""
+    import torch
+
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
+
+
+class Pending(Protocol):
+    """A batch that the device was given."""
+
+    def result(self) -> np.ndarray:
+        """Waits for the embeddings, float32 [count, dim], L2-normalized."""
+        ...
+
+
+class Encoder:
+    """A model ready to embed on one device.
+
+    Attributes:
+        model: The model.
+        device: Where it runs.
+        precision: `fp32`, `bf16` or `fp16`.
+        batch_size: Images in a full batch; shrinks when the device's memory runs out.
+        dim: Length of an embedding.
+        in_flight: Batches that may be unanswered while the next is prepared.
+    """
+
+    def __init__(
+        self,
+        model: ClipModel,
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Moves the image tower to the device and warms it up.
+
+        Args:
+            model: The model; its image tower is moved and converted in place.
+            device: See `pick_device`.
+            precision: See `pick_precision`.
+            batch_size: Images in a batch; `auto` is 16 on the CPU, and on CUDA the smallest of 64 to 1024
+                that runs within 2% of the fastest.
+
+        Raises:
+            ModelError: There is no such device, or its memory cannot hold the model.
+        """
+        import torch
+
+        self.model = model
+        self.device = pick_device(device)
+        self.precision = pick_precision(precision, self.device)
+        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        numbers = model.preprocess
+        std, mean = torch.tensor(numbers.std), torch.tensor(numbers.mean)
+        # (pixel / 255 - mean) / std, as one multiplication and one addition.
+        self._scale = (1 / (255 * std)).view(3, 1, 1).to(self.device)
+        self._shift = (-mean / std).view(3, 1, 1).to(self.device)
+        self._graph: Graph | None = None
+        self._streams: ThreadPoolExecutor | None = None
+        if self.device.type == "cuda":
+            self.in_flight = SLOTS - 1
+        else:
+            cores = torch.get_num_threads()
+            self.in_flight = min(cores, _CPU_STREAMS)
+            share = cores // self.in_flight
+            self._streams = ThreadPoolExecutor(self.in_flight, "forward", torch.set_num_threads, (share,))
+        try:
+            model.module.visual.to(device=self.device, dtype=self._dtype)
+            self.dim = self._forward(self._blank(1)).shape[1]
+            self.batch_size = self._find_batch_size() if batch_size == "auto" else batch_size
+        except torch.OutOfMemoryError as error:
+            raise ModelError(f"{self.device} has too little memory for {model.name}: {error}") from error
+
+    def prepare_thread(self) -> None:
+        """Limits torch to one core in the calling thread, which submits batches but does not compute them.
+
+        With more, the copies into pinned memory would fight the decoders for cores.
+        """
+        import torch
+
+        torch.set_num_threads(1)
+
+    def submit(self, pieces: "list[Tensor]") -> Pending:
+        """Gives one batch to the device.
+
+        At most `in_flight` batches may be unanswered when another is submitted.
+
+        Args:
+            pieces: uint8 [n, height, width, 3] each, at most `batch_size` images together.
+
+        Returns:
+            The batch under way. Its `result` raises ModelError as this does.
+
+        Raises:
+            ModelError: The device's memory does not suffice for a single image.
+        """
+        import torch
+
+        if self._streams is not None:
+            return self._streams.submit(self._on_cpu, pieces)
+        try:
+            return self._captured().submit(pieces)
+        except torch.OutOfMemoryError as error:
+            why = str(error)
+        # Not within the handler: the exception's frames hold on to the very memory that ran out.
+        self._graph = None
+        gc.collect()
+        torch.cuda.empty_cache()
+        answer: Future[np.ndarray] = Future()
+        answer.set_result(self._in_parts(torch.cat(pieces), why, lambda part: self.submit([part]).result()))
+        return answer
+
+    def _on_cpu(self, pieces: "list[Tensor]") -> np.ndarray:
+        import torch
+
+        pixels = torch.cat(pieces)
+        try:
+            return self._forward(pixels).numpy()
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            why = str(error)
+        return self._in_parts(pixels, why, lambda part: self._on_cpu([part]))
+
+    def _in_parts(self, images: "Tensor", why: str, embed: "Callable[[Tensor], np.ndarray]") -> np.ndarray:
+        """Embeds what was too much at once, in smaller batches, as all later ones will be."""
+        if len(images) == 1:
+            raise ModelError(
+                f"{self.device} has too little memory to embed one image with {self.model.name}. Free the "
+                f"device, or set BORING_MODEL to a smaller model. ({why})"
+            )
+        self.batch_size = min(self.batch_size, len(images) // 2)
+        log.warning("The memory of %s ran out; the batch size is now %d.", self.device, self.batch_size)
+        parts, start = [], 0
+        while start < len(images):  # the batch size may shrink again on the way
+            part = images[start : start + self.batch_size]
+            parts.append(embed(part))
+            start += len(part)
+        return np.concatenate(parts)
+
+    def _captured(self) -> Graph:
+        if self._graph is None or self._graph.batch_size != self.batch_size:
+            self._graph = None
+            self._graph = Graph(self._forward, self._blank(self.batch_size))
+        return self._graph
+
+    def _forward(self, pixels: "Tensor") -> "Tensor":
+        """uint8 [n, height, width, 3] on the device to float32 [n, dim] on it, L2-normalized."""
+        import torch
+
+        with torch.inference_mode():
+            chw = pixels.permute(0, 3, 1, 2).to(torch.float32)
+            images = torch.addcmul(self._shift, chw, self._scale).to(self._dtype)
+            features = self.model.module.encode_image(images)
+            return torch.nn.functional.normalize(features.to(torch.float32), dim=-1)
+
+    def _blank(self, count: int) -> "Tensor":
+        import torch
+
+        size = (count, self.model.preprocess.height, self.model.preprocess.width, 3)
+        return torch.randint(0, 256, size, dtype=torch.uint8, device=self.device)
+
+    def _find_batch_size(self) -> int:
+        if self.device.type == "cpu":
+            return CPU_BATCH
+        import torch
+
+        best, best_rate = CUDA_BATCHES[0], 0.0
+        for size in CUDA_BATCHES:
+            try:
+                rate = self._measure(size)
+            except torch.OutOfMemoryError:
+                break
+            if rate < best_rate * _WORTH:
+                break
+            best, best_rate = size, rate
+        torch.cuda.empty_cache()
+        log.info("Batch size %d on %s: %.0f images a second, forward only.", best, self.device, best_rate)
+        return best
+
+    def _measure(self, size: int) -> float:
+        """Images a second of the forward alone, the best of three."""
+        import torch
+
+        pixels = self._blank(size)
+        seconds = []
+        for _ in range(4):
+            torch.cuda.synchronize(self.device)
+            start = time.perf_counter()
+            self._forward(pixels)
+            torch.cuda.synchronize(self.device)
+            seconds.append(time.perf_counter() - start)
+        return size / min(seconds[1:])

@@ -1,0 +1,170 @@
+"""Loads an open_clip model: a name and a tag, a checkpoint, a local directory, or the Hugging Face hub."""
+
+import difflib
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boring_assets.engine.decoding.decode import Preprocess
+from boring_assets.errors import ModelError
+from boring_assets.secrets import without_secrets
+from boring_assets.tiny import TINY_DIR, TINY_NAME
+
+if TYPE_CHECKING:
+    import open_clip
+    import torch
+
+log = logging.getLogger(__name__)
+DEFAULT_TAGS = {"ViT-B-32": "laion2b_s34b_b79k"}
+
+
+@dataclass(frozen=True)
+class ClipModel:
+    """A loaded model and what identifies it.
+
+    Attributes:
+        name: The model as it was asked for.
+        pretrained: The tag or the checkpoint's file name; empty for directories and hub models.
+        digest: First 16 hex digits of the SHA-256 over the image tower's weights.
+        module: The whole open_clip model, fp32, on the CPU, in evaluation mode.
+        preprocess: The model's own preprocess numbers.
+        source: The tag or the checkpoint's whole path.
+    """
+
+    name: str
+    pretrained: str
+    digest: str
+    module: "open_clip.CLIP | open_clip.CustomTextCLIP"
+    preprocess: Preprocess
+    source: str = ""
+
+
+def load_model(name: str, pretrained: str = "") -> ClipModel:
+    """Loads a model with its weights; checkpoints are loaded weights-only.
+
+    Args:
+        name: An open_clip model name, `hf-hub:org/name`, a local directory with `open_clip_config.json`
+            (with or without `local-dir:` before it), or `boring-tiny`.
+        pretrained: For a model name: one of its pretrained tags, or the path of a checkpoint file. Empty
+            takes the default tag of the model, where it has only one or a well-known one.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: The name or tag is unknown, the checkpoint does not fit, or weights cannot be fetched.
+    """
+    target, tag, options = resolve(name, pretrained)
+    import open_clip
+
+    try:
+        with _without_random_weights():
+            module = open_clip.create_model(
+                target, pretrained=tag or None, require_pretrained=True, **options
+            )
+    except Exception as error:
+        raise ModelError(
+            f"The model {name!r}{f' with pretrained {tag!r}' if tag else ''} cannot be loaded "
+            f"({type(error).__name__}: {without_secrets(str(error))[:500]}). Check the name, that the "
+            "checkpoint belongs to that model, and that the machine can reach the weights; a local directory "
+            "or a checkpoint file needs no network."
+        ) from error
+    module = module.eval().requires_grad_(False)
+    shown = Path(tag).name if tag and Path(tag).is_file() else tag
+    preprocess = Preprocess.of(module.visual.preprocess_cfg)
+    return ClipModel(name, shown, _digest(module.visual), module, preprocess, tag)
+
+
+def resolve(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
+    """What open_clip calls the model, its tag, and options for it.
+
+    Args:
+        name: As for `load_model`.
+        pretrained: As for `load_model`.
+
+    Raises:
+        ModelError: There is no such model, or no such tag of it.
+    """
+    if name == TINY_NAME:
+        return f"local-dir:{TINY_DIR}", "", {}
+    if name.startswith(("hf-hub:", "local-dir:")):
+        return name, "", {}
+    if Path(name).is_dir():
+        if not (Path(name) / "open_clip_config.json").is_file():
+            raise ModelError(
+                f"The model directory {name} has no open_clip_config.json. Expected an open_clip model "
+                "directory: that file and the weights (open_clip_model.safetensors) beside it."
+            )
+        return f"local-dir:{name}", "", {}
+    return _resolve_name(name, pretrained)
+
+
+def _resolve_name(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
+    import open_clip
+
+    known = open_clip.list_models()
+    clean = name.replace("/", "-")
+    if clean not in known:
+        near = difflib.get_close_matches(clean, [*known, TINY_NAME], n=5, cutoff=0.4)
+        raise ModelError(
+            f"There is no model {name!r}, nor a directory of that name.{_listed(' Near matches: ', near)} "
+            "Expected an open_clip model name, hf-hub:org/name, a local directory, or boring-tiny."
+        )
+    tags = open_clip.list_pretrained_tags_by_model(clean)
+    tag = pretrained or DEFAULT_TAGS.get(clean, tags[0] if len(tags) == 1 else "")
+    if not tag:
+        raise ModelError(
+            f"The model {name!r} needs weights: set BORING_PRETRAINED (--pretrained) to a checkpoint "
+            f"file{_listed(' or to one of its tags: ', tags) or '.'}"
+        )
+    if tag in tags:
+        # Some tags were trained with another activation than the model's own; open_clip only warns.
+        config = open_clip.get_pretrained_cfg(clean, tag)
+        return name, tag, {"force_quick_gelu": True} if config.get("quick_gelu") else {}
+    if not Path(tag).is_file():
+        near = difflib.get_close_matches(tag, tags, n=5, cutoff=0.3) or tags
+        raise ModelError(
+            f"{tag!r} is neither a file nor a pretrained tag of {name}.{_listed(' Its tags: ', near)} "
+            "Set BORING_PRETRAINED (--pretrained) to a checkpoint file or to a tag."
+        )
+    return name, tag, {}
+
+
+@contextmanager
+def _without_random_weights() -> Iterator[None]:
+    """Leaves out the drawing of random weights that the checkpoint replaces: 2 s for 150 M of them.
+
+    open_clip loads checkpoints strictly, so none can be left undrawn.
+    """
+    from torch import Tensor
+    from torch.nn import init
+    from torch.overrides import TorchFunctionMode
+
+    draws = (Tensor.uniform_, Tensor.normal_, init.uniform_, init.normal_, init.kaiming_uniform_)
+
+    class LeaveOut(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in draws:
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **(kwargs or {}))
+
+    with LeaveOut():
+        yield
+
+
+def _listed(lead: str, names: list[str]) -> str:
+    return f"{lead}{', '.join(names)}." if names else ""
+
+
+def _digest(tower: "torch.nn.Module") -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for key, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,75 @@
+"""The model's text tower: captions and queries to embeddings that lie beside the images'."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from boring_assets.engine.model.encoder import pick_device, pick_precision
+from boring_assets.engine.model.load import ClipModel, resolve
+from boring_assets.errors import ModelError
+
+BATCH = 256
+
+
+class TextEncoder:
+    """A model's text tower, ready on one device.
+
+    Attributes:
+        model: The model.
+    """
+
+    def __init__(self, model: ClipModel, device: str = "auto", precision: str = "auto") -> None:
+        """Moves the model to the device; an `Encoder` of the same model must have the same settings.
+
+        Args:
+            model: The model; moved and converted in place.
+            device: See `pick_device`.
+            precision: See `pick_precision`.
+
+        Raises:
+            ModelError: There is no such device, its memory is too small, or the tokenizer cannot be had.
+        """
+        import torch
+
+        self.model = model
+        self._device = pick_device(device)
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        dtype = dtypes[pick_precision(precision, self._device)]
+        self._tokenize = _tokenizer(model)
+        try:
+            model.module.to(device=self._device, dtype=dtype)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(f"{self._device} has too little memory for {model.name}: {error}") from error
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeds texts; what is longer than the model's context is cut off by its own tokenizer.
+
+        Args:
+            texts: Any number of them.
+
+        Returns:
+            float32 [len(texts), dim], L2-normalized.
+        """
+        import torch
+
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), BATCH):
+                tokens = self._tokenize(list(texts[start : start + BATCH])).to(self._device)
+                found = self.model.module.encode_text(tokens).to(torch.float32)
+                parts.append(torch.nn.functional.normalize(found, dim=-1).cpu().numpy())
+        return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
+
+
+def _tokenizer(model: ClipModel) -> Any:
+    import open_clip
+
+    try:
+        name = resolve(model.name, model.source)[0]
+        return open_clip.get_tokenizer(name if ":" in name else name.replace("/", "-"))
+    except Exception as error:
+        raise ModelError(
+            f"The tokenizer of {model.name} cannot be loaded ({type(error).__name__}: {str(error)[:500]}). "
+            "Check that the machine can reach it, or use a model directory that holds it."
+        ) from error

@@ -1,0 +1,1 @@
+"""The output contract: schema, commit, identity, totals, measures and verification."""

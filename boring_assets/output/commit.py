@@ -1,0 +1,54 @@
+"""The commit of one partition: two files that belong together, whatever other runs do at the same time."""
+
+import random
+import time
+
+import pyarrow as pa
+
+from boring_assets.errors import StorageError
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.files import write_bytes
+from boring_assets.storage.root import Root
+
+_TRIES = 10
+_PAUSE_SECONDS = 0.5
+
+File = tuple[str, pa.Buffer]
+
+
+def write_pair(root: Root, failures: File, embeddings: File) -> int:
+    """Writes a partition's files, and again where another run's failures have come between them.
+
+    Whoever writes last leaves two files that belong together: each looks after both of its writes.
+
+    Args:
+        root: The output.
+        failures: Path of the failures file below it, and its bytes.
+        embeddings: The same of the embeddings file, which is the commit mark.
+
+    Returns:
+        Size of the embeddings file in bytes.
+
+    Raises:
+        StorageError: The output cannot be written, or others write the same partition again and again.
+    """
+    path, wanted = failures[0], failures[1].to_pybytes()
+    for _ in range(_TRIES):
+        write_bytes(root, *failures)
+        write_bytes(root, *embeddings)
+        if _read(root, path) == wanted:
+            return int(embeddings[1].size)
+        time.sleep(random.uniform(0, _PAUSE_SECONDS))
+    raise StorageError(
+        f"{root.uri}/{path} was written by another run {_TRIES} times while this one wrote it. Let one run "
+        "at a time embed this partition, and then do it again."
+    )
+
+
+def _read(root: Root, path: str) -> bytes:
+    try:
+        return bytes(root.fs.cat_file(f"{root.path}/{path}"))
+    except FileNotFoundError:
+        return b""
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/{path}", "read") from error

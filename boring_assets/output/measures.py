@@ -1,0 +1,217 @@
+"""What each committed partition measures: its counts, norms and mean, read back from its files.
+
+Each file is read once: what was measured is remembered in the output, by the file's version.
+"""
+
+import hashlib
+import io
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from boring_assets.engine.samples import Reason
+from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
+from boring_assets.output.schema import belongs, read_facts
+from boring_assets.secrets import without_secrets
+from boring_assets.storage.files import write_bytes
+from boring_assets.storage.root import Root
+
+_CACHE = ".measures.parquet"
+_BATCH_ROWS = 8192
+_READ_BYTES = 4 * 2**20
+_KEEP_AFTER = 2000
+# float16's own rounding moves the length of a unit vector by less than a thousandth.
+_NORM_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What one committed partition measures; numbers are 0 and texts empty where it cannot be read.
+
+    Attributes:
+        key: The partition key.
+        version: Changes when one of its two files does.
+        error: Why it cannot be read; empty where it can.
+        rows: Rows of the input shard, by the file's own account.
+        embedded: How many of them it says it embedded.
+        failed: How many it says failed.
+        not_downloaded: How many of those had no image to begin with.
+        vectors: Rows that the embeddings file has.
+        failures: Distinct input rows that the failures file names; -1 where there is no such file.
+        dim: Length of the embeddings, by the column's type; 0 where it is no fixed-size list.
+        claimed_dim: Their length, by the file's own account.
+        bad_vectors: Embeddings that are null, not finite, or not of length 1.
+        largest_group: How many rows share the embedding that most rows share.
+        repeated_keys: Rows whose `key` an earlier row has.
+        digest: Of all embeddings, in order.
+        mean: Their mean, as the bytes of float16 [dim]; the bad ones are left out.
+        source_version: Version of the shard that it was made from.
+        settings: What decided the embeddings' numbers.
+        weights_digest: Of the model's weights.
+    """
+
+    key: str
+    version: str = ""
+    error: str = ""
+    rows: int = 0
+    embedded: int = 0
+    failed: int = 0
+    not_downloaded: int = 0
+    vectors: int = 0
+    failures: int = 0
+    dim: int = 0
+    claimed_dim: int = 0
+    bad_vectors: int = 0
+    largest_group: int = 0
+    repeated_keys: int = 0
+    digest: str = ""
+    mean: bytes = field(default=b"", repr=False)
+    source_version: str = ""
+    settings: str = ""
+    weights_digest: str = ""
+
+    def mean_vector(self) -> np.ndarray:
+        """The mean of the embeddings, float64 [dim]; empty where there are none."""
+        return np.frombuffer(self.mean, np.float16).astype(np.float64)
+
+
+def measure_all(root: Root) -> list[Measures]:
+    """Measures every committed partition; only those that changed since the last time are read.
+
+    Args:
+        root: The output.
+
+    Returns:
+        Their measures, sorted by partition key.
+
+    Raises:
+        StorageError: The output cannot be listed, or the measures cannot be kept.
+    """
+    versions = _versions(root)
+    # What could not be read is tried again: the storage may have been at fault, and not the file.
+    known = {
+        one.key: one for one in _read_cache(root) if versions.get(one.key) == one.version and not one.error
+    }
+    changed = [key for key in versions if key not in known]
+    with ThreadPoolExecutor(2 if isinstance(root.fs, LocalFileSystem) else 8, "measure") as pool:
+        # A first look at a large output takes long; what it has measured stays, should it be ended.
+        for start in range(0, len(changed), _KEEP_AFTER):
+            part = changed[start : start + _KEEP_AFTER]
+            known |= {one.key: one for one in pool.map(lambda key: measure(root, key, versions[key]), part)}
+            _write_cache(root, [known[key] for key in sorted(known)])
+    return [known[key] for key in sorted(versions)]
+
+
+def measure(root: Root, key: str, version: str = "") -> Measures:
+    """Measures one committed partition by reading its files.
+
+    Args:
+        root: The output.
+        key: The partition key.
+        version: Of its files.
+
+    Returns:
+        Its measures; what cannot be read is no exception, but an `error`.
+    """
+    try:
+        path = f"{root.path}/{EMBEDDINGS}/{key}.parquet"
+        with root.fs.open(path, "rb", block_size=_READ_BYTES) as file:
+            parquet = pq.ParquetFile(file, buffer_size=_READ_BYTES, page_checksum_verification=True)
+            facts = read_facts(parquet.schema_arrow.metadata)
+            numbers = _of_facts(facts) | _of_rows(parquet)
+        return Measures(key, version, failures=_count_failures(root, key, facts), **numbers)
+    except Exception as error:  # filesystems raise their libraries' own; each costs this partition alone
+        return Measures(key, version, without_secrets(f"{type(error).__name__}: {error}")[:300])
+
+
+def _of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file says of itself."""
+    reasons = facts.get("failed_by_reason") or {}
+    return {
+        **{name: int(facts.get(name) or 0) for name in ("rows", "embedded", "failed")},
+        **{name: str(facts.get(name) or "") for name in ("source_version", "settings", "weights_digest")},
+        "claimed_dim": int(facts.get("dim") or 0),
+        "not_downloaded": int(reasons.get(Reason.NOT_DOWNLOADED.value, 0)),
+    }
+
+
+def _of_rows(parquet: pq.ParquetFile) -> dict[str, Any]:
+    """What its rows show."""
+    kind = parquet.schema_arrow.field("embedding").type
+    dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+    total, bad = np.zeros(dim), 0
+    digest = hashlib.sha256()
+    hashes: list[np.ndarray] = []
+    for batch in parquet.iter_batches(_BATCH_ROWS, columns=["embedding"]) if dim else ():
+        column = batch.column(0)
+        vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+        digest.update(vectors.tobytes())
+        hashes.append(_hash_rows(vectors))
+        vectors = vectors.astype(np.float32, copy=False)
+        with np.errstate(all="ignore"):  # what is not finite is counted, not warned of
+            lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        good = np.abs(lengths - 1) <= _NORM_TOLERANCE
+        bad += column.null_count + int(np.count_nonzero(~good))
+        total += vectors[good].sum(axis=0, dtype=np.float64)
+    vectors_in_all = parquet.metadata.num_rows
+    groups = np.unique(np.concatenate(hashes), return_counts=True)[1] if hashes else np.zeros(1, int)
+    keys = parquet.read(columns=["key"]).column(0).drop_null()
+    mean = (total / max(1, vectors_in_all - bad)).astype(np.float16)
+    return {
+        "dim": dim,
+        "vectors": vectors_in_all,
+        "bad_vectors": bad,
+        "largest_group": int(groups.max(initial=0)),
+        "repeated_keys": len(keys) - len(keys.unique()),
+        "digest": digest.hexdigest()[:16],
+        "mean": mean.tobytes() if vectors_in_all > bad else b"",
+    }
+
+
+def _hash_rows(vectors: np.ndarray) -> np.ndarray:
+    """uint64 [n]: equal for rows of equal bits, and all but never for others."""
+    bits = vectors.view({2: np.uint16, 4: np.uint32}[vectors.dtype.itemsize])
+    factors = np.random.default_rng(0).integers(1, 2**63, vectors.shape[1], np.uint64) | np.uint64(1)
+    return bits.astype(np.uint64) @ factors
+
+
+def _count_failures(root: Root, key: str, facts: Mapping[str, Any]) -> int:
+    try:
+        data = root.fs.cat_file(f"{root.path}/{FAILURES}/{key}.parquet")
+    except FileNotFoundError:
+        return -1
+    rows = len(pq.read_table(io.BytesIO(data), columns=["row"]).column(0).unique())
+    if rows == facts.get("failed") and not belongs(data, facts):
+        raise ValueError("its failures file was written by another run than its embeddings file")
+    return rows
+
+
+def _versions(root: Root) -> dict[str, str]:
+    """For each partition with an embeddings file, what changes with its files."""
+    failures = file_versions(root, FAILURES)
+    return {
+        key: f"{version} {failures.get(key, '')}" for key, version in file_versions(root, EMBEDDINGS).items()
+    }
+
+
+def _read_cache(root: Root) -> list[Measures]:
+    try:
+        table = pq.read_table(io.BytesIO(root.fs.cat_file(f"{root.path}/{_CACHE}")))
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return []
+    # What another version of the project has remembered may measure other things.
+    if table.column_names != [one.name for one in fields(Measures)]:
+        return []
+    return [Measures(**row) for row in table.to_pylist()]
+
+
+def _write_cache(root: Root, measures: list[Measures]) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([asdict(one) for one in measures]), sink)
+    write_bytes(root, _CACHE, sink.getvalue())

@@ -1,0 +1,1 @@
+"""Any URI as a filesystem, with errors that name the fix."""

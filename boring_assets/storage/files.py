@@ -1,0 +1,121 @@
+"""Files that are written whole or not at all, on a local disk and on object storage."""
+
+import fcntl
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
+
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import Root
+
+_STAGING = ".staging"
+# s3fs sends what is at least twice a chunk of this size in parts.
+_MULTIPART_BYTES = 100 * 2**20
+_TRIES = 5
+
+
+def write_bytes(root: Root, path: str, data: bytes | pa.Buffer, **conditions: str) -> None:
+    """Writes a file whole or not at all; what an earlier try for the same file left behind is swept.
+
+    Args:
+        root: The output.
+        path: The file's path below it.
+        data: What goes into it.
+        conditions: Further arguments of S3's PutObject.
+
+    Raises:
+        StorageError: It cannot be written; what was there before is untouched.
+    """
+    target = f"{root.path}/{path}"
+    try:
+        if isinstance(root.fs, LocalFileSystem):
+            _write_local(Path(root.path), path, data)
+        elif len(data) >= _MULTIPART_BYTES and hasattr(root.fs, "abort_mpu"):
+            _write_parts(root, target, bytes(data))
+        else:
+            root.fs.pipe_file(target, bytes(data), **conditions)
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/{path}", "write") from error
+
+
+def _write_parts(root: Root, target: str, data: bytes) -> None:
+    """Sends a large object; a process that died in the middle of that has left parts that cost money.
+
+    Another run may be at work on the same object. Its upload is ended here, and it begins again.
+    """
+    bucket, key, _ = root.fs.split_path(target)
+    # Who may write may not always list uploads, and one may have just ended; what fails here costs no run.
+    with suppress(OSError):
+        found = root.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+        for upload in found.get("Uploads", []):
+            if upload["Key"] == key:
+                root.fs.abort_mpu(bucket, key, upload["UploadId"])
+    for left in reversed(range(_TRIES)):
+        try:
+            root.fs.pipe_file(target, data)
+        except FileNotFoundError as error:  # NoSuchUpload, or a missing bucket
+            if left == 0 or "NoSuchUpload" not in str(getattr(error.__cause__, "response", "")):
+                raise
+        else:
+            return
+
+
+def _write_local(root: Path, path: str, data: bytes | pa.Buffer) -> None:
+    target = root / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = root / _STAGING
+    staging.mkdir(parents=True, exist_ok=True)
+    prefix = hashlib.sha256(path.encode()).hexdigest()[:16]
+    _sweep(staging, prefix)
+    with _staged(staging, prefix) as (name, file):
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        name.replace(target)
+
+
+@contextmanager
+def _staged(staging: Path, prefix: str) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Opens a staging file that is locked as long as its writer lives; gone in the end, if not renamed."""
+    while True:
+        name = staging / f"{prefix}-{uuid.uuid4().hex}"
+        with name.open("xb") as file:
+            try:
+                _lock(file)
+                if os.fstat(file.fileno()).st_nlink == 0:
+                    continue  # swept between its making and its lock
+                yield name, file
+            except BaseException:
+                name.unlink(missing_ok=True)
+                raise
+        return
+
+
+def _sweep(staging: Path, prefix: str) -> None:
+    """Removes the staging files of one target whose writers have died: nobody holds their locks."""
+    for stale in staging.glob(f"{prefix}-*"):
+        with suppress(OSError), stale.open("r+b") as file:  # it was renamed, or its writer lives
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stale.unlink()
+
+
+def _lock(file: IO[bytes]) -> None:
+    with suppress(OSError):  # a filesystem without locks: nobody else can lock it, so nobody sweeps it
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def version_of(info: Mapping[str, Any]) -> str:
+    """What changes with a file: its ETag, or size, time and inode.
+
+    Args:
+        info: What its filesystem says of it.
+    """
+    tag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+    return tag or "-".join(str(info.get(name, "")) for name in ("size", "mtime", "created", "ino"))
