@@ -44,6 +44,7 @@ def measure(source: Path, keys: list[str], without: list[str], runs: int) -> flo
         config.write_text(
             yaml.safe_dump({name: its for name, its in sections.items() if name not in without})
         )
+        home = processes.Home(home.root)  # opens the storage that is configured now
         home.input.rmdir()
         home.input.symlink_to(source)
         home.register()
