@@ -18,7 +18,7 @@ import dagster as dg
 import yaml
 
 from benchmarks.table import machine, print_table
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
 from tests.e2e import processes
 from tests.e2e.test_backfill import LAUNCH

@@ -37,7 +37,7 @@ from benchmarks.catalogue_steps import (
     write_s3,
 )
 from benchmarks.table import print_table
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 from tests.e2e import processes
 from tests.e2e.processes import Home
 from tests.e2e.test_backfill import LAUNCH

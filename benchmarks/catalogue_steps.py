@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.catalogue import register, take_stock
 from boring_assets.settings import Settings
+from boring_assets.shard_states import get_shard_states, register
 from tests.e2e.processes import Home
 
 
@@ -136,7 +136,7 @@ def stock(home: Home, per_run: int) -> dict[str, int]:
 
     settings = settings_of(home, per_run)
     found = ShardSource.from_settings(settings).discover()
-    its = take_stock(
+    its = get_shard_states(
         home.instance,
         found,
         settings.embedding_version(),

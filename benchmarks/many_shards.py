@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from dagster import DagsterRunStatus
 
 from benchmarks.table import machine, print_table
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
 from tests.e2e import processes
 from tests.e2e.processes import Home, Webserver

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from boring_assets.catalogue import BACKFILL_TAG
 from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
 from boring_assets.output.judgement import CHECKS, Committed, Found
 from boring_assets.output.measures import measure_all
+from boring_assets.tags import BACKFILL_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 

@@ -114,9 +114,9 @@ def embed(redo: bool, **options: Any) -> None:
 @_config
 def register(**options: Any) -> None:
     """Registers new shards as partitions, embedding none."""
-    from boring_assets.catalogue import register as register_shards
     from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
+    from boring_assets.shard_states import register as register_shards
 
     settings = _apply(options)
     found = _source(settings).discover()
@@ -153,15 +153,15 @@ def status(as_json: bool, **options: Any) -> None:
     gone            no longer in the input; what was embedded stays
     growing         still being written
     """
-    from boring_assets.catalogue import PENDING, State, take_stock
     from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
+    from boring_assets.shard_states import PENDING, State, get_shard_states
     from resources.embeddings_io import EmbeddingsIOManager
 
     settings = _apply(options)
     instance = open_instance(settings.output_dir)
     found = _source(settings).discover()
-    stock = take_stock(
+    stock = get_shard_states(
         instance,
         found,
         settings.embedding_version(),

@@ -38,3 +38,8 @@ class Dataset:
     def keys(self, instance: dg.DagsterInstance) -> list[str]:
         """The keys of its partitions, in the order in which they were registered."""
         return list(instance.get_dynamic_partitions(str(self.shards.name)))
+
+
+UNNAMED = Dataset()
+ASSET_KEY = UNNAMED.embeddings
+"""The key of `image_embeddings` where the instance has one dataset without a name."""

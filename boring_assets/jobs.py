@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from boring_assets.catalogue import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG
+from boring_assets.tags import ADOPT_TAG
 
 ALIVE_LOCK = ".embed.lock"
 """In `DAGSTER_HOME`: every command line that embeds holds a shared lock on it as long as it lives."""
@@ -65,16 +65,3 @@ def is_of_command_line(run: dg.DagsterRun) -> bool:
     return (
         run.job_name == embed_job.name and run.tags.get(ADOPT_TAG) == "true" and run.remote_job_origin is None
     )
-
-
-def range_tags(first: str, last: str) -> dict[str, str]:
-    """Run tags for a range of partitions that takes over what is committed already.
-
-    Args:
-        first: First partition key of the range, in Dagster's order.
-        last: Last partition key.
-
-    Returns:
-        Tags for a run of `embed_shards`.
-    """
-    return {RANGE_START_TAG: first, RANGE_END_TAG: last, ADOPT_TAG: "true"}

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from boring_assets.catalogue import PENDING, Catalogue, State, ranges, register, take_stock
 from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
-from boring_assets.jobs import embed_job, range_tags
+from boring_assets.jobs import embed_job
 from boring_assets.secrets import without_secret_causes
+from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
+from boring_assets.tags import range_tags
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
@@ -49,7 +50,7 @@ def define_new_shards(
         try:
             found = source.discover()
             added = register(context.instance, found, dataset)
-            stock = take_stock(context.instance, found, settings, embeddings.committed, dataset)
+            stock = get_shard_states(context.instance, found, settings, embeddings.committed, dataset)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
@@ -92,7 +93,7 @@ def _unpack(cursor: str | None) -> dict[str, str]:
     return dict(json.loads(zlib.decompress(base64.b85decode(cursor))))
 
 
-def _still_asked(asked: dict[str, str], stock: Catalogue) -> dict[str, str]:
+def _still_asked(asked: dict[str, str], stock: ShardStates) -> dict[str, str]:
     """Versions that were requested and are not done: in the queue, running, or failed for good.
 
     A failed shard is asked for once a version: its run has retried it already.
@@ -100,7 +101,7 @@ def _still_asked(asked: dict[str, str], stock: Catalogue) -> dict[str, str]:
     return {k: version for k, version in asked.items() if stock.states.get(k) in (*PENDING, State.RUNNING)}
 
 
-def _requests(stock: Catalogue, asked: dict[str, str], most: int) -> Iterator[dg.RunRequest]:
+def _requests(stock: ShardStates, asked: dict[str, str], most: int) -> Iterator[dg.RunRequest]:
     """Requests for the shards that nobody asked for in their present version; notes them as asked.
 
     They carry no `run_key`: Dagster drops a request whose key it has seen, and a shard can come back in a
@@ -117,6 +118,6 @@ def _requests(stock: Catalogue, asked: dict[str, str], most: int) -> Iterator[dg
         yield dg.RunRequest(tags=range_tags(first, last))
 
 
-def _summary(stock: Catalogue, added: list[str]) -> str:
+def _summary(stock: ShardStates, added: list[str]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in sorted(stock.count().items()))
     return f"Nothing to request ({counts or 'the input has no shards'}; {len(added)} newly registered)."

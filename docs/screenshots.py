@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
 from tests.e2e.processes import Home, Webserver, wait_for
 from tests.e2e.test_backfill import LAUNCH, backfill

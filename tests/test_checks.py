@@ -6,15 +6,15 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.definitions import build_definitions
-from boring_assets.jobs import range_tags
 from boring_assets.output import measures
 from boring_assets.output.judgement import CHECKS, Committed
 from boring_assets.output.measures import measure_all
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
+from boring_assets.tags import range_tags
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 from tests.assets.project import Project

@@ -11,13 +11,13 @@ import pytest
 from dagster._core.definitions.run_request import RunRequest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
-from boring_assets.catalogue import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG
 from boring_assets.definitions import build_definitions
 from boring_assets.sensors import _pack, _unpack
 from boring_assets.settings import Settings
+from boring_assets.tags import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
-from tests.test_catalogue import instance, report_done, settings, write
+from tests.test_shard_states import instance, report_done, settings, write
 
 __all__ = ["instance", "settings"]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.catalogue import State
+from boring_assets.shard_states import State
 from tests.seaweed import Seaweed
 from torture.outputs import EMBEDDINGS, FAILURES, Place, compare, write_input
 from torture.report import finish

@@ -17,9 +17,10 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.catalogue import ASSET_KEY, State, take_stock
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
+from boring_assets.shard_states import State, get_shard_states
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 from torture.starter import Run, Starter
@@ -113,7 +114,7 @@ class Place:
         with self._settings() as settings, self._instance() as instance:
             found = ShardSource.from_settings(settings).discover()
             committed = EmbeddingsIOManager.from_settings(settings).committed
-            return take_stock(instance, found, settings.embedding_version(), committed).states
+            return get_shard_states(instance, found, settings.embedding_version(), committed).states
 
     def computed(self) -> dict[str, int]:
         """How often each partition was reported as embedded, adoptions left out."""

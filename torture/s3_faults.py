@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from boring_assets.catalogue import State
+from boring_assets.shard_states import State
 from tests.faulty_proxy import KINDS, FaultyProxy
 from tests.seaweed import Seaweed
 from torture.outputs import Place, compare, write_input

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boring_assets.assets.image_embeddings import FAILED_SHARDS
-from boring_assets.catalogue import POOL
 from boring_assets.datasets import Dataset
 from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.model.text import TextEncoder
 from boring_assets.errors import BoringError, ShardError
 from boring_assets.output.files import committed_facts, write_table
 from boring_assets.output.schema import METADATA_KEY
+from boring_assets.tags import POOL
 from partitions.shards import uri_of
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager

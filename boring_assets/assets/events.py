@@ -6,9 +6,11 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from boring_assets.catalogue import ASSET_KEY, DATA_VERSION_TAG, data_version
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.engine.samples import Shard
 from boring_assets.secrets import without_secrets
+from boring_assets.shard_states import data_version
+from boring_assets.tags import DATA_VERSION_TAG
 
 _PREVIEW_ROWS = 5
 _PREVIEW_TEXT = 60

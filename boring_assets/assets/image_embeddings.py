@@ -19,7 +19,6 @@ from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import materialization
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
-from boring_assets.catalogue import ADOPT_TAG, MAX_SAMPLES_TAG, POOL, REDO_TAG
 from boring_assets.datasets import Dataset
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
@@ -31,11 +30,11 @@ from boring_assets.output.totals import refresh_totals
 from boring_assets.secrets import without_secret_causes
 from boring_assets.storage.errors import is_down, storage_error
 from boring_assets.storage.root import check_refusal
+from boring_assets.tags import ADOPT_TAG, MAX_SAMPLES_TAG, POOL, REDO_TAG, RESUME_TAG
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
-RESUME_TAG = "dagster/is_resume_retry"
 # Backfill policies are in beta, and said so for two years; the user of this project cannot act on it.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 

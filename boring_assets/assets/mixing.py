@@ -6,10 +6,11 @@ from typing import Any
 
 import dagster as dg
 
-from boring_assets.catalogue import ASSET_KEY, BACKFILL_TAG, REDO_TAG
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.errors import SettingsError
 from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.identity import differences, identity, is_all_of, made_by_others
+from boring_assets.tags import BACKFILL_TAG, REDO_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 
 

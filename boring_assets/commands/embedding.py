@@ -11,15 +11,6 @@ from typing import IO, Any
 import dagster as dg
 from rich.console import Console
 
-from boring_assets.catalogue import (
-    ADOPT_TAG,
-    PENDING,
-    Catalogue,
-    State,
-    ranges,
-    register,
-    take_stock,
-)
 from boring_assets.commands.parallel import run_in_workers
 from boring_assets.commands.progress_bar import ProgressBar, count_rows
 from boring_assets.commands.redoing import find_other_weights
@@ -33,7 +24,9 @@ from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import ALIVE_LOCK, embed_job, is_of_command_line
 from boring_assets.output.totals import refresh_totals
 from boring_assets.settings import Settings
+from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
 from boring_assets.storage.root import check_readable
+from boring_assets.tags import ADOPT_TAG
 from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
 from resources.embeddings_io import EmbeddingsIOManager
@@ -77,7 +70,7 @@ def embed_all(
     with _alive(instance):
         register(instance, found, dataset)
         version = settings.embedding_version()
-        stock = take_stock(instance, found, version, embeddings.committed, dataset)
+        stock = get_shard_states(instance, found, version, embeddings.committed, dataset)
         if redo:
             find_other_weights(stock, settings, embeddings)
         wanted = [key for key in _choose(stock, settings, redo=redo) if only is None or key in only]
@@ -141,7 +134,7 @@ def _discover(settings: Settings) -> Discovery:
     return found
 
 
-def _choose(stock: Catalogue, settings: Settings, *, redo: bool) -> list[str]:
+def _choose(stock: ShardStates, settings: Settings, *, redo: bool) -> list[str]:
     """Keys to embed, in Dagster's order."""
     other = stock.keys((State.OTHER_SETTINGS,))
     if other and not redo:
@@ -165,7 +158,7 @@ def _choose(stock: Catalogue, settings: Settings, *, redo: bool) -> list[str]:
 def _run(
     settings: Settings,
     instance: dg.DagsterInstance,
-    stock: Catalogue,
+    stock: ShardStates,
     wanted: list[str],
     bar: ProgressBar,
     *,
@@ -194,7 +187,7 @@ def _run(
 def _run_here(
     settings: Settings,
     instance: dg.DagsterInstance,
-    stock: Catalogue,
+    stock: ShardStates,
     wanted: list[str],
     bar: ProgressBar,
     *,

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from boring_assets.catalogue import Catalogue, State
 from boring_assets.engine.model.load import load_model
 from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.identity import identity, made_by_others
 from boring_assets.settings import Settings
+from boring_assets.shard_states import ShardStates, State
 from resources.embeddings_io import EmbeddingsIOManager
 
 
@@ -22,7 +22,7 @@ def weights(settings: Settings) -> dict[str, Any]:
     return {name: identity(facts)[name] for name in facts}
 
 
-def find_other_weights(stock: Catalogue, settings: Settings, embeddings: EmbeddingsIOManager) -> None:
+def find_other_weights(stock: ShardStates, settings: Settings, embeddings: EmbeddingsIOManager) -> None:
     """Marks the finished partitions that other weights made as made by other settings.
 
     Args:

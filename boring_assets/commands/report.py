@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from boring_assets.catalogue import Catalogue, State
 from boring_assets.settings import PREFIX, Settings
+from boring_assets.shard_states import ShardStates, State
 from boring_assets.wording import first_of, plain, some
 from partitions.discovery import Discovery
 
@@ -44,7 +44,7 @@ def made_by(settings: Settings) -> str:
     return f"model {settings.model}{tag}, precision {settings.precision}, {settings.output_dtype}"
 
 
-def say_left_out(console: Console, stock: Catalogue, found: Discovery) -> None:
+def say_left_out(console: Console, stock: ShardStates, found: Discovery) -> None:
     """Which shards of the input this call does not take, and why."""
     left_out = [f"{path}: {why}" for path, why in found.refused.items()]
     for state, why in ((State.GROWING, "still being written"), (State.RUNNING, "in another run now")):

@@ -6,12 +6,12 @@ from typing import Any
 import dagster as dg
 
 from boring_assets.assets.image_embeddings import FAILED_SHARDS
-from boring_assets.catalogue import MAX_SAMPLES_TAG, REDO_TAG
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.results import Progress
 from boring_assets.instance.homes import HOME_TAG, home_name
-from boring_assets.jobs import embed_job, range_tags
+from boring_assets.jobs import embed_job
 from boring_assets.settings import Settings
+from boring_assets.tags import MAX_SAMPLES_TAG, REDO_TAG, range_tags
 
 
 @dataclass(frozen=True)

@@ -214,10 +214,11 @@ def clip_scores(**options: Any) -> None:
 
     What is scored already is left alone.
     """
-    from boring_assets.catalogue import ranges
     from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
-    from boring_assets.jobs import range_tags, scores_job
+    from boring_assets.jobs import scores_job
+    from boring_assets.shard_states import ranges
+    from boring_assets.tags import range_tags
     from resources.embeddings_io import EmbeddingsIOManager
 
     settings = apply(options)

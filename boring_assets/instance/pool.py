@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from boring_assets.catalogue import POOL
 from boring_assets.engine.model.devices import devices
+from boring_assets.tags import POOL
 
 _CURSOR = "boring_assets/pool"
 

@@ -24,13 +24,13 @@ from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, LaunchRunContext, ResumeRunContext, WorkerStatus
 from pydantic import SecretStr
 
-from boring_assets.catalogue import POOL
 from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import is_of_home
 from boring_assets.instance.pool import set_pool
 from boring_assets.instance.worker import is_alive
 from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
 from boring_assets.settings import PREFIX, Settings
+from boring_assets.tags import POOL
 
 try:
     import ray  # noqa: F401 - dagster-ray imports it only when a run is launched

@@ -13,14 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG, State, register, take_stock
 from boring_assets.commands.runs import Outcome, run_range
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import embed_job
 from boring_assets.settings import Settings
+from boring_assets.shard_states import State, get_shard_states, register
+from boring_assets.tags import RANGE_END_TAG, RANGE_START_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
@@ -63,7 +65,7 @@ class Project:
         """Each shard's state, as the sensor and the command line see it."""
         found = ShardSource.from_settings(self.settings).discover()
         committed = EmbeddingsIOManager.from_settings(self.settings).committed
-        return take_stock(self.instance, found, self.settings.embedding_version(), committed).states
+        return get_shard_states(self.instance, found, self.settings.embedding_version(), committed).states
 
     def path(self, key: str, kind: str = "image_embeddings") -> Path:
         return Path(self.settings.output_dir) / kind / f"{key}.parquet"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from boring_assets.catalogue import RANGE_END_TAG, RANGE_START_TAG, State
 from boring_assets.output.schema import read_facts
+from boring_assets.shard_states import State
+from boring_assets.tags import RANGE_END_TAG, RANGE_START_TAG
 from resources.source import ShardSource
 from tests.assets.project import Project, metadata_of
 from tests.engine.inputs.test_bare import example, framed

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.catalogue import State
 from boring_assets.engine.inputs import layouts, sources
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
+from boring_assets.shard_states import State
 from tests.assets.project import Project, metadata_of
 from tests.faulty_proxy import FaultyProxy
 from tests.seaweed import Seaweed

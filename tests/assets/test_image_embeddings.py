@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.catalogue import State
 from boring_assets.output.schema import read_facts
 from boring_assets.sample_data import write_sample_data
+from boring_assets.shard_states import State
 from tests.assets.project import Project, metadata_of
 
 NewProject = Callable[..., Project]

@@ -92,7 +92,7 @@ def test_all_partitions_in_a_backfill_of_several_runs_are_no_mixing(project: Pro
     from dagster._core.execution.backfill import PartitionBackfill
 
     from boring_assets.assets.mixing import backfilled
-    from boring_assets.catalogue import ASSET_KEY
+    from boring_assets.datasets import ASSET_KEY
     from boring_assets.definitions import build_definitions
 
     graph = build_definitions(project.settings).resolve_asset_graph()

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from boring_assets.catalogue import State
 from boring_assets.commands.parallel import run_in_workers
 from boring_assets.engine.results import Progress
 from boring_assets.sample_data import write_sample_data
+from boring_assets.shard_states import State
 from tests.assets.project import Project
 from tests.command_line import CommandLine
 

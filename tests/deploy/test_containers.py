@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import s3fs
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.instance.homes import WORKER_TAG
 from boring_assets.sample_data import write_sample_data
 from tests.deploy.containers import DOCKER, Containers, read_compose

@@ -25,8 +25,9 @@ from dagster._core.remote_origin import (
 )
 
 from boring_assets.definitions import build_definitions
-from boring_assets.jobs import embed_job, range_tags
+from boring_assets.jobs import embed_job
 from boring_assets.settings import Settings
+from boring_assets.tags import range_tags
 from partitions.shards import SHARDS
 from tests.e2e.processes import PROJECT
 

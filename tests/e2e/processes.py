@@ -18,8 +18,8 @@ import dagster as dg
 import psutil
 import pyarrow.parquet as pq
 
-from boring_assets.catalogue import register
 from boring_assets.sample_data import write_sample_data
+from boring_assets.shard_states import register
 from resources.source import ShardSource
 from tests.e2e.webserver import DEADLINE, LOCATION, Webserver, wait_for
 

@@ -5,9 +5,10 @@ from collections import Counter
 import pytest
 from dagster import DagsterEventType, DagsterRun, DagsterRunStatus
 
-from boring_assets.catalogue import ASSET_KEY, RANGE_END_TAG, RANGE_START_TAG
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.instance.homes import WORKER_TAG
 from boring_assets.output.judgement import CHECKS
+from boring_assets.tags import RANGE_END_TAG, RANGE_START_TAG
 from tests.e2e.processes import Home
 from tests.e2e.webserver import Webserver, wait_for
 

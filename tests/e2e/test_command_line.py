@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from boring_assets.catalogue import RANGE_END_TAG, RANGE_START_TAG
+from boring_assets.tags import RANGE_END_TAG, RANGE_START_TAG
 from tests.e2e.processes import Home
 
 MODULE = ("-m", "boring_assets.definitions")

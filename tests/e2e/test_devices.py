@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from dagster import DagsterRunStatus
 
-from boring_assets.catalogue import ASSET_KEY, POOL
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.instance.homes import WORKER_TAG
+from boring_assets.tags import POOL
 from tests.e2e.processes import Home
 from tests.e2e.test_backfill import LAUNCH
 

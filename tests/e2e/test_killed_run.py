@@ -7,8 +7,8 @@ import signal
 import pytest
 from dagster import DagsterRunStatus
 
-from boring_assets.catalogue import ASSET_KEY
-from boring_assets.jobs import range_tags
+from boring_assets.datasets import ASSET_KEY
+from boring_assets.tags import range_tags
 from tests.e2e.processes import Home
 from tests.e2e.webserver import LOCATION, Webserver, wait_for
 

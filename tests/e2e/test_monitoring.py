@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
 from tests.assets.project import stored
 from tests.e2e.processes import Home, wait_for

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from dagster import DagsterRun, DagsterRunStatus
 
-from boring_assets.catalogue import ASSET_KEY, POOL
-from boring_assets.jobs import range_tags
+from boring_assets.datasets import ASSET_KEY
+from boring_assets.tags import POOL, range_tags
 from tests.e2e.processes import LOCATION, PROJECT, Home, Webserver, wait_for
 from tests.e2e.test_backfill import LAUNCH as BACKFILL
 from tests.e2e.test_devices import DEVICES

@@ -6,8 +6,8 @@ import subprocess
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.catalogue import State, take_stock
 from boring_assets.settings import Settings
+from boring_assets.shard_states import State, get_shard_states
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 from tests.e2e.processes import Home
@@ -39,7 +39,7 @@ def test_two_daemons_at_once_tear_nothing(home: Home) -> None:
     settings = Settings(
         input_dir=str(home.input), output_dir=str(home.output), model="boring-tiny", device="cpu"
     )
-    stock = take_stock(
+    stock = get_shard_states(
         home.instance,
         ShardSource.from_settings(settings).discover(),
         settings.embedding_version(),

@@ -10,7 +10,7 @@ from typing import Any
 
 import dagster as dg
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 
 LOCATION = {"repositoryLocationName": "boring_assets", "repositoryName": "__repository__"}
 # Far above what anything takes: a process that hangs fails its test, a slow machine does not.

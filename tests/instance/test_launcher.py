@@ -24,7 +24,8 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 from boring_assets.instance.homes import HOME_TAG, WORKER_TAG
 from boring_assets.instance.launcher import WarmRunLauncher
 from boring_assets.instance.worker import is_alive
-from boring_assets.jobs import ALIVE_LOCK, range_tags
+from boring_assets.jobs import ALIVE_LOCK
+from boring_assets.tags import range_tags
 from tests.e2e.webserver import wait_for
 
 CODE = """

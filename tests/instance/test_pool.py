@@ -5,9 +5,9 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from boring_assets.catalogue import POOL
 from boring_assets.instance.homes import open_instance
 from boring_assets.instance.pool import fit_pool
+from boring_assets.tags import POOL
 
 
 @pytest.fixture

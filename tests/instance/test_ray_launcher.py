@@ -21,11 +21,11 @@ from dagster._core.launcher import LaunchRunContext, WorkerStatus
 from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.storage.dagster_run import RunOpConcurrency
 
-from boring_assets.catalogue import POOL
 from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import HOME_TAG
 from boring_assets.instance.ray_launcher import room
-from boring_assets.jobs import ALIVE_LOCK, range_tags
+from boring_assets.jobs import ALIVE_LOCK
+from boring_assets.tags import POOL, range_tags
 from tests.instance.test_launcher import HOLD, _empty_job
 
 SECRET = "the-secret-of-the-test"

@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
-from boring_assets.catalogue import ASSET_KEY
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.definitions import build_definitions
 from boring_assets.errors import SettingsError
 from boring_assets.monitoring import webhook

@@ -8,22 +8,11 @@ from enum import StrEnum
 import dagster as dg
 from sqlalchemy.exc import IntegrityError, InternalError
 
-from boring_assets.datasets import Dataset
+from boring_assets.datasets import UNNAMED, Dataset
 from boring_assets.engine.samples import Shard
+from boring_assets.tags import DATA_VERSION_TAG, POOL
 from partitions.discovery import Discovery
 
-ONLY = Dataset()
-ASSET_KEY = ONLY.embeddings
-# The one tag whose latest values Dagster gives for all partitions by a single query.
-DATA_VERSION_TAG = "dagster/data_version"
-ADOPT_TAG = "boring_assets/adopt"
-# Nothing is taken over, and what other settings made may stay beside what this run makes.
-REDO_TAG = "boring_assets/redo"
-MAX_SAMPLES_TAG = "boring_assets/max_samples"
-BACKFILL_TAG = "dagster/backfill"
-RANGE_START_TAG = "dagster/asset_partition_range_start"
-RANGE_END_TAG = "dagster/asset_partition_range_end"
-POOL = "gpu"
 _ADD_AT_ONCE = 5000
 
 
@@ -45,7 +34,7 @@ PENDING = (State.NEW, State.CHANGED, State.FAILED, State.LOST)
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class ShardStates:
     """Every shard's state at one moment.
 
     Attributes:
@@ -68,7 +57,7 @@ class Catalogue:
         return [key for key in self.order if self.states[key] in wanted]
 
 
-def register(instance: dg.DagsterInstance, found: Discovery, dataset: Dataset = ONLY) -> list[str]:
+def register(instance: dg.DagsterInstance, found: Discovery, dataset: Dataset = UNNAMED) -> list[str]:
     """Adds the partitions of shards that are new.
 
     Args:
@@ -104,13 +93,13 @@ def _limit_pool(instance: dg.DagsterInstance) -> None:
             raise
 
 
-def take_stock(
+def get_shard_states(
     instance: dg.DagsterInstance,
     found: Discovery,
     settings: str,
     committed: Callable[[], Collection[str]],
-    dataset: Dataset = ONLY,
-) -> Catalogue:
+    dataset: Dataset = UNNAMED,
+) -> ShardStates:
     """Compares the input with Dagster's record.
 
     Args:
@@ -138,7 +127,7 @@ def take_stock(
         made = recorded.get(key, {}).get(DATA_VERSION_TAG)
         states[key] = _state(shards.get(key), made, named.get(key, ""), settings, key in there)
     growing = {key: State.GROWING for key in found.growing if states[key] is State.GONE}
-    return Catalogue({**states, **growing}, shards, order)
+    return ShardStates({**states, **growing}, shards, order)
 
 
 def _state(

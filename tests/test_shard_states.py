@@ -5,19 +5,13 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from boring_assets.catalogue import (
-    ASSET_KEY,
-    DATA_VERSION_TAG,
-    State,
-    data_version,
-    ranges,
-    register,
-    take_stock,
-)
 from boring_assets.commands.runs import run_range
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.instance.homes import open_instance
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
+from boring_assets.shard_states import State, data_version, get_shard_states, ranges, register
+from boring_assets.tags import DATA_VERSION_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
@@ -61,7 +55,7 @@ def report_done(settings: Settings, instance: dg.DagsterInstance, key: str, made
 def states(settings: Settings, instance: dg.DagsterInstance) -> dict[str, State]:
     found = ShardSource.from_settings(settings).discover()
     committed = EmbeddingsIOManager.from_settings(settings).committed
-    return take_stock(instance, found, settings.embedding_version(), committed).states
+    return get_shard_states(instance, found, settings.embedding_version(), committed).states
 
 
 def test_each_state_is_told_from_the_others(settings: Settings, instance: dg.DagsterInstance) -> None:

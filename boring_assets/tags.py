@@ -1,0 +1,27 @@
+"""Tags of runs and materializations, and the pool of the runs. Names with `dagster/` are Dagster's own."""
+
+DATA_VERSION_TAG = "dagster/data_version"
+"""The one tag whose latest value Dagster gives for all partitions by a single query."""
+BACKFILL_TAG = "dagster/backfill"
+RANGE_START_TAG = "dagster/asset_partition_range_start"
+RANGE_END_TAG = "dagster/asset_partition_range_end"
+RESUME_TAG = "dagster/is_resume_retry"
+"""Set by Dagster on a retry "from failure", automatic or by the UI's button."""
+
+ADOPT_TAG = "boring_assets/adopt"
+"""A run with it keeps the partitions that are committed and up to date, and embeds the others."""
+REDO_TAG = "boring_assets/redo"
+"""A run with it keeps nothing, and may leave the embeddings of other settings beside its own."""
+MAX_SAMPLES_TAG = "boring_assets/max_samples"
+
+POOL = "gpu"
+
+
+def range_tags(first: str, last: str) -> dict[str, str]:
+    """Returns the run tags for a range of partitions, which keep what is committed already.
+
+    Args:
+        first: First partition key of the range, in Dagster's order.
+        last: Last partition key.
+    """
+    return {RANGE_START_TAG: first, RANGE_END_TAG: last, ADOPT_TAG: "true"}
