@@ -1,7 +1,8 @@
-"""Whose runs are whose, where several Dagster homes share one PostgreSQL.
+"""Opens the Dagster home, and tells which home started a run.
 
-Whether the process of a run lives is told by locks in the home that it was started from. Another home, be it
-on another machine or in another container, cannot see them, so each run carries its home's name.
+The process of a run is alive while it holds a lock in the home that started it. Where several homes share one
+PostgreSQL, a home on another machine or in another container cannot see that lock, so each run is tagged with
+its home's name.
 """
 
 import fcntl
@@ -18,72 +19,72 @@ from dagster._core.instance import InstanceRef
 from boring_assets.errors import SettingsError
 
 HOME_TAG = "boring_assets/home"
-"""Run tag: the home in which the lock of the run's process lies."""
+"""Run tag: the name of the home that started the run."""
 WORKER_TAG = "boring_assets/worker"
-"""Run tag: which worker process executes the run, as its process id and a name of its own."""
-_FILE = ".home"
+"""Run tag: the worker process that executes the run, as its process id and a unique name."""
+_NAME_FILE = ".home"
 _NO_COMPUTE_LOGS = {
     "module": "dagster._core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
 }
 _PROJECT = Path(__file__).parents[2]
+_OLD_STORAGE = "boring_assets.instance.local_storage"
 
 
 def home_name(instance: dg.DagsterInstance) -> str:
-    """The name of the instance's home, made up when it is first asked for.
-
-    Args:
-        instance: Dagster's instance.
-
-    Returns:
-        12 hex digits, kept in a file of the home.
+    """Returns the name of the instance's home: 12 hex digits in a file there, written on the first call.
 
     Raises:
         OSError: The home cannot be written.
     """
-    file = Path(instance.root_directory) / _FILE
+    file = Path(instance.root_directory) / _NAME_FILE
     if not file.exists():
-        made = file.with_name(f"{_FILE}-{uuid.uuid4().hex}")
-        made.write_text(uuid.uuid4().hex[:12])
+        new = file.with_name(f"{_NAME_FILE}-{uuid.uuid4().hex}")
+        new.write_text(uuid.uuid4().hex[:12])
         try:
-            os.link(made, file)  # unlike a write, whole or not at all, and never over another's
+            os.link(new, file)  # unlike a write, atomic, and it never replaces another process's name
         except FileExistsError:
             pass
         finally:
-            made.unlink()
+            new.unlink()
     return file.read_text()
 
 
-def is_of_home(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether the instance's home has the lock of the run's process; also where the run names no home."""
+def belongs_to_home(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Returns whether the instance's home started the run; True for a run without the tag."""
     return run.tags.get(HOME_TAG) in (None, home_name(instance))
 
 
 def open_instance(output_dir: str) -> dg.DagsterInstance:
-    """Dagster's instance in `DAGSTER_HOME`, made where it is missing.
+    """Opens Dagster's instance in `DAGSTER_HOME`, which is created where it is missing.
+
+    `DAGSTER_HOME` is then set for this process and its children.
 
     Args:
-        output_dir: The output's URI; without `DAGSTER_HOME`, each output has a home of its own below
-            `~/.boring_assets`, so that the partitions of two datasets never mix.
-
-    Returns:
-        The instance; `DAGSTER_HOME` is set for this process and its children.
+        output_dir: The output's URI. Without `DAGSTER_HOME`, each output has its own home below
+            `~/.boring_assets`, so the partitions of two datasets never mix.
 
     Raises:
-        SettingsError: The home cannot be made.
+        SettingsError: The home cannot be created or written, or its dagster.yaml names a removed module.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or _default_home(output_dir)).expanduser().resolve()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        # Two processes that set up one new home at once can collide in its database.
+        # Two processes that create the database of a new home at once can collide.
         with (home / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             config, shipped = home / "dagster.yaml", _PROJECT / "dagster.yaml"
             if not config.exists() and shipped.exists():
                 shutil.copyfile(shipped, config)
+            if config.exists() and _OLD_STORAGE in config.read_text():
+                raise SettingsError(
+                    f"{config} names {_OLD_STORAGE}, which has been removed. Delete the section `storage` "
+                    "from that file: Dagster's own SQLite takes its place, and the next `embed` or sensor "
+                    "tick records what is committed without embedding it again."
+                )
             os.environ["DAGSTER_HOME"] = str(home)
-            # Dagster's copy of what a process prints would route the terminal through a file, and its
-            # helper processes print tracebacks on Ctrl-C.
+            # Dagster's capture of a process's output would redirect the terminal to a file, and its helper
+            # processes print tracebacks on Ctrl-C.
             ref = InstanceRef.from_dir(str(home), overrides={"compute_logs": _NO_COMPUTE_LOGS})
             instance = dg.DagsterInstance.from_ref(ref)
             instance.get_dynamic_partitions("")

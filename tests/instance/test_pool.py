@@ -6,7 +6,7 @@ import dagster as dg
 import pytest
 
 from boring_assets.instance.homes import open_instance
-from boring_assets.instance.pool import fit_pool
+from boring_assets.instance.pool import set_pool_limit
 from boring_assets.tags import POOL
 
 
@@ -28,9 +28,9 @@ def test_it_follows_the_machine_until_somebody_sets_it(
     if registered:
         instance.event_log_storage.initialize_concurrency_limit_to_default(POOL)
         assert limit(instance) == 1
-    for setting, found in (("cpu:0,cpu:1,cpu:2", 3), ("cpu:0,cpu:1", 2), ("cpu", 1), ("cpu:0,cpu:1", 2)):
-        fit_pool(instance, setting)
-        assert limit(instance) == found
+    for devices in (3, 2, 1, 2):
+        set_pool_limit(instance, devices)
+        assert limit(instance) == devices
     instance.event_log_storage.set_concurrency_slots(POOL, 5)
-    fit_pool(instance, "cpu:0,cpu:1,cpu:2")
+    set_pool_limit(instance, 3)
     assert limit(instance) == 5

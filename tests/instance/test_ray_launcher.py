@@ -23,7 +23,7 @@ from dagster._core.storage.dagster_run import RunOpConcurrency
 
 from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import HOME_TAG
-from boring_assets.instance.ray_launcher import room
+from boring_assets.instance.ray_launcher import concurrent_runs
 from boring_assets.jobs import ALIVE_LOCK
 from boring_assets.tags import POOL, range_tags
 from tests.instance.test_launcher import HOLD, _empty_job
@@ -219,7 +219,7 @@ def test_a_run_of_a_command_line_is_judged_by_its_lock(instance: dg.DagsterInsta
     ],
 )
 def test_how_many_runs_there_is_room_for(request_: dict[str, Any], runs: int) -> None:
-    assert room([node["resources_total"] for node in NODES], request_) == runs
+    assert concurrent_runs([node["resources_total"] for node in NODES], request_) == runs
 
 
 def test_definitions_load_without_ray() -> None:
