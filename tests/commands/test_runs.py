@@ -160,3 +160,11 @@ def test_a_home_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         SettingsError, match=r"DAGSTER_HOME .*/file/home cannot be used .* Set it to a folder"
     ):
         open_instance("out")
+
+
+def test_a_home_with_the_removed_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    storage = "storage:\n  custom: {module: boring_assets.instance.local_storage, class: LocalStorage}\n"
+    (tmp_path / "dagster.yaml").write_text(storage)
+    with pytest.raises(SettingsError, match="Delete the section `storage` from that file"):
+        open_instance("out")

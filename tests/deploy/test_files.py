@@ -47,6 +47,13 @@ def test_the_image_gets_all_that_its_build_copies() -> None:
     assert all((PROJECT / name).exists() for name in left)
 
 
+def test_the_file_with_the_keys_never_gets_into_a_commit() -> None:
+    file = "deploy/docker/.env"
+    git = ["git", "-C", str(PROJECT)]
+    assert subprocess.run([*git, "check-ignore", "-q", file], check=False).returncode == 0
+    assert subprocess.run([*git, "ls-files", file], capture_output=True, check=True).stdout == b""
+
+
 def test_the_compose_file_is_valid_and_only_one_daemon_starts() -> None:
     variables = {name: value or "x" for name, value in dotenv_values(DOCKER / ".env.example").items()}
     services = read_compose(variables)["services"]

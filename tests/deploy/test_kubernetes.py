@@ -158,6 +158,22 @@ def test_a_run_gets_a_pod_with_a_gpu(
     assert password["valueFrom"]["secretKeyRef"]["name"] == "boring-postgres"
 
 
+def test_the_pool_alone_limits_how_many_runs_go_at_once(values: dict[str, Any], tmp_path: Path) -> None:
+    """The chart writes its section `concurrency` into dagster.yaml as it is, in Dagster's spelling."""
+    chart = dict(values["concurrency"])
+    assert chart.pop("enabled") is True
+    assert values["dagsterDaemon"]["runCoordinator"]["config"] == {"queuedRunCoordinator": {}}
+    concurrency = {
+        section: {snake(name): value for name, value in fields.items()} for section, fields in chart.items()
+    }
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"concurrency": concurrency}))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        config = instance.get_concurrency_config()
+        assert config.run_queue_config
+        assert config.run_queue_config.max_concurrent_runs == -1
+        assert config.pool_config.default_pool_limit == 4
+
+
 def test_a_setting_that_the_launcher_does_not_know_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
     """The schema that the configuration passes is one that can fail."""
     config = launcher_config(values, tmp_path / "kubeconfig") | {"resource": {}}

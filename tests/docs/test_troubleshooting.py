@@ -16,6 +16,7 @@ FAMILY = {
 # What a row begins with: `the message`, where `...` stands for anything and may itself hold code.
 EXCERPTS = [text for _, text in re.findall(r"^\| (`+) ?(.+?) ?\1 \| ", PAGE, re.MULTILINE)]
 OF_OTHERS = {  # Dagster's
+    "Couldn't import module boring_assets.instance.local_storage",
     "Another ... daemon is still sending heartbeats",
     "SupersessionWarning: ... Use 'dg dev' instead",
     "Found a dagster instance configuration value (dagster.yaml) in the current folder",
