@@ -13,6 +13,7 @@ from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
 from boring_assets.output.judgement import CHECKS, Committed, Found
 from boring_assets.output.measures import measure_all
+from boring_assets.settings import Settings
 from boring_assets.tags import BACKFILL_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
@@ -21,20 +22,8 @@ _NAMED = 50
 _WAITING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
 
 
-def define_checks(
-    settings: str, max_failure_rate: float, max_drift: float, dataset: Dataset
-) -> dg.AssetChecksDefinition:
-    """Makes the checks.
-
-    Args:
-        settings: What decides an embedding's numbers; see `Settings.embedding_version`.
-        max_failure_rate: Largest share of a partition's downloaded images that may fail.
-        max_drift: How far the mean of a partition may be from that of those before it.
-        dataset: Whose partitions these are.
-
-    Returns:
-        The checks; none of them blocks anything.
-    """
+def define_checks(settings: Settings, dataset: Dataset) -> dg.AssetChecksDefinition:
+    """The checks of `image_embeddings`; none of them blocks anything."""
     specs = [
         dg.AssetCheckSpec(name, asset=dataset.embeddings, description=inspect.getdoc(find))
         for name, (_, find) in CHECKS.items()
@@ -42,23 +31,20 @@ def define_checks(
     by_output = {spec.get_python_identifier(): spec for spec in specs}
 
     @dg.op(
-        name="image_embeddings_checks",
+        name=dataset.local_name("image_embeddings_checks"),
         out={name: dg.Out(dg.Nothing, is_required=False) for name in by_output},
         tags={"dagster/priority": "-1"},  # a run that embeds does so first
+        required_resource_keys=dataset.resource_keys("source", "embeddings"),
     )
-    def image_embeddings_checks(
-        context: dg.OpExecutionContext,
-        source: ShardSource,
-        embeddings: dg.ResourceParam[EmbeddingsIOManager],
-    ) -> Iterator[dg.AssetCheckResult]:
+    def image_embeddings_checks(context: dg.OpExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        source: ShardSource = dataset.resource(context, "source")
+        embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         if _is_followed(context.instance, context.run):
             context.log.info("Further runs of this backfill wait; the last one of them checks everything.")
             return
         wanted = {key.name for key in context.selected_asset_check_keys}
         try:
-            committed = look(
-                context.instance, source, embeddings, settings, max_failure_rate, max_drift, dataset
-            )
+            committed = look(context.instance, source, embeddings, settings, dataset)
         except BoringError as error:
             # A check must not fail the run that it follows; one that could not look has not passed.
             yield from (_unknown(name, error, dataset) for name in CHECKS if name in wanted)
@@ -89,24 +75,10 @@ def look(
     instance: dg.DagsterInstance,
     source: ShardSource,
     embeddings: EmbeddingsIOManager,
-    settings: str,
-    max_failure_rate: float,
-    max_drift: float,
+    settings: Settings,
     dataset: Dataset,
 ) -> Committed:
-    """Gathers all that the checks look at.
-
-    Args:
-        instance: Dagster's instance.
-        source: The input.
-        embeddings: The output.
-        settings: See `define_checks`, as the other two.
-        max_failure_rate: Largest share of failed images.
-        max_drift: Largest drift.
-        dataset: Whose partitions these are.
-
-    Returns:
-        It, the partitions that were registered first in front.
+    """Everything that the checks look at, in the order in which the partitions were registered.
 
     Raises:
         StorageError: The input or the output cannot be listed.
@@ -117,7 +89,8 @@ def look(
     order = {key: at for at, key in enumerate(dataset.keys(instance))}
     measures = sorted(measure_all(embeddings.root()), key=lambda one: order.get(one.key, len(order)))
     versions = {shard.key: shard.version for shard in source.discover().shards}
-    return Committed(measures, reported, versions, settings, max_failure_rate, max_drift)
+    version, max_failure_rate = settings.embedding_version(), settings.max_failure_rate
+    return Committed(measures, reported, versions, version, max_failure_rate, settings.max_drift)
 
 
 def _result(

@@ -120,7 +120,7 @@ def register(**options: Any) -> None:
 
     settings = _apply(options)
     found = _source(settings).discover()
-    added = register_shards(open_instance(settings.output_dir), found, Dataset(settings.dataset))
+    added = register_shards(open_instance(settings.output_dir), found, Dataset.from_settings(settings))
     known = len(found.shards) - len(added)
     click.echo(f"{some(len(added), 'shard')} registered" + (f", {known:,} known before." if known else "."))
     if found.growing:
@@ -166,7 +166,7 @@ def status(as_json: bool, **options: Any) -> None:
         found,
         settings.embedding_version(),
         EmbeddingsIOManager.from_settings(settings).committed,
-        Dataset(settings.dataset),
+        Dataset.from_settings(settings),
     )
     count = stock.count()
     if as_json:

@@ -1,29 +1,41 @@
-"""What Dagster calls a dataset's assets and partitions.
+"""Names of what belongs to one dataset: asset keys, partitions, jobs, sensors and resource keys.
 
-Asset keys and the names of dynamic partitions belong to a Dagster instance, not to a code location: where one
-instance has several datasets, each needs names of its own, or the shards of all would be one heap.
+Asset keys and partitions belong to a Dagster instance: datasets that share an instance need different ones.
+Jobs, sensors and resources belong to a code location: datasets that share a location need different ones.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
+from boring_assets.settings import Settings
 from partitions.shards import SHARDS
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset, by its setting `dataset`.
+    """One dataset's names.
 
     Attributes:
-        name: Its name; empty where the instance has only one.
+        name: The setting `dataset`; empty where the instance has only one.
+        variant: The setting `variant`; empty where the dataset is embedded once.
+        shares_location: Whether other definitions are in the same code location. Names of jobs, sensors and
+            resources then begin with `name` and `variant`.
     """
 
     name: str = ""
+    variant: str = ""
+    shares_location: bool = False
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, shares_location: bool = False) -> "Dataset":
+        """The dataset that the settings name."""
+        return cls(settings.dataset, settings.variant, shares_location)
 
     def asset(self, name: str) -> dg.AssetKey:
-        """The key of one of its assets: `part_1/image_embeddings`, or `image_embeddings` without a name."""
-        return dg.AssetKey([self.name, name] if self.name else [name])
+        """The key of one of its assets: `laion/image_embeddings`, or `image_embeddings` without a name."""
+        return dg.AssetKey([part for part in (self.name, self.variant, name) if part])
 
     @property
     def embeddings(self) -> dg.AssetKey:
@@ -31,13 +43,35 @@ class Dataset:
         return self.asset("image_embeddings")
 
     @property
+    def source(self) -> dg.AssetKey:
+        """The key of the external asset that stands for the shards; the same for all variants."""
+        return dg.AssetKey([self.name, SHARDS.name] if self.name else [SHARDS.name])
+
+    @property
     def shards(self) -> dg.DynamicPartitionsDefinition:
-        """Its partitions: `part_1_shards`, or `shards` without a name."""
+        """Its partitions: `laion_shards`, or `shards` without a name; all variants have the same."""
         return dg.DynamicPartitionsDefinition(name=f"{self.name}_{SHARDS.name}") if self.name else SHARDS
 
     def keys(self, instance: dg.DagsterInstance) -> list[str]:
         """The keys of its partitions, in the order in which they were registered."""
         return list(instance.get_dynamic_partitions(str(self.shards.name)))
+
+    def local_name(self, name: str) -> str:
+        """The name of a job, sensor or op: `embed_shards`, or `laion_embed_shards` in a shared location."""
+        prefix = (self.name, self.variant) if self.shares_location else ()
+        return "_".join([*filter(None, prefix), name])
+
+    def resource_key(self, name: str) -> str:
+        """The key of a resource: `clip`, or `boring_laion_clip` in a shared location."""
+        return f"boring_{self.local_name(name)}" if self.shares_location else name
+
+    def resource_keys(self, *names: str) -> set[str]:
+        """The keys of several resources."""
+        return {self.resource_key(name) for name in names}
+
+    def resource(self, context: Any, name: str) -> Any:
+        """The resource `clip`, `source` or `embeddings` of a run or of a tick, by its context."""
+        return getattr(context.resources, self.resource_key(name))
 
 
 UNNAMED = Dataset()

@@ -1,56 +1,57 @@
-"""The job that backfills, the sensor and the command line run, and the one that checks the output."""
+"""The jobs: what the sensor, the schedule and the command line run."""
+
+from typing import Any
 
 import dagster as dg
 
+from boring_assets.datasets import Dataset
 from boring_assets.tags import ADOPT_TAG
 
 ALIVE_LOCK = ".embed.lock"
 """In `DAGSTER_HOME`: every command line that embeds holds a shared lock on it as long as it lives."""
 
 
-def _only(name: str) -> dg.AssetSelection:
-    """The code location's one asset of a name, whichever dataset's it is."""
-    return dg.AssetSelection.from_string(f'key:"{name}" or key:"*/{name}"')
+EMBED_JOB = "embed_shards"
 
 
-embed_job = dg.define_asset_job(
-    "embed_shards",
-    # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
-    selection=_only("image_embeddings").without_checks(),
-    description="Embeds a range of shards in one process with one loaded model.",
-    executor_def=dg.in_process_executor,
-)
+def define_jobs(dataset: Dataset) -> list[Any]:
+    """The jobs of a dataset; each executes its steps in the run's process, where the model stays loaded."""
 
-check_job = dg.define_asset_job(
-    "check_embeddings",
-    selection=dg.AssetSelection.all_asset_checks(),
-    description="Checks everything that is committed; files that were checked before are not read again.",
-    executor_def=dg.in_process_executor,
-)
-check_hourly = dg.ScheduleDefinition(
-    name="check_hourly",
-    job=check_job,
-    cron_schedule="@hourly",
-    description="Runs the checks every hour; off until somebody turns it on.",
-)
-index_job = dg.define_asset_job(
-    "update_index",
-    selection=_only("embedding_index"),
-    description="Brings the nearest-neighbour index up to date.",
-    executor_def=dg.in_process_executor,
-)
-duplicates_job = dg.define_asset_job(
-    "find_near_duplicates",
-    selection=_only("near_duplicates"),
-    description="Finds groups of near-identical images.",
-    executor_def=dg.in_process_executor,
-)
-scores_job = dg.define_asset_job(
-    "score_captions",
-    selection=_only("clip_scores"),
-    description="Scores how well a range of shards' captions fit their images.",
-    executor_def=dg.in_process_executor,
-)
+    def job(name: str, asset: str, description: str) -> Any:
+        return dg.define_asset_job(
+            dataset.local_name(name),
+            # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
+            selection=dg.AssetSelection.assets(dataset.asset(asset)).without_checks(),
+            description=description,
+            executor_def=dg.in_process_executor,
+        )
+
+    return [
+        job(EMBED_JOB, "image_embeddings", "Embeds a range of shards in one process with one loaded model."),
+        job("update_index", "embedding_index", "Brings the nearest-neighbour index up to date."),
+        job("find_near_duplicates", "near_duplicates", "Finds groups of near-identical images."),
+        job(
+            "score_captions",
+            "clip_scores",
+            "Scores how well a range of shards' captions fit their images.",
+        ),
+    ]
+
+
+def define_hourly_check(dataset: Dataset) -> dg.ScheduleDefinition:
+    """The schedule `check_hourly` with its job `check_embeddings`; off until somebody turns it on."""
+    job = dg.define_asset_job(
+        dataset.local_name("check_embeddings"),
+        selection=dg.AssetSelection.checks_for_assets(dataset.embeddings),
+        description="Checks everything that is committed; files that were checked before are not read again.",
+        executor_def=dg.in_process_executor,
+    )
+    return dg.ScheduleDefinition(
+        name=dataset.local_name("check_hourly"),
+        job=job,
+        cron_schedule="@hourly",
+        description="Runs the checks every hour.",
+    )
 
 
 def is_of_command_line(run: dg.DagsterRun) -> bool:
@@ -62,6 +63,4 @@ def is_of_command_line(run: dg.DagsterRun) -> bool:
     Returns:
         True for the runs of `boring-assets embed`.
     """
-    return (
-        run.job_name == embed_job.name and run.tags.get(ADOPT_TAG) == "true" and run.remote_job_origin is None
-    )
+    return run.job_name == EMBED_JOB and run.tags.get(ADOPT_TAG) == "true" and run.remote_job_origin is None

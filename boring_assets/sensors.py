@@ -9,8 +9,9 @@ import dagster as dg
 
 from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
-from boring_assets.jobs import embed_job
+from boring_assets.jobs import EMBED_JOB
 from boring_assets.secrets import without_secret_causes
+from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
 from boring_assets.tags import range_tags
 from resources.embeddings_io import EmbeddingsIOManager
@@ -20,42 +21,30 @@ from resources.source import ShardSource
 _RUNS_PER_TICK = 10
 
 
-def define_new_shards(
-    partitions_per_run: int, interval: int, settings: str, dataset: Dataset
-) -> dg.SensorDefinition:
-    """Makes the sensor.
-
-    Args:
-        partitions_per_run: Most partitions in one run.
-        interval: Least seconds between two ticks.
-        settings: What decides an embedding's numbers; partitions made by other settings are not requested.
-        dataset: Whose shards it looks for.
-
-    Returns:
-        The sensor `new_shards`, off until somebody turns it on.
-    """
+def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefinition:
+    """The sensor `new_shards`, off until somebody turns it on."""
+    version = settings.embedding_version()
 
     @dg.sensor(
-        name="new_shards",
-        job=embed_job,
-        minimum_interval_seconds=interval,
+        name=dataset.local_name("new_shards"),
+        job_name=dataset.local_name(EMBED_JOB),
+        minimum_interval_seconds=settings.sensor_seconds,
+        required_resource_keys=dataset.resource_keys("source", "embeddings"),
         description=__doc__,
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
-    def new_shards(
-        context: dg.SensorEvaluationContext,
-        source: ShardSource,
-        embeddings: dg.ResourceParam[EmbeddingsIOManager],
-    ) -> dg.SensorResult | dg.SkipReason:
+    def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        source: ShardSource = dataset.resource(context, "source")
+        embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         try:
             found = source.discover()
             added = register(context.instance, found, dataset)
-            stock = get_shard_states(context.instance, found, settings, embeddings.committed, dataset)
+            stock = get_shard_states(context.instance, found, version, embeddings.committed, dataset)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
         asked = _still_asked(_unpack(context.cursor), stock)
-        requests = list(_requests(stock, asked, partitions_per_run))
+        requests = list(_requests(stock, asked, settings.partitions_per_run))
         cursor = _pack(asked)
         if not requests:
             return dg.SensorResult(skip_reason=dg.SkipReason(_summary(stock, added)), cursor=cursor)
@@ -64,19 +53,13 @@ def define_new_shards(
     return new_shards
 
 
-def define_automation(interval: int) -> dg.SensorDefinition:
-    """Makes the sensor on the assets' automation conditions: Dagster's own, which looks as often as ours.
-
-    Args:
-        interval: Least seconds between two ticks.
-
-    Returns:
-        The sensor, under the name that Dagster gives it; off until somebody turns it on.
-    """
+def define_automation(settings: Settings, dataset: Dataset) -> dg.SensorDefinition:
+    """The sensor that updates `embedding_index` after runs that embed; off until somebody turns it on."""
+    name = "index_after_embedding" if dataset.shares_location else "default_automation_condition_sensor"
     return dg.AutomationConditionSensorDefinition(
-        "default_automation_condition_sensor",
-        target=dg.AssetSelection.all(),
-        minimum_interval_seconds=interval,
+        dataset.local_name(name),
+        target=dg.AssetSelection.assets(dataset.asset("embedding_index")),
+        minimum_interval_seconds=settings.sensor_seconds,
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
 

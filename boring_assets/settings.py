@@ -101,6 +101,12 @@ class Settings(BaseSettings):
         description="Name of the dataset, where one Dagster instance has several: it goes before the names "
         "of assets and partitions. Letters, digits and `_`.",
     )
+    variant: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9_]*$",
+        description="Name of these embeddings, where one dataset has several, for instance by two models: it "
+        "goes between `dataset` and the names of assets. Letters, digits and `_`.",
+    )
 
     duplicate_threshold: float = Field(
         0.96,

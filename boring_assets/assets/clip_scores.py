@@ -21,6 +21,7 @@ from boring_assets.engine.model.text import TextEncoder
 from boring_assets.errors import BoringError, ShardError
 from boring_assets.output.files import committed_facts, write_table
 from boring_assets.output.schema import METADATA_KEY
+from boring_assets.settings import Settings
 from boring_assets.tags import POOL
 from partitions.shards import uri_of
 from resources.clip import ClipResource
@@ -29,32 +30,23 @@ from resources.embeddings_io import EmbeddingsIOManager
 SCORES = "clip_scores"
 
 
-def define_clip_scores(
-    partitions_per_run: int, caption_embeddings: bool, dataset: Dataset
-) -> dg.AssetsDefinition:
-    """Makes the asset.
-
-    Args:
-        partitions_per_run: Most partitions in one run of a backfill.
-        caption_embeddings: Whether the captions' embeddings are written too.
-        dataset: Whose captions it scores.
-    """
+def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
+    """The asset `clip_scores`."""
 
     @dg.asset(
         key=dataset.asset(SCORES),
         description=__doc__,
         partitions_def=dataset.shards,
         deps=[dataset.embeddings],
-        backfill_policy=dg.BackfillPolicy.multi_run(partitions_per_run),
+        backfill_policy=dg.BackfillPolicy.multi_run(settings.partitions_per_run),
         output_required=False,
         pool=POOL,
         kinds={"pytorch", "parquet"},
+        required_resource_keys=dataset.resource_keys("clip", "embeddings"),
     )
-    def clip_scores(
-        context: dg.AssetExecutionContext,
-        clip: ClipResource,
-        embeddings: dg.ResourceParam[EmbeddingsIOManager],
-    ) -> Iterator[dg.AssetMaterialization]:
+    def clip_scores(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+        clip: ClipResource = dataset.resource(context, "clip")
+        embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         failed: dict[str, str] = {}
         try:
             embeddings.check()
@@ -62,7 +54,8 @@ def define_clip_scores(
             texts = TextEncoder(model, clip.device, clip.precision)
             for key in context.partition_keys:
                 try:
-                    yield _score(key, embeddings, model, texts, caption_embeddings)
+                    metadata = _score(key, embeddings, model, texts, settings.caption_embeddings)
+                    yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
                 except ShardError as error:
                     failed[key] = str(error)
                     context.log.error(f"Shard {key} failed: {error}")
@@ -80,8 +73,8 @@ def define_clip_scores(
 
 def _score(
     key: str, embeddings: EmbeddingsIOManager, model: ClipModel, texts: TextEncoder, keep: bool
-) -> dg.AssetMaterialization:
-    """Scores one shard, unless it was scored in its present version; gives its event."""
+) -> dict[str, Any]:
+    """Scores one shard, unless it was scored in its present version; returns its event's metadata."""
     made = embeddings.facts(key)
     if not made:
         raise ShardError(f"{embeddings.uri(key)} is not there. Materialize image_embeddings of {key} first.")
@@ -114,7 +107,7 @@ def _score(
     }
     if there["mean"] is not None:
         metadata["mean_clip_score"] = there["mean"]
-    return dg.AssetMaterialization(SCORES, partition=key, metadata=metadata)
+    return metadata
 
 
 def _table(rows: pa.Table, texts: TextEncoder, keep: bool) -> pa.Table:

@@ -5,6 +5,7 @@ on `default_automation_condition_sensor`, and it follows the embeddings by itsel
 """
 
 import dagster as dg
+from pydantic import Field
 
 from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
@@ -30,13 +31,9 @@ AFTER_EMBEDDING = (
 
 
 class IndexConfig(dg.Config):
-    """What a run of `embedding_index` may be told.
+    """Configuration of a run of `embedding_index`."""
 
-    Attributes:
-        rebuild: Read everything anew, whatever the index holds.
-    """
-
-    rebuild: bool = False
+    rebuild: bool = Field(False, description="Build the index anew, from all of the output.")
 
 
 def define_embedding_index(dataset: Dataset) -> dg.AssetsDefinition:
@@ -53,12 +50,10 @@ def define_embedding_index(dataset: Dataset) -> dg.AssetsDefinition:
         automation_condition=AFTER_EMBEDDING,
         pool=FOLDER,
         kinds={"lancedb"},
+        required_resource_keys=dataset.resource_keys("embeddings"),
     )
-    def embedding_index(
-        context: dg.AssetExecutionContext,
-        config: IndexConfig,
-        embeddings: dg.ResourceParam[EmbeddingsIOManager],
-    ) -> dg.MaterializeResult:
+    def embedding_index(context: dg.AssetExecutionContext, config: IndexConfig) -> dg.MaterializeResult:
+        embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         root = embeddings.root()
         try:
             done = update_index(root, rebuild=config.rebuild, say=context.log.info)

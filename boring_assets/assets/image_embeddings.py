@@ -28,6 +28,7 @@ from boring_assets.monitoring.metrics import Metrics, RunMetrics
 from boring_assets.output.files import EMBEDDINGS, FAILURES
 from boring_assets.output.totals import refresh_totals
 from boring_assets.secrets import without_secret_causes
+from boring_assets.settings import Settings
 from boring_assets.storage.errors import is_down, storage_error
 from boring_assets.storage.root import check_refusal
 from boring_assets.tags import ADOPT_TAG, MAX_SAMPLES_TAG, POOL, REDO_TAG, RESUME_TAG
@@ -43,47 +44,39 @@ FAILED_SHARDS = "failed_shards"
 
 
 def define_image_embeddings(
-    partitions_per_run: int,
-    code_version: str,
-    dataset: Dataset,
-    metrics: Metrics | None = None,
-    progress: Progress | None = None,
+    settings: Settings, dataset: Dataset, progress: Progress | None = None
 ) -> dg.AssetsDefinition:
-    """Makes the asset.
+    """The asset `image_embeddings`.
 
     Args:
-        partitions_per_run: Most partitions in one run of a backfill.
-        code_version: Changes when other settings would give other embeddings; the UI then shows the
-            partitions as stale.
-        dataset: Whose shards its partitions are.
-        metrics: Where metrics of the runs go; None is nowhere.
+        settings: The dataset's settings; `embedding_version` becomes the asset's code version, so the UI
+            shows partitions that other settings made as stale.
+        dataset: The dataset's names.
         progress: Counts the samples of all runs of this process, for a progress bar.
-
-    Returns:
-        The asset `image_embeddings`.
     """
+    code_version, metrics = settings.embedding_version(), Metrics.from_settings(settings)
     progress = progress or Progress()
 
     @dg.asset(
         key=dataset.embeddings,
         description=__doc__,
         partitions_def=dataset.shards,
-        backfill_policy=dg.BackfillPolicy.multi_run(partitions_per_run),
-        io_manager_key="embeddings",
+        deps=[dataset.source],
+        backfill_policy=dg.BackfillPolicy.multi_run(settings.partitions_per_run),
+        io_manager_key=dataset.resource_key("embeddings"),
+        required_resource_keys=dataset.resource_keys("source", "clip", "embeddings"),
         output_required=False,
         pool=POOL,
         code_version=code_version,
         kinds={"pytorch", "parquet"},
     )
-    def image_embeddings(
-        context: dg.AssetExecutionContext,
-        source: ShardSource,
-        clip: ClipResource,
-        embeddings: dg.ResourceParam[EmbeddingsIOManager],
-    ) -> Iterator[dg.AssetMaterialization]:
+    def image_embeddings(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+        source: ShardSource = dataset.resource(context, "source")
+        clip: ClipResource = dataset.resource(context, "clip")
+        embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         try:
             output, home = embeddings.root().uri, context.instance.root_directory
-            counted = (metrics or Metrics()).run(output, home, progress, context.log.warning)
+            counted = metrics.run(output, home, progress, context.log.warning)
             with counted as counts:
                 run = _Run(context, source, clip, embeddings, code_version, counts, progress)
                 yield from run.materialize()

@@ -17,6 +17,7 @@ from boring_assets.output.files import write_table
 from boring_assets.search.duplicates import find_duplicates
 from boring_assets.search.lance import FOLDER, open_table, told
 from boring_assets.search.pictures import Pictures
+from boring_assets.settings import Settings
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
@@ -24,25 +25,21 @@ from resources.source import ShardSource
 FILE = "near_duplicates.parquet"
 
 
-def define_near_duplicates(threshold: float, dataset: Dataset) -> dg.AssetsDefinition:
-    """Makes the asset `near_duplicates`; it needs the extra `search` when it is run.
-
-    Args:
-        threshold: Least cosine of near duplicates.
-        dataset: Whose images it compares.
-    """
+def define_near_duplicates(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
+    """The asset `near_duplicates`; it needs the extra `search` when it is run."""
+    threshold = settings.duplicate_threshold
 
     @dg.asset(
         key=dataset.asset("near_duplicates"),
         description=__doc__,
         deps=[dataset.asset(FOLDER)],
         kinds={"parquet"},
+        required_resource_keys=dataset.resource_keys("clip", "source", "embeddings"),
     )
-    def near_duplicates(
-        clip: ClipResource,
-        source: ShardSource,
-        embeddings: dg.ResourceParam[EmbeddingsIOManager],
-    ) -> dg.MaterializeResult:
+    def near_duplicates(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        clip: ClipResource = dataset.resource(context, "clip")
+        source: ShardSource = dataset.resource(context, "source")
+        embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         limits = Limits(clip.max_image_pixels, clip.max_image_bytes)
         pictures = Pictures(source, embeddings, limits)
 

@@ -105,7 +105,7 @@ def measure_output(settings: Settings, instance: dg.DagsterInstance) -> Measured
         )
     size = sum(file["size"] for file in files if file["name"].endswith(".parquet"))
     return Measured(
-        images_per_second=_rate(instance, Dataset(settings.dataset).embeddings),
+        images_per_second=_rate(instance, Dataset.from_settings(settings).embeddings),
         dim=totals["dim"],
         other_bytes=max(0.0, size / totals["num_samples"] - totals["dim"] * _BYTES[totals["dtype"]]),
         source=f"{root.uri}, by {totals['model']}",

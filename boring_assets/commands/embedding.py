@@ -21,7 +21,7 @@ from boring_assets.engine.results import Progress
 from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError, without_family
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
-from boring_assets.jobs import ALIVE_LOCK, embed_job, is_of_command_line
+from boring_assets.jobs import ALIVE_LOCK, EMBED_JOB, is_of_command_line
 from boring_assets.output.totals import refresh_totals
 from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
@@ -66,7 +66,7 @@ def embed_all(
     found = _discover(settings)
     embeddings = EmbeddingsIOManager.from_settings(settings)
     embeddings.check()
-    instance, dataset = open_instance(settings.output_dir), Dataset(settings.dataset)
+    instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
     with _alive(instance):
         register(instance, found, dataset)
         version = settings.embedding_version()
@@ -111,7 +111,7 @@ def _end_dead_runs(instance: dg.DagsterInstance, lock: IO[str]) -> None:
     except (BlockingIOError, PermissionError):  # POSIX lets a lock that is held answer either
         return
     tags = {ADOPT_TAG: "true", HOME_TAG: home_name(instance)}
-    unfinished = dg.RunsFilter(job_name=embed_job.name, statuses=_UNFINISHED, tags=tags)
+    unfinished = dg.RunsFilter(job_name=EMBED_JOB, statuses=_UNFINISHED, tags=tags)
     for run in instance.get_runs(unfinished):
         if is_of_command_line(run):  # the daemon watches its own
             instance.report_run_failed(run, "The process of this run was ended before the run was.")
@@ -174,7 +174,7 @@ def _run(
         outcomes = list(_run_here(settings, instance, stock, wanted, bar, redo=redo))
     mine = {outcome.run_id for outcome in outcomes}
     summary = _summarize(
-        _events(instance, Dataset(settings.dataset), before, mine), time.monotonic() - started
+        _events(instance, Dataset.from_settings(settings), before, mine), time.monotonic() - started
     )
     for outcome in outcomes:
         summary.failed_shards |= outcome.failed_shards

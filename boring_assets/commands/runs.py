@@ -9,7 +9,7 @@ from boring_assets.assets.image_embeddings import FAILED_SHARDS
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.results import Progress
 from boring_assets.instance.homes import HOME_TAG, home_name
-from boring_assets.jobs import embed_job
+from boring_assets.jobs import EMBED_JOB
 from boring_assets.settings import Settings
 from boring_assets.tags import MAX_SAMPLES_TAG, REDO_TAG, range_tags
 
@@ -64,7 +64,7 @@ def run_range(
     tags = range_tags(first, last) | {HOME_TAG: home_name(instance)}
     tags |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
     tags |= {REDO_TAG: "true"} if redo else {}
-    return run_job(settings, instance, embed_job.name, tags, progress=progress)
+    return run_job(settings, instance, EMBED_JOB, tags, progress=progress)
 
 
 def run_job(

@@ -228,7 +228,7 @@ def clip_scores(**options: Any) -> None:
         raise StorageError(
             f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
         )
-    dataset = Dataset(settings.dataset)
+    dataset = Dataset.from_settings(settings)
     known = set(dataset.keys(instance))
     # They may have been embedded with another DAGSTER_HOME.
     instance.add_dynamic_partitions(str(dataset.shards.name), sorted(set(committed) - known))

@@ -13,6 +13,7 @@ from boring_assets.engine.samples import Reason
 from boring_assets.monitoring.webhook import post
 from boring_assets.output.judgement import Committed, failure_rate
 from boring_assets.output.measures import Measures
+from boring_assets.settings import Settings
 
 _EVERY_SECONDS = 30
 _PAGE = 1000
@@ -21,23 +22,13 @@ _PAGES = 10
 _NAMED = 3
 
 
-def define_failure_rate_alert(
-    limit: float, minutes: int, webhook: str, dataset: Dataset
-) -> dg.SensorDefinition:
-    """Makes the sensor.
-
-    Args:
-        limit: Largest share of the images that may fail; the one of the check `failure_rate`.
-        minutes: How long what was materialized counts.
-        webhook: URL to post an alert to; empty posts nothing.
-        dataset: Whose images.
-
-    Returns:
-        The sensor `failure_rate_alert`, on from the start where there is a webhook.
-    """
+def define_failure_rate_alert(settings: Settings, dataset: Dataset) -> dg.SensorDefinition:
+    """The sensor `failure_rate_alert`, on from the start where there is a webhook."""
+    limit, minutes = settings.max_failure_rate, settings.alert_minutes
+    webhook = settings.alert_webhook.get_secret_value()
 
     @dg.sensor(
-        name="failure_rate_alert",
+        name=dataset.local_name("failure_rate_alert"),
         minimum_interval_seconds=_EVERY_SECONDS,
         description=f"Alerts when more than {limit:.0%} of the images of the last {minutes} minutes failed, "
         "those never downloaded left out: once, until it is less again.",

@@ -19,7 +19,7 @@ from boring_assets.definitions import build_definitions
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.instance.homes import open_instance
-from boring_assets.jobs import embed_job
+from boring_assets.jobs import EMBED_JOB
 from boring_assets.settings import Settings
 from boring_assets.shard_states import State, get_shard_states, register
 from boring_assets.tags import RANGE_END_TAG, RANGE_START_TAG
@@ -52,7 +52,7 @@ class Project:
 
     def run_anew(self, first: str, last: str | None = None) -> dg.ExecuteInProcessResult:
         """Runs a range as a backfill of the web UI does: everything is computed."""
-        job = build_definitions(self.settings).resolve_job_def(embed_job.name)
+        job = build_definitions(self.settings).resolve_job_def(EMBED_JOB)
         tags = {RANGE_START_TAG: first, RANGE_END_TAG: last or first}
         return job.execute_in_process(instance=self.instance, tags=tags, raise_on_error=False)
 

@@ -25,7 +25,7 @@ from dagster._core.remote_origin import (
 )
 
 from boring_assets.definitions import build_definitions
-from boring_assets.jobs import embed_job
+from boring_assets.jobs import EMBED_JOB
 from boring_assets.settings import Settings
 from boring_assets.tags import range_tags
 from partitions.shards import SHARDS
@@ -123,11 +123,11 @@ def launch(instance: dg.DagsterInstance) -> dg.DagsterRun:
     assert SHARDS.name
     instance.add_dynamic_partitions(SHARDS.name, ["00000", "00009"])
     run = instance.create_run_for_job(
-        build_definitions(Settings()).resolve_job_def(embed_job.name),
+        build_definitions(Settings()).resolve_job_def(EMBED_JOB),
         status=dg.DagsterRunStatus.STARTING,
         tags=range_tags("00000", "00009"),
-        job_code_origin=JobPythonOrigin(embed_job.name, repository),
-        remote_job_origin=RemoteJobOrigin(RemoteRepositoryOrigin(location, "__repository__"), embed_job.name),
+        job_code_origin=JobPythonOrigin(EMBED_JOB, repository),
+        remote_job_origin=RemoteJobOrigin(RemoteRepositoryOrigin(location, "__repository__"), EMBED_JOB),
     )
     instance.run_launcher.launch_run(LaunchRunContext(run, workspace=None))
     return run
