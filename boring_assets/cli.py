@@ -120,7 +120,9 @@ def register(**options: Any) -> None:
 
     settings = _apply(options)
     found = _source(settings).discover()
-    added = register_shards(open_instance(settings.output_dir), found, Dataset.from_settings(settings))
+    added = register_shards(
+        open_instance(settings.output_dir), found, Dataset.from_settings(settings), settings.device
+    )
     known = len(found.shards) - len(added)
     click.echo(f"{some(len(added), 'shard')} registered" + (f", {known:,} known before." if known else "."))
     if found.growing:

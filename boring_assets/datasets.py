@@ -45,7 +45,7 @@ class Dataset:
     @property
     def source(self) -> dg.AssetKey:
         """The key of the external asset that stands for the shards; the same for all variants."""
-        return dg.AssetKey([self.name, SHARDS.name] if self.name else [SHARDS.name])
+        return dg.AssetKey([part for part in (self.name, str(SHARDS.name)) if part])
 
     @property
     def shards(self) -> dg.DynamicPartitionsDefinition:
@@ -72,6 +72,23 @@ class Dataset:
     def resource(self, context: Any, name: str) -> Any:
         """The resource `clip`, `source` or `embeddings` of a run or of a tick, by its context."""
         return getattr(context.resources, self.resource_key(name))
+
+
+def backfill_policy(settings: Settings) -> dg.BackfillPolicy:
+    """How a backfill of the partitions is split into runs."""
+    if settings.backfill_policy == "single_run":
+        return dg.BackfillPolicy.single_run()
+    return dg.BackfillPolicy.multi_run(settings.partitions_per_run)
+
+
+def all_committed() -> dg.Output[None]:
+    """The last value of an asset that has yielded an event for each of its partitions.
+
+    Dagster skips downstream assets in the same run unless the step yields an output, and for an output it
+    would report all partitions again, without metadata. With this metadata, which Dagster itself gives to the
+    outputs of observable sources, it does not.
+    """
+    return dg.Output(None, metadata={"__source_asset_observation__": True})
 
 
 UNNAMED = Dataset()

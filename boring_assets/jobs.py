@@ -12,6 +12,9 @@ ALIVE_LOCK = ".embed.lock"
 
 
 EMBED_JOB = "embed_shards"
+INDEX_JOB = "update_index"
+DUPLICATES_JOB = "find_near_duplicates"
+SCORES_JOB = "score_captions"
 
 
 def define_jobs(dataset: Dataset) -> list[Any]:
@@ -28,10 +31,10 @@ def define_jobs(dataset: Dataset) -> list[Any]:
 
     return [
         job(EMBED_JOB, "image_embeddings", "Embeds a range of shards in one process with one loaded model."),
-        job("update_index", "embedding_index", "Brings the nearest-neighbour index up to date."),
-        job("find_near_duplicates", "near_duplicates", "Finds groups of near-identical images."),
+        job(INDEX_JOB, "embedding_index", "Brings the nearest-neighbour index up to date."),
+        job(DUPLICATES_JOB, "near_duplicates", "Finds groups of near-identical images."),
         job(
-            "score_captions",
+            SCORES_JOB,
             "clip_scores",
             "Scores how well a range of shards' captions fit their images.",
         ),

@@ -38,7 +38,7 @@ def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefiniti
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         try:
             found = source.discover()
-            added = register(context.instance, found, dataset)
+            added = register(context.instance, found, dataset, settings.device)
             stock = get_shard_states(context.instance, found, version, embeddings.committed, dataset)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.

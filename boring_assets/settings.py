@@ -2,7 +2,7 @@
 
 A setting `batch_size` is the variable `BORING_BATCH_SIZE`, the line `batch_size = 64` of the file, and
 the option `--batch-size` of `boring-assets embed`; the option wins over the variable, the variable over
-the file. Credentials are no settings: they follow AWS's own variables, profiles and roles.
+the file. Credentials are not set here: they follow AWS's own variables, profiles and roles.
 """
 
 import difflib
@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         60.0,
         ge=0,
         description="Seconds that a shard without `_stats.json` must be unchanged to count as complete.",
+    )
+    backfill_policy: Literal["multi_run", "single_run"] = Field(
+        "multi_run",
+        description="`multi_run` splits a backfill into runs of `partitions_per_run`; `single_run` makes one "
+        "run of it, which `--partition-range` of `dg launch` and `dagster asset materialize` needs.",
     )
     sensor_seconds: int = Field(30, ge=1, description="Least seconds between two looks of the sensor.")
     dataset: str = Field(
@@ -185,7 +190,7 @@ class Settings(BaseSettings):
     )
 
     def embedding_version(self) -> str:
-        """What decides an embedding's numbers; partitions made by another one are stale."""
+        """The settings that decide an embedding's numbers; partitions made with other ones are stale."""
         return "-".join((self.model, self.pretrained, self.precision, self.output_dtype))
 
     @field_validator("input_dir", "output_dir", "model", "pretrained", "allowed_url_prefixes")
@@ -233,15 +238,13 @@ class Settings(BaseSettings):
         return (*sources, TomlConfigSettingsSource(settings_cls, Path(file))) if file else sources
 
 
-def load_settings(dataset_file: Path | None = None) -> Settings:
-    """Reads the settings.
+def load_settings(dataset_file: Path | None = None, **own: Any) -> Settings:
+    """Reads and checks the settings.
 
     Args:
-        dataset_file: A TOML file with the settings of one of several datasets. What it says wins over the
-            environment, which has what all of them share.
-
-    Returns:
-        The settings, checked.
+        dataset_file: A TOML file with the settings of one of several datasets. They win over the
+            environment, which has what all datasets share.
+        own: The same as keywords.
 
     Raises:
         SettingsError: A value is wrong, the file is missing or is not TOML, or it or the environment names
@@ -251,11 +254,10 @@ def load_settings(dataset_file: Path | None = None) -> Settings:
     if file and not Path(file).is_file():
         raise SettingsError(f"{PREFIX}CONFIG names {file}, which is no file. Give the path of a TOML file.")
     _refuse_misspelt()
-    own: dict[str, Any] = {}
     try:
         if dataset_file:
             file = str(dataset_file)
-            own = tomllib.loads(dataset_file.read_text())
+            own |= tomllib.loads(dataset_file.read_text())
         return Settings(**own)
     except OSError as error:
         raise SettingsError(f"The settings file {file} cannot be read: {error.strerror}.") from error
@@ -293,11 +295,11 @@ def _explain(name: str, problems: list[ErrorDetails]) -> str:
 
 
 def config_field(name: str, default: Any = None) -> Any:
-    """The field of a Dagster resource that a setting is given to: the same default and description.
+    """The field of a Dagster resource for a setting: the same default and description.
 
     Args:
         name: The setting.
-        default: Its default in a type that Dagster's config knows; None takes the setting's own.
+        default: Its default in a type that Dagster's config knows; None is the setting's own.
     """
     setting = Settings.model_fields[name]
     return Field(setting.default if default is None else default, description=setting.description)

@@ -9,6 +9,7 @@ import dagster as dg
 from sqlalchemy.exc import IntegrityError, InternalError
 
 from boring_assets.datasets import UNNAMED, Dataset
+from boring_assets.engine.model.devices import devices
 from boring_assets.engine.samples import Shard
 from boring_assets.tags import DATA_VERSION_TAG, POOL
 from partitions.discovery import Discovery
@@ -57,13 +58,16 @@ class ShardStates:
         return [key for key in self.order if self.states[key] in wanted]
 
 
-def register(instance: dg.DagsterInstance, found: Discovery, dataset: Dataset = UNNAMED) -> list[str]:
-    """Adds the partitions of shards that are new.
+def register(
+    instance: dg.DagsterInstance, found: Discovery, dataset: Dataset = UNNAMED, device: str = "auto"
+) -> list[str]:
+    """Adds the partitions of shards that are new, and prepares the pool for their runs.
 
     Args:
         instance: Dagster's instance.
         found: What the input holds.
         dataset: Whose shards these are.
+        device: The setting `device`.
 
     Returns:
         The keys that were added, in order.
@@ -72,25 +76,30 @@ def register(instance: dg.DagsterInstance, found: Discovery, dataset: Dataset = 
     new = [shard.key for shard in found.shards if shard.key not in known]
     for start in range(0, len(new), _ADD_AT_ONCE):
         instance.add_dynamic_partitions(str(dataset.shards.name), new[start : start + _ADD_AT_ONCE])
-    if new:
-        _limit_pool(instance)
+    _prepare_pool(instance, device)
     return new
 
 
-def _limit_pool(instance: dg.DagsterInstance) -> None:
-    """Gives the pool its default limit before there are runs.
+def _prepare_pool(instance: dg.DagsterInstance, device: str) -> None:
+    """Sets the limit of the pool before there are runs: `dagster.yaml`'s default, or one for each device.
 
-    Dagster's queue does so itself, but in a new home only after it has let all runs go that it found in its
-    first look.
+    Dagster's queue sets the default too, but in a new home only after it has started all the runs that it
+    found in its first look.
     """
     storage = instance.event_log_storage
-    if POOL in storage.get_concurrency_keys():
-        return
-    try:
-        storage.initialize_concurrency_limit_to_default(POOL)
-    except (IntegrityError, InternalError):  # PostgreSQL gives the latter: Dagster goes on after the former
-        if POOL not in storage.get_concurrency_keys():  # else another process did so at the same moment
-            raise
+    if POOL not in storage.get_concurrency_keys():
+        try:
+            storage.initialize_concurrency_limit_to_default(POOL)
+        except (IntegrityError, InternalError):  # PostgreSQL gives the latter
+            if POOL not in storage.get_concurrency_keys():  # else another process did so at the same moment
+                raise
+    if POOL not in storage.get_concurrency_keys():
+        storage.set_concurrency_slots(POOL, len(devices(device)))
+    # Dagster frees the slot of a run that was killed only where `run_monitoring` says so.
+    for run_id in storage.get_concurrency_info(POOL).active_run_ids:
+        run = instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            storage.free_concurrency_slots_for_run(run_id)
 
 
 def get_shard_states(

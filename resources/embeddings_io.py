@@ -29,6 +29,7 @@ from boring_assets.settings import Settings, config_field
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_writable, open_root
 from partitions.shards import SUFFIX, uri_of
+from resources.defaults import resource_from_settings
 
 if TYPE_CHECKING:
     import polars as pl
@@ -65,7 +66,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
     @classmethod
     def from_settings(cls, settings: Settings) -> "EmbeddingsIOManager":
         """The output that the settings name."""
-        return cls(output_dir=settings.output_dir, output_dtype=settings.output_dtype)
+        return resource_from_settings(cls, settings)
 
     def root(self) -> Root:
         """Opens the output.
@@ -185,12 +186,14 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         """
         return committed_facts(self.root(), _path(EMBEDDINGS, key))
 
-    def handle_output(self, context: dg.OutputContext, obj: EmbeddedShard) -> None:
-        """Writes a shard for an asset that returns it, for use without `image_embeddings`' own events.
+    def handle_output(self, context: dg.OutputContext, obj: EmbeddedShard | None) -> None:
+        """Writes a shard for an asset that returns it; an asset that has committed its shards returns None.
 
         Raises:
             SettingsError: The asset returned something else, or the shard of another partition.
         """
+        if obj is None:
+            return
         if not isinstance(obj, EmbeddedShard):
             raise SettingsError(
                 f"{context.get_identifier()} returned {type(obj).__name__}, but EmbeddingsIOManager writes "

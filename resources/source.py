@@ -1,4 +1,4 @@
-"""The input as a resource: where the shards are, which of them there are now, and their images' URLs."""
+"""The input as a resource: lists shards, finds the shards of partitions, and fetches images by URL."""
 
 import dagster as dg
 
@@ -8,13 +8,14 @@ from boring_assets.errors import SettingsError, ShardError
 from boring_assets.settings import Settings, config_field
 from boring_assets.storage.root import Root, check_readable, open_root
 from partitions.discovery import Discovery, discover, find_shard
+from resources.defaults import resource_from_settings
 
-# Up to so many shards are looked up one by one; for more, one listing of everything is cheaper.
+# For more shards than this, one listing of the whole input is cheaper than a look-up of each.
 _ONE_BY_ONE = 20
 
 
 class ShardSource(dg.ConfigurableResource):
-    """The input that shards are read from, by its URI's scheme: a path, `s3://`, `gs://`, ..."""
+    """The input: where the shards are, when one counts as complete, and which image URLs are fetched."""
 
     input_dir: str = config_field("input_dir")
     quiet_seconds: float = config_field("quiet_seconds")
@@ -25,19 +26,10 @@ class ShardSource(dg.ConfigurableResource):
     @classmethod
     def from_settings(cls, settings: Settings) -> "ShardSource":
         """The input that the settings name."""
-        return cls(
-            input_dir=settings.input_dir,
-            quiet_seconds=settings.quiet_seconds,
-            allowed_url_prefixes=list(settings.allowed_url_prefixes),
-            max_image_bytes=settings.max_image_bytes,
-            fetch_timeout_seconds=settings.fetch_timeout_seconds,
-        )
+        return resource_from_settings(cls, settings)
 
     def root(self) -> Root:
         """Opens the input.
-
-        Returns:
-            The opened root.
 
         Raises:
             SettingsError: No input is set, or its URI is wrong.
@@ -59,13 +51,10 @@ class ShardSource(dg.ConfigurableResource):
         return discover(self.root(), quiet_seconds=self.quiet_seconds)
 
     def find(self, keys: list[str]) -> dict[str, Shard | ShardError]:
-        """Finds the shards of some partitions, with their versions as of now.
-
-        Args:
-            keys: Partition keys.
+        """Finds the shards of some partitions, with their present versions.
 
         Returns:
-            For each key, in the same order, its shard or why there is none.
+            For each key, in the same order, its shard or the reason why there is none.
 
         Raises:
             SettingsError: No input is set.
@@ -74,19 +63,16 @@ class ShardSource(dg.ConfigurableResource):
         root = self.root()
         check_readable(root)
         if len(keys) > _ONE_BY_ONE:
-            # A shard that was asked for by name is taken as it is, complete or not.
+            # A shard that is named is taken as it is, complete or not.
             there = {shard.key: shard for shard in discover(root, quiet_seconds=0).shards}
             return {key: there.get(key) or _find(root, key) for key in keys}
         return {key: _find(root, key) for key in keys}
 
     def check(self, shard: Shard) -> None:
-        """Sees that a shard is still what it was when it was found; two requests on object storage.
-
-        Args:
-            shard: What was found.
+        """Checks that a shard has not changed since it was found; two requests on object storage.
 
         Raises:
-            ShardError: It has changed or is gone; what was read of it may be a mixture.
+            ShardError: It has changed or is gone, so that the data read may be a mixture of both versions.
             StorageError: The input as a whole cannot be read.
         """
         if find_shard(self.root(), shard.key).version != shard.version:
@@ -96,7 +82,7 @@ class ShardSource(dg.ConfigurableResource):
             )
 
     def fetcher(self) -> Fetcher:
-        """What fetches images that are only known by their URL."""
+        """The fetcher of images that only have a URL."""
         return Fetcher(tuple(self.allowed_url_prefixes), self.max_image_bytes, self.fetch_timeout_seconds)
 
 

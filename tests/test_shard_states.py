@@ -132,3 +132,26 @@ def test_register_leaves_a_pool_limit_that_was_set(settings: Settings, instance:
 )
 def test_a_selection_becomes_contiguous_ranges(wanted: str, most: int, expected: list) -> None:
     assert ranges(list("abcdefg"), wanted, most) == expected
+
+
+def test_without_a_default_the_pool_has_a_slot_for_each_device_and_none_is_lost(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    write(settings, 0, 1)
+    found = ShardSource.from_settings(settings).discover()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "plain")) as plain:
+        storage = plain.event_log_storage
+        register(plain, found)
+        assert [(limit.name, limit.limit) for limit in storage.get_pool_limits()] == [("gpu", 2)]
+
+        @dg.job
+        def killed() -> None: ...
+
+        run = plain.create_run_for_job(killed)
+        storage.claim_concurrency_slot("gpu", run.run_id, "step")
+        register(plain, found)
+        assert storage.get_concurrency_info("gpu").active_run_ids == {run.run_id}
+        plain.report_run_failed(run, "killed")
+        register(plain, found)
+        assert storage.get_concurrency_info("gpu").active_run_ids == set()

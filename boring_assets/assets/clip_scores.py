@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boring_assets.assets.image_embeddings import FAILED_SHARDS
-from boring_assets.datasets import Dataset
+from boring_assets.datasets import Dataset, all_committed, backfill_policy
 from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.model.text import TextEncoder
 from boring_assets.errors import BoringError, ShardError
@@ -38,13 +38,13 @@ def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinit
         description=__doc__,
         partitions_def=dataset.shards,
         deps=[dataset.embeddings],
-        backfill_policy=dg.BackfillPolicy.multi_run(settings.partitions_per_run),
+        backfill_policy=backfill_policy(settings),
         output_required=False,
         pool=POOL,
         kinds={"pytorch", "parquet"},
         required_resource_keys=dataset.resource_keys("clip", "embeddings"),
     )
-    def clip_scores(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+    def clip_scores(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
         clip: ClipResource = dataset.resource(context, "clip")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         failed: dict[str, str] = {}
@@ -67,6 +67,7 @@ def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinit
                 description=f"{len(failed)} of {len(context.partition_keys)} shards failed.\n{shown}",
                 metadata={FAILED_SHARDS: dg.MetadataValue.json(dict(list(failed.items())[:1000]))},
             )
+        yield all_committed()
 
     return clip_scores
 

@@ -19,7 +19,7 @@ from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import materialization
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
-from boring_assets.datasets import Dataset
+from boring_assets.datasets import Dataset, all_committed, backfill_policy
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
@@ -62,7 +62,7 @@ def define_image_embeddings(
         description=__doc__,
         partitions_def=dataset.shards,
         deps=[dataset.source],
-        backfill_policy=dg.BackfillPolicy.multi_run(settings.partitions_per_run),
+        backfill_policy=backfill_policy(settings),
         io_manager_key=dataset.resource_key("embeddings"),
         required_resource_keys=dataset.resource_keys("source", "clip", "embeddings"),
         output_required=False,
@@ -70,7 +70,9 @@ def define_image_embeddings(
         code_version=code_version,
         kinds={"pytorch", "parquet"},
     )
-    def image_embeddings(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization]:
+    def image_embeddings(
+        context: dg.AssetExecutionContext,
+    ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
         source: ShardSource = dataset.resource(context, "source")
         clip: ClipResource = dataset.resource(context, "clip")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
@@ -80,6 +82,7 @@ def define_image_embeddings(
             with counted as counts:
                 run = _Run(context, source, clip, embeddings, code_version, counts, progress)
                 yield from run.materialize()
+            yield all_committed()
         except BoringError as error:
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
 

@@ -68,7 +68,7 @@ def embed_all(
     embeddings.check()
     instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
     with _alive(instance):
-        register(instance, found, dataset)
+        register(instance, found, dataset, settings.device)
         version = settings.embedding_version()
         stock = get_shard_states(instance, found, version, embeddings.committed, dataset)
         if redo:

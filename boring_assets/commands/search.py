@@ -28,10 +28,12 @@ _device = setting("device")
 @click.option("--rebuild", is_flag=True, help="Read everything anew.")
 def index(rebuild: bool, **options: Any) -> None:
     """Brings the index that search uses up to date."""
-    from boring_assets.jobs import index_job
+    from boring_assets.datasets import Dataset
+    from boring_assets.jobs import INDEX_JOB
 
     settings = apply(options)
-    _run(settings, index_job.name, config={"ops": {"embedding_index": {"config": {"rebuild": rebuild}}}})
+    op = Dataset.from_settings(settings).asset("embedding_index").to_python_identifier()
+    _run(settings, INDEX_JOB, config={"ops": {op: {"config": {"rebuild": rebuild}}}})
     from boring_assets.search.query import Searcher
 
     count = Searcher(settings, _root(settings)).count()
@@ -188,11 +190,11 @@ def near_duplicates(**options: Any) -> None:
     import polars as pl
 
     from boring_assets.assets.near_duplicates import FILE
-    from boring_assets.jobs import duplicates_job, index_job
+    from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
 
     settings = apply(options)
-    _run(settings, index_job.name)
-    _run(settings, duplicates_job.name)
+    _run(settings, INDEX_JOB)
+    _run(settings, DUPLICATES_JOB)
     root = _root(settings)
     with root.fs.open(f"{root.path}/{FILE}", "rb") as file:
         found = pl.read_parquet(file)
@@ -216,7 +218,7 @@ def clip_scores(**options: Any) -> None:
     """
     from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
-    from boring_assets.jobs import scores_job
+    from boring_assets.jobs import SCORES_JOB
     from boring_assets.shard_states import ranges
     from boring_assets.tags import range_tags
     from resources.embeddings_io import EmbeddingsIOManager
@@ -236,7 +238,7 @@ def clip_scores(**options: Any) -> None:
     parts = ranges(order, committed, settings.partitions_per_run)
     failed: dict[str, str] = {}
     for first, last, _ in parts:
-        failed |= _run(settings, scores_job.name, range_tags(first, last))
+        failed |= _run(settings, SCORES_JOB, range_tags(first, last))
     count = sum(number for _, _, number in parts) - len(failed)
     click.echo(f"{some(count, 'shard')} scored: {settings.output_dir.rstrip('/')}/clip_scores/*.parquet")
     for key, why in failed.items():

@@ -27,7 +27,7 @@ _NO_COMPUTE_LOGS = {
     "module": "dagster._core.storage.noop_compute_log_manager",
     "class": "NoOpComputeLogManager",
 }
-_PROJECT = Path(__file__).parents[2]
+_SHIPPED_CONFIG = Path(__file__).parents[1] / "dagster.yaml"
 _OLD_STORAGE = "boring_assets.instance.local_storage"
 
 
@@ -73,10 +73,10 @@ def open_instance(output_dir: str) -> dg.DagsterInstance:
         # Two processes that create the database of a new home at once can collide.
         with (home / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            config, shipped = home / "dagster.yaml", _PROJECT / "dagster.yaml"
-            if not config.exists() and shipped.exists():
-                shutil.copyfile(shipped, config)
-            if config.exists() and _OLD_STORAGE in config.read_text():
+            config = home / "dagster.yaml"
+            if not config.exists():
+                shutil.copyfile(_SHIPPED_CONFIG, config)
+            if _OLD_STORAGE in config.read_text():
                 raise SettingsError(
                     f"{config} names {_OLD_STORAGE}, which has been removed. Delete the section `storage` "
                     "from that file: Dagster's own SQLite takes its place, and the next `embed` or sensor "

@@ -131,7 +131,7 @@ class Home:
     @contextmanager
     def webserver(self, workspace: str = "workspace.yaml", **settings: str) -> Iterator[Webserver]:
         """Runs the webserver, and waits until it has loaded the project."""
-        port = _free_port()
+        port = free_port()
         with self.start("dagster-webserver", "-w", workspace, "-h", "127.0.0.1", "-p", str(port), **settings):
             server = Webserver(f"http://127.0.0.1:{port}/graphql")
             wait_for(server.is_up, "the webserver answers")
@@ -202,11 +202,11 @@ class Home:
 
 
 @contextmanager
-def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[None]:
+def running(command: list[str], log: Path, env: dict[str, str], cwd: Path = PROJECT) -> Iterator[None]:
     """Keeps a command running; ends it with all its children, and shows its log if the block failed."""
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            command, cwd=PROJECT, env=env, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=cwd, env=env, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         yield
@@ -218,7 +218,7 @@ def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[None
         _end(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

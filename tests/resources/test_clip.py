@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ print(sorted({"torch", "torchvision", "open_clip", "openvino"} & sys.modules.key
 
 def test_the_model_is_loaded_once_a_process_for_the_same_settings() -> None:
     fixed = {"model": "boring-tiny", "device": "cpu", "precision": "fp32"}
-    first = ClipResource(batch_size="4", **fixed).encoder()
+    first = ClipResource(batch_size=4, **fixed).encoder()
     assert (first.batch_size, first.precision, str(first.device)) == (4, "fp32", "cpu")
     assert ClipResource(batch_size="4", decode_workers=3, **fixed).encoder() is first
     other = ClipResource(batch_size="auto", **fixed).encoder()
@@ -33,14 +34,14 @@ def test_the_model_is_loaded_once_a_process_for_the_same_settings() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"batch_size": "0"}, "BORING_BATCH_SIZE .* '0'; expected auto or a number"),
+        ({"batch_size": 0}, "BORING_BATCH_SIZE .* is 0. .*`auto`"),
         ({"batch_size": "x"}, "BORING_BATCH_SIZE .* 'x'"),
-        ({"batch_size": "-1"}, "BORING_BATCH_SIZE .* '-1'"),
+        ({"batch_size": -1}, "BORING_BATCH_SIZE .* is -1"),
         ({"batch_size": ""}, "BORING_BATCH_SIZE .* ''"),
-        ({"precision": "x"}, "BORING_PRECISION .* 'x'; expected auto, fp32, bf16 or fp16"),
+        ({"precision": "x"}, "BORING_PRECISION .* 'x'. .*bf16"),
     ],
 )
-def test_a_wrong_setting_is_named(settings: dict[str, str], says: str) -> None:
+def test_a_wrong_setting_is_named(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         ClipResource(model="boring-tiny", **settings).encoder()
 

@@ -1,0 +1,28 @@
+"""Resources whose fields have the settings' values as their defaults."""
+
+from typing import Any, TypeVar
+
+import dagster as dg
+from pydantic import Field, create_model
+
+from boring_assets.settings import Settings
+
+Resource = TypeVar("Resource", bound=dg.ConfigurableResource | dg.ConfigurableIOManager)
+
+
+def resource_from_settings(resource: type[Resource], settings: Settings) -> Resource:
+    """A resource with the values of the settings of the same names.
+
+    A run configuration replaces the values of a configured resource as a whole: a field that it does not name
+    falls back to the default of the class. So the values become the defaults of a subclass. Naming one field
+    then changes that field alone, and the launchpad shows the values in force.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in resource.model_fields.items():
+        value = getattr(settings, name)
+        default = list(value) if isinstance(value, tuple) else value
+        fields[name] = (field.annotation, Field(default, description=field.description))
+    configured = create_model(
+        resource.__name__, __base__=resource, __doc__=resource.__doc__, __module__=__name__, **fields
+    )
+    return configured()
