@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto",
         description="`auto` (CUDA, else CPU), `cpu`, `cuda`, `cuda:N`, or several: `cuda:0,cuda:1`. "
-        "Of several, each run takes one that no other run has.",
+        "With several devices, each run uses a free one.",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -69,25 +69,28 @@ class Settings(BaseSettings):
         description="Images in a batch; `auto` chooses by device. Halved when memory runs out.",
     )
     output_dtype: Literal["float32", "float16"] = Field(
-        "float32", description="Type of the written embeddings; older readers cannot decode float16."
+        "float32",
+        description="Type of the embeddings in the output; older parquet readers cannot read float16.",
     )
 
     num_workers: int = Field(
-        1, ge=1, description="Devices (or CPU processes) that `boring-assets embed` uses at once."
+        1, ge=1, description="How many devices (or CPU processes) `boring-assets embed` uses at once."
     )
     decode_workers: int = Field(
         0,
         ge=0,
-        description="How many images are decoded at once; 0 is one a CPU core, shared out among devices.",
+        description="Images decoded at once; 0 is one for each CPU core, divided among the devices.",
     )
     read_ahead_mb: int = Field(
-        512, ge=1, description="Most bytes of images, encoded and decoded, waiting for the model, in MiB."
+        512,
+        ge=1,
+        description="Memory for encoded and decoded images that wait for the model, at most, in MiB.",
     )
     max_samples: int = Field(
-        0, ge=0, description="Most samples that one `embed` call takes, for trying things out; 0 is all."
+        0, ge=0, description="Samples that one call of `embed` takes at most, to try things out; 0 is all."
     )
     partitions_per_run: int = Field(
-        1000, ge=1, description="Most partitions in one run of a backfill or of the sensor."
+        1000, ge=1, description="Partitions in one run of a backfill or of the sensor, at most."
     )
     quiet_seconds: float = Field(
         60.0,
@@ -99,25 +102,25 @@ class Settings(BaseSettings):
         description="`multi_run` splits a backfill into runs of `partitions_per_run`; `single_run` makes one "
         "run of it, which `--partition-range` of `dg launch` and `dagster asset materialize` needs.",
     )
-    sensor_seconds: int = Field(30, ge=1, description="Least seconds between two looks of the sensor.")
+    sensor_seconds: int = Field(30, ge=1, description="Seconds between two ticks of the sensor, at least.")
     dataset: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_]*$",
-        description="Name of the dataset, where one Dagster instance has several: it goes before the names "
-        "of assets and partitions. Letters, digits and `_`.",
+        description="Name of the dataset, where one Dagster instance has several; asset keys and names "
+        "of partitions begin with it. Letters, digits and `_`.",
     )
     variant: str = Field(
         "",
         pattern=r"^[A-Za-z0-9_]*$",
-        description="Name of these embeddings, where one dataset has several, for instance by two models: it "
-        "goes between `dataset` and the names of assets. Letters, digits and `_`.",
+        description="Name of these embeddings, where one dataset is embedded several times, e.g. by two "
+        "models; asset keys have it after `dataset`. Letters, digits and `_`.",
     )
 
     duplicate_threshold: float = Field(
         0.96,
         gt=0,
         le=1,
-        description="Least cosine of two embeddings whose images count as near duplicates.",
+        description="Images whose embeddings have at least this cosine are near duplicates.",
     )
     caption_embeddings: bool = Field(
         False, description="Whether `clip_scores` also writes each caption's embedding."
@@ -125,7 +128,7 @@ class Settings(BaseSettings):
 
     allowed_url_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Comma-separated URI prefixes that image URLs may lie below, besides the input itself.",
+        description="Comma-separated URI prefixes of image URLs that may be fetched, besides the input.",
     )
     max_image_pixels: int = Field(
         89_478_485, ge=1, description="An image with more pixels (width x height) fails as `too_large`."
@@ -139,16 +142,16 @@ class Settings(BaseSettings):
     extra_image_formats: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Comma-separated image formats, by Pillow's names, to read besides JPEG, PNG, WebP, GIF, "
-        "BMP, TIFF and AVIF, e.g. `JPEG2000,ICO`. Their decoders are less well tried.",
+        "BMP, TIFF and AVIF, e.g. `JPEG2000,ICO`. Their decoders are less well tested.",
     )
     max_shard_rows: int = Field(
         2_000_000, ge=1, description="A shard with more rows fails: it would not fit into memory."
     )
     max_shard_mb: int = Field(
-        2048, ge=1, description="Most MiB that a shard's columns, without its images, may take in memory."
+        2048, ge=1, description="Memory for a shard's columns, without its images, at most, in MiB."
     )
     fetch_timeout_seconds: float = Field(
-        30.0, gt=0, description="Longest that fetching one image by its URL may take, redirects included."
+        30.0, gt=0, description="Seconds for fetching one image by its URL, redirects included, at most."
     )
 
     preview_images: int = Field(
@@ -166,7 +169,8 @@ class Settings(BaseSettings):
     max_drift: float = Field(
         0.5,
         ge=0,
-        description="How far a shard's mean may be from those before it, in spreads, before its check warns.",
+        description="How far a shard's mean embedding may be from those before it, in spreads, before its "
+        "check warns.",
     )
 
     metrics_dir: str = Field(
@@ -183,7 +187,7 @@ class Settings(BaseSettings):
         "It is never shown.",
     )
     alert_minutes: PositiveInt = Field(
-        60, description="Minutes of materializations over which `failure_rate_alert` looks at the failures."
+        60, description="Minutes of materializations whose failures `failure_rate_alert` counts."
     )
     log_format: Literal["text", "json"] = Field(
         "text", description="`json` writes a JSON object a line to standard error, of runs too."
@@ -195,12 +199,12 @@ class Settings(BaseSettings):
 
     @field_validator("input_dir", "output_dir", "model", "pretrained", "allowed_url_prefixes")
     @classmethod
-    def _hold_no_credentials(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _refuse_credentials(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         # Dagster stores the resources' settings with each run, and shows them.
         if any(CREDENTIALS.search(uri) for uri in ((value,) if isinstance(value, str) else value)):
             raise PydanticCustomError(
                 "credentials",
-                "holds credentials, which would be stored and shown. Take them out, and set "
+                "holds credentials, which would be stored and shown. Remove them, and set "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own "
                 "variables).",
             )
@@ -208,14 +212,14 @@ class Settings(BaseSettings):
 
     @field_validator("metrics_pushgateway", "alert_webhook")
     @classmethod
-    def _be_a_url(cls, value: SecretStr, field: ValidationInfo) -> SecretStr:
+    def _check_url(cls, value: SecretStr, field: ValidationInfo) -> SecretStr:
         url, public = _URL.fullmatch(value.get_secret_value()), field.field_name == "alert_webhook"
         if value.get_secret_value() and not (
             url and (not public or url[1] == "https" or url[2] in _LOOPBACK)
         ):
-            wanted = "https:// URL, nor http:// on this machine" if public else "http:// or https:// URL"
-            said = f"is no {wanted}. It is not shown: it may hold a secret."
-            raise PydanticCustomError("credentials", said)
+            wanted = "https:// URL, or http:// on this machine" if public else "http:// or https:// URL"
+            problem = f"must be an {wanted}. Its value is not shown: it may contain a secret."
+            raise PydanticCustomError("credentials", problem)
         return value
 
     @field_validator("allowed_url_prefixes", "extra_image_formats", mode="before")
@@ -252,7 +256,9 @@ def load_settings(dataset_file: Path | None = None, **own: Any) -> Settings:
     """
     file = os.environ.get(f"{PREFIX}CONFIG")
     if file and not Path(file).is_file():
-        raise SettingsError(f"{PREFIX}CONFIG names {file}, which is no file. Give the path of a TOML file.")
+        raise SettingsError(
+            f"{PREFIX}CONFIG names {file}, which is not a file. Give the path of a TOML file."
+        )
     _refuse_misspelt()
     try:
         if dataset_file:
@@ -271,27 +277,27 @@ def load_settings(dataset_file: Path | None = None, **own: Any) -> Settings:
 
 
 def _refuse_misspelt() -> None:
-    """A misspelt variable would be without effect, and nobody would know."""
+    """Refuses unknown variables: a misspelt one would have no effect, and nobody would know."""
     known = [f"{PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")]
     for name in os.environ:
         if not name.upper().startswith(PREFIX) or name.upper() in known or _SERVICE.search(name.upper()):
             continue
         near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.0)
         raise SettingsError(
-            f"{name} is set in the environment, but is no setting; the nearest is {near[0]}. Correct its "
-            f"name, or unset it: variables that begin with {PREFIX} are this project's."
+            f"{name} is set in the environment, but is not a setting; the nearest is {near[0]}. Correct its "
+            f"name, or unset it: variables that begin with {PREFIX} belong to this project."
         )
 
 
 def _explain(name: str, problems: list[ErrorDetails]) -> str:
-    """What is wrong with one setting; a value that may be of several types has a problem with each."""
-    said = " Or: ".join(f"{problem['msg'].rstrip('.')}." for problem in problems)
+    """The message for one setting; a value that may have several types has a problem with each."""
+    reasons = " Or: ".join(f"{problem['msg'].rstrip('.')}." for problem in problems)
     field = Settings.model_fields.get(name)
     if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
-        return f"{PREFIX}{name.upper()} {said}"
+        return f"{PREFIX}{name.upper()} {reasons}"
     if field is None:  # its value may be a secret that somebody keeps in the same file
         return f"{PREFIX}{name.upper()}: {setting_help(name)}."
-    return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {said} {setting_help(name)}."
+    return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {reasons} {setting_help(name)}."
 
 
 def config_field(name: str, default: Any = None) -> Any:

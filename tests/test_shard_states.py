@@ -140,6 +140,7 @@ def test_without_a_default_the_pool_has_a_slot_for_each_device_and_none_is_lost(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     write(settings, 0, 1)
     found = ShardSource.from_settings(settings).discover()
+    (tmp_path / "plain").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "plain")) as plain:
         storage = plain.event_log_storage
         register(plain, found)

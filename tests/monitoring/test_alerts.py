@@ -179,7 +179,7 @@ def test_without_a_webhook_it_is_off_until_somebody_turns_it_on(
 )
 def test_a_wrong_url_is_refused_unshown(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"BORING_{name}", value)
-    with pytest.raises(SettingsError, match=f"BORING_{name} is no http") as caught:
+    with pytest.raises(SettingsError, match=f"BORING_{name} must be an http") as caught:
         load_settings()
     cause = caught.value.__cause__
     assert SECRET not in f"{caught.value} {cause}"
