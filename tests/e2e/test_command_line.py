@@ -47,3 +47,33 @@ def test_one_partition_then_a_range(home: Home) -> None:
     assert done.returncode == 0, done.stderr
     home.check_committed(["00000", "00001", "00002", "00003"])
     assert home.materialized(home.runs()[-1]) == {"00000": 1, "00001": 1, "00002": 1}
+
+
+@pytest.mark.slow
+def test_a_range_in_a_single_run_and_a_configuration_that_names_one_field(home: Home) -> None:
+    home.add_shards(4)
+    home.register()
+    dagster = ("dagster", "asset", "materialize", *MODULE, "--select", "image_embeddings")
+    launch = ("dg", "launch", *MODULE, "--assets", "image_embeddings")
+
+    several = home.run(*launch, "--partition-range", "00000...00001")
+    assert several.returncode != 0, "several runs would be needed, as the documents say"
+    assert not home.committed()
+
+    eight = json.dumps({"resources": {"clip": {"config": {"batch_size": 8}}}})
+    for command, first, last in ((dagster, "00000", "00001"), (launch, "00002", "00003")):
+        done = home.run(
+            *command,
+            "--partition-range",
+            f"{first}...{last}",
+            "--config-json",
+            eight,
+            backfill_policy="single_run",
+            device="cpu",
+            precision="fp32",
+        )
+        assert done.returncode == 0, done.stderr
+        run = home.runs()[-1]
+        assert home.materialized(run) == {first: 1, last: 1}
+        assert "2 shards on cpu in fp32, batches of 8, model boring-tiny" in home.messages(run)
+    home.check_committed(["00000", "00001", "00002", "00003"])
