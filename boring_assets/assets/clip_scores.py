@@ -40,6 +40,7 @@ def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinit
         deps=[dataset.embeddings],
         backfill_policy=backfill_policy(settings),
         output_required=False,
+        dagster_type=dg.Nothing,
         pool=POOL,
         kinds={"pytorch", "parquet"},
         required_resource_keys=dataset.resource_keys("clip", "embeddings"),
