@@ -18,6 +18,7 @@ import click
 from boring_assets.commands import exit_codes
 from boring_assets.commands.cost import cost
 from boring_assets.commands.exporting import export_command
+from boring_assets.commands.moving import set_input_command
 from boring_assets.commands.options import apply as _apply
 from boring_assets.commands.options import config as _config
 from boring_assets.commands.options import setting as _setting
@@ -117,9 +118,12 @@ def register(**options: Any) -> None:
     from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
     from boring_assets.shard_states import register as register_shards
+    from resources.embeddings_io import EmbeddingsIOManager
 
     settings = _apply(options)
-    found = _source(settings).discover()
+    source = _source(settings)
+    EmbeddingsIOManager.from_settings(settings).check(source.root())
+    found = source.discover()
     added = register_shards(
         open_instance(settings.output_dir), found, Dataset.from_settings(settings), settings.device
     )
@@ -161,8 +165,10 @@ def status(as_json: bool, **options: Any) -> None:
     from resources.embeddings_io import EmbeddingsIOManager
 
     settings = _apply(options)
+    source = _source(settings)
+    EmbeddingsIOManager.from_settings(settings).check_input(source.root())
     instance = open_instance(settings.output_dir)
-    found = _source(settings).discover()
+    found = source.discover()
     stock = get_shard_states(
         instance,
         found,
@@ -277,6 +283,7 @@ def _source(settings: Settings) -> Any:
 
 
 main.add_command(verify)
+main.add_command(set_input_command)
 main.add_command(cost)
 main.add_command(export_command)
 main.add_command(list_pictures_command)

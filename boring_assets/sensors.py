@@ -37,6 +37,7 @@ def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefiniti
         source: ShardSource = dataset.resource(context, "source")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         try:
+            embeddings.check_input(source.root())
             found = source.discover()
             added = register(context.instance, found, dataset, settings.device)
             stock = get_shard_states(context.instance, found, version, embeddings.committed, dataset)

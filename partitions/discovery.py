@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.samples import Shard
-from boring_assets.errors import ShardError
+from boring_assets.errors import ShardError, StorageError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_readable
 from partitions.listing import File, file_of, list_files, local_file
+from partitions.own_files import is_marker, output_around, own_files
 from partitions.shards import BARE, SUFFIX, check_key, key_of, uri_of
 
 _TAR = ".tar"
@@ -42,8 +43,9 @@ class Discovery:
 def discover(root: Root, *, quiet_seconds: float, now: float | None = None) -> Discovery:
     """Finds the shards below a root, by one recursive listing.
 
-    Files and folders whose name starts with `.` or `_` (such as img2dataset's `_tmp`) are passed over. Of the
-    listing only the shards' own files are kept, each in some 300 bytes.
+    Files and folders whose name starts with `.` or `_` (such as img2dataset's `_tmp`) are passed over, and so
+    are outputs and exports of this project (see `own_files`). Of the listing only the shards' own files are
+    kept, each in some 300 bytes.
 
     Args:
         root: The input.
@@ -55,7 +57,7 @@ def discover(root: Root, *, quiet_seconds: float, now: float | None = None) -> D
         The shards; nothing where the root is there and empty.
 
     Raises:
-        StorageError: The root is missing, is a file, or cannot be listed.
+        StorageError: The root is missing, is a file, lies in an output of this project, or cannot be listed.
     """
     now = time.time() if now is None else now
     shards: list[Shard] = []
@@ -114,6 +116,10 @@ def find_shard(root: Root, key: str) -> Shard:
     """
     path = uri_of(root.path, check_key(key))
     root.fs.invalidate_cache()
+    if output := output_around(root, path):
+        raise ShardError(
+            f"{path} lies in {output}, which is an output of boring_assets. Delete its partition."
+        )
     parquet = _info(root, path)
     if parquet is None:
         check_readable(root)
@@ -142,16 +148,27 @@ def _list(root: Root, refused: dict[str, str]) -> tuple[dict[str, File], set[str
     files: dict[str, File] = {}
     finished: set[str] = set()
 
+    markers: list[str] = []
+
     def ours(path: str) -> bool:
+        if is_marker(path):
+            return True
         hidden = any(segment.startswith((".", "_")) for segment in path[base:].split("/"))
         return not hidden and (path.endswith((SUFFIX, _STATS)) or BARE.search(path) is not None)
 
     def refuse(folder: str, error: OSError) -> None:
         refused[_printable(folder)] = str(storage_error(error, folder, "list"))
 
+    if output := output_around(root, root.path):
+        raise StorageError(
+            f"{root.uri} lies in {output}, which is an output of boring_assets and no input. Give the folder "
+            "or bucket prefix that holds the shards."
+        )
     try:
         for path, file in list_files(root, ours, refuse):
-            if path.endswith(_STATS):
+            if is_marker(path):
+                markers.append(path)
+            elif path.endswith(_STATS):
                 finished.add(path.removesuffix(_STATS))
             elif path != root.path:  # a root that is a file; some storages answer an empty folder with itself
                 files[path] = file
@@ -159,7 +176,10 @@ def _list(root: Root, refused: dict[str, str]) -> tuple[dict[str, File], set[str
         raise storage_error(error, root.uri, "list") from error
     if not files:
         check_readable(root)
-    return files, finished
+    own = own_files(files, markers)
+    if own and len(own) == len(files):
+        refused[root.uri] = "all parquet files below it are outputs or exports of boring_assets, and no input"
+    return {path: file for path, file in files.items() if path not in own} if own else files, finished
 
 
 def _info(root: Root, path: str) -> File | None:

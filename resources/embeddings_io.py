@@ -16,7 +16,8 @@ from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.errors import SettingsError, ShardError, StorageError
 from boring_assets.output.commit import write_pair
 from boring_assets.output.files import EMBEDDINGS, FAILURES, committed_facts, file_versions, to_parquet
-from boring_assets.output.identity import differences, identity, is_all_of, made_by_others
+from boring_assets.output.identity import differences, find_other_models, identity, is_all_of
+from boring_assets.output.origin import check_input, claim
 from boring_assets.output.schema import (
     FAILURES_DIGEST,
     digest,
@@ -55,7 +56,7 @@ class Written:
 
 
 class EmbeddingsIOManager(dg.ConfigurableIOManager):
-    """Writes finished shards and hands them to later assets as lazy polars frames.
+    """Writes finished shards, and gives them to later assets as lazy polars frames.
 
     The backend follows the output URI's scheme: a path, `file://`, `s3://`, or any other of fsspec.
     """
@@ -76,8 +77,8 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         """
         if not self.output_dir:
             raise SettingsError(
-                "No output is set. Set BORING_OUTPUT_DIR to the folder or bucket prefix that the embeddings "
-                "are to go to, e.g. s3://bucket/embeddings."
+                "No output is set. Set BORING_OUTPUT_DIR to the folder or bucket prefix for the "
+                "embeddings, e.g. s3://bucket/embeddings."
             )
         if self.output_dtype not in ("float32", "float16"):
             raise SettingsError(
@@ -86,35 +87,49 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         return open_root(self.output_dir)
 
     def uri(self, key: str, kind: str = EMBEDDINGS) -> str:
-        """Where a partition's file of a kind is, or will be.
+        """URI of a partition's file, whether it is there or not.
 
         Args:
             key: The partition key.
             kind: `image_embeddings` or `image_failures`.
-
-        Returns:
-            Its URI.
         """
         return f"{self.root().uri}/{_path(kind, key)}"
 
-    def check(self) -> None:
-        """Finds out before a run whether its output can be written.
+    def check(self, source: Root | None = None) -> None:
+        """Checks before a run that its output can be written, and belongs to its input.
+
+        Args:
+            source: The input that the run embeds; a new output belongs to it from now on.
 
         Raises:
-            SettingsError: No output is set, or its URI is wrong.
+            SettingsError: No output is set, its URI is wrong, or it belongs to another input.
             StorageError: It cannot be written.
         """
-        check_writable(self.root())
+        root = self.root()
+        if source is not None:
+            check_input(root, source)
+        check_writable(root)
+        if source is not None:
+            claim(root, source)
+
+    def check_input(self, source: Root) -> None:
+        """Checks that the output belongs to an input, or to none yet; nothing is written.
+
+        Raises:
+            SettingsError: It belongs to another input.
+            StorageError: It cannot be read.
+        """
+        check_input(self.root(), source)
 
     def commit(self, result: EmbeddedShard, facts: Mapping[str, Any]) -> Written:
         """Writes one finished shard: its failures, then its embeddings.
 
         Args:
             result: The shard.
-            facts: How it was made; the counts are added here.
+            facts: How it was embedded; the counts are added here.
 
         Returns:
-            What was written where.
+            The files and their rows.
 
         Raises:
             StorageError: The output cannot be written; what was committed before is untouched.
@@ -134,9 +149,9 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         }
         try:
             failures = failures_table(result)
-            failures.validate(full=True)  # nobody else checks that text is UTF-8, and readers fail on it
-            failed = to_parquet(failures)
-            full |= {"repeated": repeated_rows(result), FAILURES_DIGEST: digest(failed)}
+            failures.validate(full=True)  # that text is UTF-8, for one: readers fail on it
+            failures_file = to_parquet(failures)
+            full |= {"repeated": repeated_rows(result), FAILURES_DIGEST: digest(failures_file)}
             table = embeddings_table(result, self.output_dtype, full)
             table.validate(full=True)
         except pa.ArrowException as error:
@@ -144,7 +159,10 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
                 f"{result.shard.uri} has columns that do not fit the output ({error}). Expected are "
                 "texts in UTF-8, and url, key and caption that can be read as text."
             ) from error
-        size = write_pair(root, (_path(FAILURES, key), failed), (_path(EMBEDDINGS, key), to_parquet(table)))
+        embeddings_file = to_parquet(table)
+        size = write_pair(
+            root, (_path(FAILURES, key), failures_file), (_path(EMBEDDINGS, key), embeddings_file)
+        )
         return Written(self.uri(key), self.uri(key, FAILURES), size, table, full)
 
     def committed(self) -> set[str]:
@@ -156,13 +174,13 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         return set(file_versions(self.root(), EMBEDDINGS))
 
     def remove(self, key: str) -> None:
-        """Takes back a commit: the embeddings file goes, and the partition counts as lost.
+        """Removes a partition's embeddings file, so that the partition counts as lost.
 
         Args:
             key: The partition key.
 
         Raises:
-            StorageError: It cannot be removed; one that is not there is no trouble.
+            StorageError: It cannot be removed. A file that is not there is no error.
         """
         root, path = self.root(), _path(EMBEDDINGS, key)
         try:
@@ -173,7 +191,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             raise storage_error(error, f"{root.uri}/{path}", "remove") from error
 
     def facts(self, key: str) -> dict[str, Any]:
-        """What a partition's committed file says of how it was made.
+        """Reads the metadata of a partition's embeddings file.
 
         Args:
             key: The partition key.
@@ -197,7 +215,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         if not isinstance(obj, EmbeddedShard):
             raise SettingsError(
                 f"{context.get_identifier()} returned {type(obj).__name__}, but EmbeddingsIOManager writes "
-                "EmbeddedShard alone. Give that asset another io_manager_key."
+                "only EmbeddedShard. Give that asset another io_manager_key."
             )
         if context.has_asset_partitions and context.asset_partition_keys != [obj.shard.key]:
             raise SettingsError(
@@ -207,7 +225,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         context.add_output_metadata({"output_uri": dg.MetadataValue.path(written.uri)})
 
     def load_input(self, context: dg.InputContext) -> "pl.LazyFrame | dict[str, pl.LazyFrame]":
-        """Gives a later asset what it depends on, lazily.
+        """Reads lazily what a later asset depends on.
 
         Args:
             context: Dagster's.
@@ -241,7 +259,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             The rows, with the columns of the output contract.
 
         Raises:
-            StorageError: There is nothing there, it cannot be read, or two models made it.
+            StorageError: There is nothing there, it cannot be read, or it has vectors of two models.
         """
         import polars as pl
         import pyarrow.dataset as ds
@@ -261,23 +279,23 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             raise storage_error(error, uri, "read") from error
 
     def _refuse_mixed(self, keys: list[str]) -> None:
-        """Vectors of two models have nothing to do with each other, even where they are of one length."""
+        """Vectors of two models cannot be compared, even where they have the same length."""
         root = self.root()
         first = identity(self.facts(keys[0]))
         if not first["weights_digest"] or is_all_of(root, first):
             return
-        for key, facts in made_by_others(root, EMBEDDINGS, keys, lambda facts: identity(facts) == first):
+        for key, facts in find_other_models(root, EMBEDDINGS, keys, lambda facts: identity(facts) == first):
             raise StorageError(
-                f"{root.uri}/{EMBEDDINGS} holds what two models made: {key} has "
+                f"{root.uri}/{EMBEDDINGS} holds vectors of two models: {key} has "
                 f"{differences(identity(facts), first)}, which {keys[0]} has. Read partitions of one model, "
-                "or make all anew: boring-assets embed --redo."
+                "or embed all of them again: boring-assets embed --redo."
             )
 
 
 def _is_for_all(context: dg.InputContext, keys: list[str]) -> bool:
     """Whether an asset without partitions depends on all of this one's.
 
-    Some of them are always new, or failed: such an asset takes what there is.
+    Some of them are always new, or failed: such an asset reads what is committed.
     """
     try:
         if context.step_context.entity_partitions_def is not None:

@@ -114,6 +114,26 @@ def first_row_twice(table: pa.Table) -> pa.Table:
     return table.take([0, 0, *range(2, table.num_rows)])
 
 
+def rows(place: int, row: int | None) -> Callable[[pa.Table], pa.Table]:
+    """A change of one embedding's input row."""
+
+    def of(table: pa.Table) -> pa.Table:
+        values = [*table["row"].to_pylist()[:place], row, *table["row"].to_pylist()[place + 1 :]]
+        return table.set_column(table.column_names.index("row"), "row", pa.array(values, pa.int64()))
+
+    return of
+
+
+def swapped(table: pa.Table) -> pa.Table:
+    return table.take([1, 0, *range(2, table.num_rows)])
+
+
+def row_of_a_failure(table: pa.Table) -> pa.Table:
+    (failed, *_) = sorted(set(range(10)) - set(table["row"].to_pylist()))
+    at = min(failed, table.num_rows - 1)
+    return rows(at, failed)(table)
+
+
 def truncate(output: Output) -> None:
     data = output.path().read_bytes()
     output.path().write_bytes(data[: len(data) // 2])
@@ -162,6 +182,11 @@ FAULTS: dict[str, tuple[Callable[[Output], object], str]] = {
         ),
         "failures",
     ),
+    "an embedding of another row": (lambda output: output.rewrite(rows(0, 1)), "rows"),
+    "embeddings in another order": (lambda output: output.rewrite(swapped), "rows"),
+    "an embedding of a failed row": (lambda output: output.rewrite(row_of_a_failure), "rows"),
+    "an embedding of no row": (lambda output: output.rewrite(rows(7, 99)), "rows"),
+    "an embedding of an unknown row": (lambda output: output.rewrite(rows(7, None)), "rows"),
     "no failures file": (lambda output: output.path(kind="image_failures").unlink(), "no_failures_file"),
     "vectors of another length": (lambda output: output.rewrite(narrower), "schema"),
     "a model of another length": (lambda output: output.rewrite(narrower, dim=32), "other_model"),

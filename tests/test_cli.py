@@ -25,7 +25,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
 
 
 def test_help_says_every_option_with_its_meaning_and_default(cli: CommandLine) -> None:
-    made = {"embed", "failures", "register", "sample-data", "status", "verify"}
+    made = {"embed", "failures", "register", "sample-data", "set-input", "status", "verify"}
     taken = {"export", "list-pictures"}
     found = {"clip-scores", "cost", "index", "near-duplicates", "search", "serve"}
     assert set(main.commands) == made | taken | found

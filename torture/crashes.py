@@ -24,7 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.shard_states import State
 from tests.seaweed import Seaweed
-from torture.outputs import EMBEDDINGS, FAILURES, Place, compare, write_input
+from torture.outputs import EMBEDDINGS, FAILURES, OWN_NOTES, Place, compare, write_input
 from torture.report import finish
 from torture.starter import Run, Starter
 
@@ -126,7 +126,7 @@ class Crashes:
         self.figures["kills: with decoding processes"] += processes
         after = place.files()
         self.figures["kills: with shards committed"] += any(p.startswith(EMBEDDINGS) for p in after)
-        if any(path.startswith(".") and path != ".counts.json" for path in after):
+        if any(path.startswith(".") and not path.startswith(OWN_NOTES) for path in after):
             self.figures["kills: that left a staging file"] += 1
         if _half(after) > _half(before):
             self.figures["kills: between a shard's two files"] += 1

@@ -27,7 +27,7 @@ from torture.starter import Run, Starter
 
 PROGRAM = str(Path(sys.executable).parent / "boring-assets")
 EMBEDDINGS, FAILURES = "image_embeddings", "image_failures"
-OWN_NOTES = {"metadata.json", ".counts.json"}
+OWN_NOTES = ("metadata.json", ".boring_assets.json", ".counts/")
 FIXED = {
     "BORING_MODEL": "boring-tiny",
     "BORING_DEVICE": "cpu",
@@ -162,7 +162,9 @@ def compare(place: Place, keys: list[str], tables: Mapping[str, pa.Table], total
     """What of an output is not as an undisturbed run has left it; nothing where all is equal."""
     there = set(place.files())
     wrong = [f"{path} is missing" for path in sorted((expected(keys) | {"metadata.json"}) - there)]
-    wrong += [f"{path} is a stray file" for path in sorted(there - expected(keys) - OWN_NOTES)]
+    wrong += [
+        f"{path} is a stray file" for path in sorted(there - expected(keys)) if not path.startswith(OWN_NOTES)
+    ]
     wrong += [
         f"{path} has other rows"
         for path in expected(keys) & there

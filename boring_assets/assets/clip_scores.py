@@ -1,6 +1,6 @@
 """How well each caption fits its image: the cosine of their embeddings, in `clip_scores/{partition}.parquet`.
 
-Columns: `row` (in the partition's embeddings file), `key`, `clip_score` (null without a caption) and, where
+Columns: `row` (of the input shard), `key`, `clip_score` (null without a caption) and, where
 `BORING_CAPTION_EMBEDDINGS` is set, `caption_embedding`. LAION kept pairs that scored at least 0.28
 (English) or 0.26 (other languages) with ViT-B-32 (https://laion.ai/blog/laion-5b/).
 """
@@ -20,7 +20,7 @@ from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.model.text import TextEncoder
 from boring_assets.errors import BoringError, ShardError
 from boring_assets.output.files import committed_facts, write_table
-from boring_assets.output.schema import METADATA_KEY
+from boring_assets.output.schema import METADATA_KEY, ROW
 from boring_assets.settings import Settings
 from boring_assets.tags import POOL
 from partitions.shards import uri_of
@@ -94,11 +94,14 @@ def _score(
         "embedded": made.get("embedded"),
         "caption_embeddings": keep,
     }
+    rows = embeddings.scan(key)
+    names = ["key", "caption", "embedding"]
+    if ROW in rows.collect_schema():
+        names.append(ROW)
+        facts["rows"] = "input"  # files of earlier versions count the rows of the embeddings file
     there = committed_facts(root, path)
     if {name: there.get(name) for name in facts} != facts:
-        table = _table(
-            embeddings.scan(key).select("key", "caption", "embedding").collect().to_arrow(), texts, keep
-        )
+        table = _table(rows.select(names).collect().to_arrow(), texts, keep)
         scores = table["clip_score"]
         there = {**facts, "scored": len(scores) - scores.null_count, "mean": pc.mean(scores).as_py()}
         write_table(root, path, table.replace_schema_metadata({METADATA_KEY: json.dumps(there).encode()}))
@@ -120,7 +123,7 @@ def _table(rows: pa.Table, texts: TextEncoder, keep: bool) -> pa.Table:
     if there.any():
         found[there] = texts.encode([caption for caption in captions if caption and caption.strip()])
     columns = {
-        "row": pa.array(range(len(captions)), pa.int64()),
+        ROW: rows[ROW] if ROW in rows.column_names else pa.array(range(len(captions)), pa.int64()),
         "key": rows["key"].cast(pa.string()),
         "clip_score": pa.array((images * found).sum(axis=1), pa.float32(), mask=~there),
     }

@@ -64,6 +64,9 @@ def define_embedding_index(dataset: Dataset) -> dg.AssetsDefinition:
                 f"{some(len(done.other_model), 'shard')} of another model than the index's left out: "
                 f"{', '.join(done.other_model[:20])}."
             )
+        if done.columns:
+            shown = "\n".join(f"- {name}: {note}" for name, note in sorted(done.columns.items())[:50])
+            context.log.info(f"Columns that the index has under another name, or not at all:\n{shown}")
         if done.failed:
             shown = "\n".join(f"- {key}: {why}" for key, why in list(done.failed.items())[:20])
             raise dg.Failure(
@@ -72,6 +75,7 @@ def define_embedding_index(dataset: Dataset) -> dg.AssetsDefinition:
             )
         return dg.MaterializeResult(
             metadata={
+                "columns": dg.MetadataValue.json(done.columns),
                 "dagster/row_count": done.rows,
                 "shards_added": done.added,
                 "shards_removed": done.removed,

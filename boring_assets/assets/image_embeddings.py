@@ -9,6 +9,7 @@ each shard, rows in = embedded + failed.
 import time
 import warnings
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -121,6 +122,8 @@ class _Run:
         self._context, self._source, self._clip, self._embeddings = context, source, clip, embeddings
         self._code_version, self._metrics, self._progress = code_version, metrics, progress
         self._failed: dict[str, str] = {}
+        self._committed: set[str] = set()
+        self._model: dict[str, Any] = {}
 
     def materialize(self) -> Iterator[dg.AssetMaterialization]:
         """Commits each shard and yields its event at once; raises in the end where some failed."""
@@ -130,7 +133,7 @@ class _Run:
                 "The run was given no partitions: its range ends before it starts, or names none. Partitions "
                 "stand in the order in which they were registered; give first and last in that order."
             )
-        self._embeddings.check()
+        self._embeddings.check(self._source.root())
         shards = self._find(keys)
         tags = self._context.run.tags
         redo = tags.get(REDO_TAG) == "true"
@@ -142,11 +145,13 @@ class _Run:
             if todo:
                 yield from self._embed(todo, int(tags.get(MAX_SAMPLES_TAG, 0)) or None)
         except BoringError as error:
-            # What was committed before counts; the first error stays the one that is told.
+            # What was committed before counts; the run fails with its first error.
             with _noted_on(error):
-                refresh_totals(self._embeddings.root())
+                refresh_totals(self._embeddings.root(), self._committed)
             raise
-        refresh_totals(self._embeddings.root())
+        refresh_totals(self._embeddings.root(), self._committed)
+        if self._model:  # another run may have begun in the same empty output, with another model
+            self._refuse_to_mix(self._model, [shard for shard in todo if shard.key not in self._committed])
         self._report_failures(len(keys))
 
     def _find(self, keys: list[str]) -> list[Shard]:
@@ -159,21 +164,26 @@ class _Run:
         return shards
 
     def _adopt(self, shards: list[Shard]) -> Generator[dg.AssetMaterialization, None, list[Shard]]:
-        """Takes over what an earlier attempt committed, and returns the shards that are left to do.
+        """Reports what an earlier run committed, and returns the shards that are left to embed.
 
         Dagster counts every partition of this run as planned, so each one needs its event again.
         """
-        todo = []
-        for shard in shards:
-            facts = self._embeddings.facts(shard.key)
-            if not self._is_current(shard, facts):
-                todo.append(shard)
-                continue
+        known = dict(zip(shards, self._facts_of(shards), strict=True))
+        current = {shard: facts for shard, facts in known.items() if self._is_current(shard, facts)}
+        todo = [shard for shard in shards if shard not in current]
+        if current:  # what is adopted stays, so it must be of the model of all that stays
+            self._refuse_to_mix(next(iter(current.values())), todo)
+        for shard, facts in current.items():
+            self._committed.add(shard.key)  # a run that was killed at its end has not counted it
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
             uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
             asset = self._context.asset_key
             yield materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True, asset=asset)
         return todo
+
+    def _facts_of(self, shards: list[Shard]) -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(16, "adopt") as pool:
+            return list(pool.map(lambda shard: self._embeddings.facts(shard.key), shards))
 
     def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
         made = (facts.get("source_version"), facts.get("settings"))
@@ -193,8 +203,8 @@ class _Run:
             f"{len(shards)} shards on {device} in {encoder.precision}, "
             f"batches of {encoder.batch_size}, model {encoder.model.name} ({encoder.model.digest})."
         )
-        facts = self._facts(encoder)
-        self._refuse_to_mix(facts)
+        facts = self._model = self._facts(encoder)
+        self._refuse_to_mix(facts, shards)
         left = {shard.key for shard in shards}
         commit = partial(self._commit, facts=facts, device=device)
         work = (shards, encoder, options, self._source.fetcher(), self._progress, self._source.check)
@@ -209,14 +219,14 @@ class _Run:
                 yield result.event
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
-        # Another run may have begun in the same empty output, with another model.
-        self._refuse_to_mix(facts)
 
-    def _refuse_to_mix(self, facts: dict[str, Any]) -> None:
+    def _refuse_to_mix(self, facts: dict[str, Any], todo: list[Shard]) -> None:
+        """Refuses a model that did not embed what stays; `todo` are the shards that are embedded again."""
         run = self._context.run
         if run.tags.get(REDO_TAG) != "true":
             replaced = backfilled(self._context.instance, run.tags, self._context.asset_key)
-            refuse_to_mix(self._embeddings, facts, replaced | set(self._context.partition_keys))
+            adopted = self._committed if run.tags.get(RESUME_TAG) == "true" else set()
+            refuse_to_mix(self._embeddings, facts, (replaced - adopted) | {shard.key for shard in todo})
 
     def _commit(
         self, result: EmbeddedShard, facts: dict[str, Any], device: str
@@ -226,6 +236,7 @@ class _Run:
             written = self._embeddings.commit(result, facts)
         except ShardError as error:
             return FailedShard(result.shard, error)
+        self._committed.add(result.shard.key)
         made = {"seconds": result.seconds, "image_bytes": result.image_bytes, "device": device}
         self._metrics.committed(written.facts | made)
         event = materialization(

@@ -1,4 +1,4 @@
-"""One output, one model: a run that would put another model's vectors beside those that stay is refused."""
+"""One output, one model: a run is refused that would leave vectors of two models in one output."""
 
 from collections.abc import Collection, Mapping
 from itertools import islice
@@ -9,7 +9,7 @@ import dagster as dg
 from boring_assets.datasets import ASSET_KEY
 from boring_assets.errors import SettingsError
 from boring_assets.output.files import EMBEDDINGS
-from boring_assets.output.identity import differences, identity, is_all_of, made_by_others
+from boring_assets.output.identity import differences, find_other_models, identity, is_all_of
 from boring_assets.tags import BACKFILL_TAG, REDO_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 
@@ -17,15 +17,15 @@ from resources.embeddings_io import EmbeddingsIOManager
 def refuse_to_mix(
     embeddings: EmbeddingsIOManager, facts: Mapping[str, Any], replaced: Collection[str]
 ) -> None:
-    """Compares how a run makes its partitions with how those were made that it leaves as they are.
+    """Compares a model with the models of the committed partitions that a run leaves as they are.
 
-    Weights that changed under the same name or path are told by their digest, and `auto` settings by what
-    they came to on this machine.
+    Weights that changed under the same name or path differ in their digest. Settings that are `auto` are
+    compared by what they became on the machine.
 
     Args:
         embeddings: The output.
-        facts: How this run makes partitions.
-        replaced: Keys of the partitions that this run, or its backfill, makes anew.
+        facts: Of the run's model, or of a partition that it adopts.
+        replaced: Keys of the partitions that this run, or its backfill, embeds again.
 
     Raises:
         SettingsError: Another model, precision, preprocess or type made some of those that stay.
@@ -35,24 +35,24 @@ def refuse_to_mix(
     if is_all_of(root, mine):
         return
     staying = sorted(embeddings.committed() - set(replaced))
-    others = made_by_others(root, EMBEDDINGS, staying, lambda theirs: identity(theirs) == mine)
+    others = find_other_models(root, EMBEDDINGS, staying, lambda theirs: identity(theirs) == mine)
     first = list(islice(others, 5))
     if not first:
         return
     key, theirs = first[0]
     named = ", ".join(key for key, _ in first)
     raise SettingsError(
-        f"{root.uri} would hold what two models made: {key} has {differences(identity(theirs), mine)}"
-        f"{f' (so have others: {named})' if len(first) > 1 else ''}. Give the settings that it was made "
-        "with, or another output; or make everything anew: `boring-assets embed --redo`, or one backfill of "
-        f"all partitions. A run with the tag {REDO_TAG}=true mixes them nevertheless."
+        f"{root.uri} would hold vectors of two models: {key} has {differences(identity(theirs), mine)}"
+        f"{f' (and so have {named})' if len(first) > 1 else ''}. Give the settings that it was embedded "
+        "with, or another output; or embed everything again: `boring-assets embed --redo`, or one backfill "
+        f"of all partitions. A run with the tag {REDO_TAG}=true mixes them nevertheless."
     )
 
 
 def backfilled(
     instance: dg.DagsterInstance, tags: Mapping[str, str], asset: dg.AssetKey = ASSET_KEY
 ) -> set[str]:
-    """Keys of all partitions that a run's backfill makes anew, in whichever of its runs."""
+    """Keys of all partitions that a run's backfill embeds again, in whichever of its runs."""
     backfill = instance.get_backfill(tags[BACKFILL_TAG]) if BACKFILL_TAG in tags else None
     if backfill is None or backfill.asset_backfill_data is None:
         return set()

@@ -41,7 +41,7 @@ def define_near_duplicates(settings: Settings, dataset: Dataset) -> dg.AssetsDef
         source: ShardSource = dataset.resource(context, "source")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         limits = Limits(clip.max_image_pixels, clip.max_image_bytes)
-        pictures = Pictures(source, embeddings, limits)
+        pictures = Pictures(source, limits)
 
         def digest(partition: str, key: str | None, row: int) -> str | None:
             data = pictures.read(partition, key, row)

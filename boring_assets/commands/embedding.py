@@ -65,7 +65,7 @@ def embed_all(
     console = console or Console(highlight=False)
     found = _discover(settings)
     embeddings = EmbeddingsIOManager.from_settings(settings)
-    embeddings.check()
+    embeddings.check(ShardSource.from_settings(settings).root())
     instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
     with _alive(instance):
         register(instance, found, dataset, settings.device)

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.errors import SettingsError, StorageError
-from boring_assets.output.files import EMBEDDINGS
+from boring_assets.output.files import EMBEDDINGS, FAILURES
+from boring_assets.output.schema import ROW, input_rows, read_facts
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root
+from partitions.own_files import is_marker
 
 _BATCH_ROWS = 8192
 
@@ -50,7 +52,7 @@ class Export:
             SettingsError: The partitions do not fit in one table.
         """
         self._output, self.dest = output, dest
-        if _files(dest, ""):
+        if any(not is_marker(path) for path in _files(dest, "")):
             raise StorageError(f"{dest.uri} is not empty. Give a new folder, or remove what is there.")
         paths = [path for path in _files(output, EMBEDDINGS) if path.endswith(".parquet")]
         if not paths:
@@ -59,7 +61,10 @@ class Export:
         with ThreadPoolExecutor(8, "footer") as pool:
             self.parts = list(pool.map(self._part, paths))
         self.rows = sum(part.rows for part in self.parts)
-        self.schema = self._unify().append(pa.field("partition", pa.string()))
+        schema = self._unify()
+        if ROW not in schema.names:  # all of it was embedded by an earlier version
+            schema = schema.append(pa.field(ROW, pa.int64()))
+        self.schema = schema.append(pa.field("partition", pa.string()))
         self.dim: int = self.schema.field("embedding").type.list_size
         kind = self.schema.field("embedding").type.value_type
         self.dtype = np.dtype(kind.to_pandas_dtype()).newbyteorder("<")
@@ -95,16 +100,39 @@ class Export:
         Raises:
             StorageError: Its file cannot be read.
         """
+        rows, start = self._input_rows(part), 0
         with self._reading(part.path) as file:
             for batch in pq.ParquetFile(file, buffer_size=8 * 2**20).iter_batches(_BATCH_ROWS):
-                columns = [
-                    batch[field.name].cast(field.type)
-                    if field.name in part.schema.names
-                    else pa.nulls(batch.num_rows, field.type)
-                    for field in self.schema
-                ]
-                columns[-1] = pa.repeat(pa.scalar(part.key), batch.num_rows)
+                own = {
+                    "partition": pa.repeat(pa.scalar(part.key), batch.num_rows),
+                    ROW: rows.slice(start, batch.num_rows),
+                }
+                start += batch.num_rows
+                columns = []
+                for field in self.schema:
+                    if field.name in own:
+                        columns.append(own[field.name])
+                    elif field.name in part.schema.names:
+                        columns.append(batch[field.name].cast(field.type))
+                    else:
+                        columns.append(pa.nulls(batch.num_rows, field.type))
                 yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def _input_rows(self, part: Part) -> pa.Array:
+        """The input row of each of a partition's embeddings; nulls where that is lost."""
+        failed = None
+        names = [ROW] if ROW in part.schema.names else []
+        with self._reading(part.path) as file:
+            embedded = pq.read_table(file, columns=names)
+        if not names:
+            path = part.path.replace(
+                f"{self._output.path}/{EMBEDDINGS}/", f"{self._output.path}/{FAILURES}/", 1
+            )
+            if self._output.fs.exists(path):
+                with self._reading(path) as file:
+                    failed = pq.read_table(file, columns=[ROW])
+        rows = input_rows(embedded, failed, read_facts(embedded.schema.metadata))
+        return pa.nulls(part.rows, pa.int64()) if rows is None else rows
 
     def vectors(self, batch: pa.RecordBatch) -> bytes:
         """A batch's embeddings as a C array of [rows, dim]."""

@@ -17,10 +17,13 @@ import pyarrow.compute as pc
 from boring_assets import __version__
 from boring_assets.commands.export_source import Export
 from boring_assets.errors import SettingsError
+from boring_assets.output.schema import ROW
+from boring_assets.search.rows import valid_name
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import open_root
 from boring_assets.wording import some
+from partitions.own_files import EXPORT_MARKER
 
 MARK = "export.json"
 """Written last: an export with it is whole."""
@@ -69,20 +72,25 @@ def to_npy(export: Export) -> None:
 
 
 def to_npz(export: Export) -> None:
-    """`{partition}.npz` with the arrays `embeddings`, `key`, `url` and `caption`; null is an empty text.
+    """`{partition}.npz` with the arrays `embeddings`, `row`, `key`, `url` and `caption`.
 
-    NumPy gives each text of an array the room of the longest, so they are cut at 1,000 characters.
+    A null becomes an empty text. NumPy gives each text of an array the room of the longest one, so texts are
+    cut at 1,000 characters.
     """
     for part in export.parts:
         texts: dict[str, list[str]] = {"key": [], "url": [], "caption": []}
+        rows = [np.empty(0, np.int64)]
         with export.writing(f"{part.key}.npz") as file, zipfile.ZipFile(file, "w") as archive:
             with archive.open("embeddings.npy", "w", force_zip64=True) as member:
                 _header(member, (part.rows, export.dim), export.dtype)
                 for batch in export.batches(part):
                     member.write(export.vectors(batch))
+                    rows.append(batch[ROW].to_numpy())
                     for name, values in texts.items():
                         short = pc.utf8_slice_codeunits(batch[name].fill_null(""), 0, _TEXT)
                         values.extend(short.to_pylist())
+            with archive.open("row.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.concatenate(rows), allow_pickle=False)
             for name, values in texts.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.array(values, np.str_), allow_pickle=False)
@@ -97,8 +105,14 @@ def to_lance(export: Export) -> None:
     # Lance has its own client of S3, which asks to be told that plain HTTP is meant.
     plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
     options = {"allow_http": "true"} if plain and export.dest.uri.startswith("s3") else None
-    rows = (batch for part in export.parts for batch in export.batches(part))
-    reader = pa.RecordBatchReader.from_batches(export.schema, rows)
+    # LanceDB cannot hold a column whose name has a dot or a backtick.
+    schema = pa.schema([field.with_name(valid_name(field.name)) for field in export.schema])
+    rows = (
+        pa.RecordBatch.from_arrays(batch.columns, schema=schema)
+        for part in export.parts
+        for batch in export.batches(part)
+    )
+    reader = pa.RecordBatchReader.from_batches(schema, rows)
     try:
         database = lancedb.connect(export.dest.uri, storage_options=options)
         database.create_table("image_embeddings", reader, mode="create")
@@ -142,6 +156,7 @@ def export_all(output_dir: str, dest_dir: str, layout: str) -> dict[str, Any]:
         SettingsError: The partitions do not fit in one table, or a package is missing.
     """
     export = Export(open_root(output_dir), open_root(dest_dir))
+    write_bytes(export.dest, EXPORT_MARKER, json.dumps({"format": layout}).encode())
     FORMATS[layout](export)
     facts = {
         "format": layout,

@@ -1,4 +1,4 @@
-"""What `boring-assets verify` finds in a whole output, in parallel over its partitions."""
+"""Checks a whole output for `boring-assets verify`, in parallel over its partitions."""
 
 import json
 import os
@@ -16,16 +16,19 @@ from boring_assets.errors import ShardError
 from boring_assets.output.files import EMBEDDINGS, FAILURES
 from boring_assets.output.findings import Checked, Finding, Kind, Severity
 from boring_assets.output.identity import NAMES, differences, identity
+from boring_assets.output.origin import Origin, origin_of, root_of
+from boring_assets.output.totals import COUNTS
 from boring_assets.output.verify import check_files
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import version_of
 from boring_assets.storage.root import Root
 from partitions.discovery import Discovery
+from partitions.own_files import OUTPUT_MARKER
 from partitions.shards import SUFFIX, check_key, uri_of
 
 DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
-"""What is wrong with the files themselves, so that only other files can mend it."""
-_OURS = ("metadata.json", "near_duplicates.parquet", ".counts.json", ".measures.parquet")
+"""Kinds of findings that only new files can repair."""
+_OURS = ("metadata.json", "near_duplicates.parquet", ".counts.json", ".measures.parquet", OUTPUT_MARKER)
 _CLOUD_THREADS = 16
 _TRIES = 3
 
@@ -37,7 +40,7 @@ class Report:
     """What was found.
 
     Attributes:
-        checked: What each committed partition says of itself, by key; empty where it cannot be read.
+        checked: Metadata of each committed partition, by key; empty where it cannot be read.
         partitions: What is wrong, by partition key.
         output: What is wrong with the output outside of its partitions.
         shards: The input's complete shards by key; None where no input is known.
@@ -49,12 +52,12 @@ class Report:
     shards: Mapping[str, Shard] | None = None
 
     def add(self, key: str, *findings: Finding) -> None:
-        """Adds what is wrong with one partition."""
+        """Adds findings of one partition."""
         if findings:
             self.partitions.setdefault(key, []).extend(findings)
 
     def bad(self, kinds: frozenset[Kind] = frozenset(Kind)) -> list[str]:
-        """Keys of the partitions that are to be done again for one of some kinds of error, sorted."""
+        """Keys of the partitions with an error of some kinds, sorted; they are to be embedded again."""
         return sorted(
             key
             for key, findings in self.partitions.items()
@@ -62,25 +65,32 @@ class Report:
         )
 
     def has_errors(self) -> bool:
-        """Whether anything is to be done."""
+        """Whether anything needs a repair."""
         return bool(self.bad()) or any(one.severity is Severity.ERROR for one in self.output)
 
     def model(self) -> Mapping[str, Any]:
-        """The facts of a partition made by the model that made most; empty where there is none."""
-        made = Counter(json.dumps(identity(facts)) for facts in self.checked.values() if facts)
-        if not made:
+        """The facts of one partition of the model that embedded most; empty where there is none."""
+        models = Counter(json.dumps(identity(facts)) for facts in self.checked.values() if facts)
+        if not models:
             return {}
-        most = max(made, key=lambda one: (made[one], one))
+        most = max(models, key=lambda model: (models[model], model))
         return next(facts for facts in self.checked.values() if facts and json.dumps(identity(facts)) == most)
 
 
-def inspect(root: Root, found: Discovery | None, progress: Callable[[], None] = lambda: None) -> Report:
+def inspect(
+    root: Root,
+    found: Discovery | None,
+    progress: Callable[[], None] = lambda: None,
+    *,
+    source: Root | None = None,
+) -> Report:
     """Checks every committed partition and everything else in an output.
 
     Args:
         root: The output.
-        found: What the input holds; None checks the output by itself.
+        found: The shards of the input; None checks the output by itself.
         progress: Called after each partition.
+        source: The input; None checks the output by itself.
 
     Returns:
         What is wrong.
@@ -92,9 +102,14 @@ def inspect(root: Root, found: Discovery | None, progress: Callable[[], None] = 
     keys, strays = _sort(files, root)
     shards = {shard.key: shard for shard in found.shards} if found else None
     report = Report(output=strays, shards=shards)
+    origin = origin_of(root)
+    if source is not None:
+        report.output.extend(_check_input(root, origin, source))
 
     def check(key: str) -> Checked:
         checked = _check(root, key, files)
+        if checked.facts and not checked.findings:
+            checked.findings.extend(_check_source(checked.facts, key, origin))
         if checked.facts and not checked.findings:
             checked.findings.extend(_against_source(checked.facts, (shards or {}).get(key)))
         progress()
@@ -103,7 +118,7 @@ def inspect(root: Root, found: Discovery | None, progress: Callable[[], None] = 
     local = isinstance(root.fs, LocalFileSystem)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if local else _CLOUD_THREADS) as pool:
         for key, checked in zip(keys, pool.map(check, keys), strict=True):
-            # Not all of it: a hundred thousand partitions are held here.
+            # Not all facts: there may be a hundred thousand partitions.
             report.checked[key] = {name: checked.facts.get(name) for name in _KEPT} if checked.facts else {}
             report.add(key, *checked.findings)
     _compare_models(report)
@@ -117,7 +132,7 @@ _KEPT = (*NAMES, "settings", "embedded", "failed")
 
 
 def _list(root: Root) -> Files:
-    """Every file below the output by its path below it, and what changes with it."""
+    """Every file of the output, by its path below it."""
     try:
         root.fs.invalidate_cache()
         found = root.fs.find(root.path, detail=True)
@@ -128,7 +143,7 @@ def _list(root: Root) -> Files:
 
 
 def _sort(files: Files, root: Root) -> tuple[list[str], list[Finding]]:
-    """Keys of the partitions with an embeddings file, and what else lies about."""
+    """Keys of the partitions with an embeddings file, and the files that belong to none."""
     keys, strays = [], []
     for path in files:
         kind, _, rest = path.partition("/")
@@ -136,12 +151,18 @@ def _sort(files: Files, root: Root) -> tuple[list[str], list[Finding]]:
             if kind == EMBEDDINGS:
                 keys.append(rest.removesuffix(SUFFIX))
             elif f"{EMBEDDINGS}/{rest}" not in files:
-                why = "has no embeddings file beside it: its run was ended before the commit, or runs now"
+                why = "has no embeddings file beside it: its run was killed before the commit, or runs now"
                 strays.append(_stray(root, path, why))
-        elif kind.startswith(".") and path not in _OURS:
-            strays.append(_stray(root, path, "is what a run was writing that was ended, or that runs now"))
+        elif kind.startswith(".") and kind != COUNTS and path not in _OURS:
+            strays.append(
+                _stray(
+                    root,
+                    path,
+                    "is a file that a run was writing when it was killed, or that a run writes now",
+                )
+            )
         elif kind in (EMBEDDINGS, FAILURES) or (not rest and path not in _OURS):
-            strays.append(_stray(root, path, "is no file of this project"))
+            strays.append(_stray(root, path, "is not a file of this project"))
     return keys, strays
 
 
@@ -157,7 +178,7 @@ def _stray(root: Root, path: str, why: str) -> Finding:
 
 
 def _check(root: Root, key: str, files: Files) -> Checked:
-    """Checks a partition; once more where a run has replaced one of its files meanwhile."""
+    """Checks a partition; again where a run has replaced one of its files in the meantime."""
     paths = [f"{kind}/{uri_of('', key)}" for kind in (EMBEDDINGS, FAILURES)]
     before = [version_of(files.get(path, {})) for path in paths]
     for _ in range(_TRIES):
@@ -184,6 +205,26 @@ def _info(root: Root, path: str) -> Mapping[str, Any]:
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
     return info
+
+
+def _check_input(root: Root, origin: Origin, source: Root) -> Iterator[Finding]:
+    if origin.inputs and not origin.includes(source.uri):
+        yield Finding(
+            Kind.OTHER_INPUT,
+            f"{root.uri} was embedded from {origin.inputs[0]}, not from {source.uri}. If the input was "
+            f"moved: boring-assets set-input {root.uri} {source.uri}",
+        )
+
+
+def _check_source(facts: Mapping[str, Any], key: str, origin: Origin) -> Iterator[Finding]:
+    """A partition was embedded from the shard of its own key, below the output's own input."""
+    uri = str(facts.get("source_uri") or "an unknown shard")
+    source = root_of(uri, key)
+    if source is None:
+        yield Finding(Kind.OTHER_SHARD, f"it was embedded from {uri}, not from the shard of its key.")
+    elif origin.inputs and not origin.includes(source, earlier=True):
+        inputs = " or ".join(origin.inputs)
+        yield Finding(Kind.OTHER_INPUT, f"it was embedded from {uri}, which is not below {inputs}.")
 
 
 def _against_source(facts: Mapping[str, Any], shard: Shard | None) -> Iterator[Finding]:

@@ -1,32 +1,35 @@
-"""What `embed --redo` finds beyond Dagster's record: weights that changed under the same name or path."""
+"""What `embed --redo` finds beyond Dagster's record: the same settings, but another model than before."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from boring_assets.engine.model.encoder import pick_device, pick_precision
 from boring_assets.engine.model.load import load_model
 from boring_assets.output.files import EMBEDDINGS
-from boring_assets.output.identity import identity, made_by_others
+from boring_assets.output.identity import find_other_models, identity
 from boring_assets.settings import Settings
 from boring_assets.shard_states import ShardStates, State
 from resources.embeddings_io import EmbeddingsIOManager
 
 
-def weights(settings: Settings) -> dict[str, Any]:
-    """Digest and preprocess of the model as it is now, by loading it on the CPU.
+def present_model(settings: Settings) -> dict[str, Any]:
+    """Digest, preprocess and precision of the model as a run here would have it; loads it on the CPU.
 
     Raises:
-        ModelError: It cannot be loaded.
+        ModelError: It cannot be loaded, or there is no such device.
     """
     model = load_model(settings.model, settings.pretrained)
-    facts = {"weights_digest": model.digest, "preprocess": vars(model.preprocess)}
+    device = pick_device(settings.device.partition(",")[0])
+    precision = pick_precision(settings.precision, device)
+    facts = {"weights_digest": model.digest, "preprocess": vars(model.preprocess), "precision": precision}
     return {name: identity(facts)[name] for name in facts}
 
 
-def find_other_weights(stock: ShardStates, settings: Settings, embeddings: EmbeddingsIOManager) -> None:
-    """Marks the finished partitions that other weights made as made by other settings.
+def find_other_weights(states: ShardStates, settings: Settings, embeddings: EmbeddingsIOManager) -> None:
+    """Marks the finished partitions that another model embedded as embedded with other settings.
 
     Args:
-        stock: The state of each shard; changed.
+        states: The state of each shard; changed.
         settings: Which model.
         embeddings: The output.
 
@@ -34,14 +37,14 @@ def find_other_weights(stock: ShardStates, settings: Settings, embeddings: Embed
         ModelError: The model cannot be loaded.
         StorageError: The output cannot be read.
     """
-    done = stock.keys((State.DONE,))
+    done = states.keys((State.DONE,))
     if not done:
         return
-    mine = weights(settings)
+    mine = present_model(settings)
 
     def same(facts: Mapping[str, Any]) -> bool:
         theirs = identity(facts)
         return all(theirs[name] == value for name, value in mine.items())
 
-    others = made_by_others(embeddings.root(), EMBEDDINGS, done, same)
-    stock.states.update({key: State.OTHER_SETTINGS for key, _ in others})
+    others = find_other_models(embeddings.root(), EMBEDDINGS, done, same)
+    states.states.update({key: State.OTHER_SETTINGS for key, _ in others})

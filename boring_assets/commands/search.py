@@ -36,6 +36,8 @@ def index(rebuild: bool, **options: Any) -> None:
     _run(settings, INDEX_JOB, config={"ops": {op: {"config": {"rebuild": rebuild}}}})
     from boring_assets.search.query import Searcher
 
+    for name, note in _column_notes(settings).items():
+        click.echo(plain(f"Column {name}: {note}"), err=True)
     count = Searcher(settings, _root(settings)).count()
     click.echo(f"The index holds {some(count, 'image')} and is up to date.")
 
@@ -259,6 +261,23 @@ def _run(
     return outcome.failed_shards
 
 
+def _column_notes(settings: Settings) -> dict[str, str]:
+    """The columns that the last update of the index renamed or left out, and why."""
+    import dagster as dg
+
+    from boring_assets.datasets import Dataset
+    from boring_assets.instance.homes import open_instance
+    from boring_assets.search.lance import FOLDER
+
+    asset = Dataset.from_settings(settings).asset(FOLDER)
+    event = open_instance(settings.output_dir).get_latest_materialization_event(asset)
+    if event is None or event.asset_materialization is None:
+        return {}
+    columns = event.asset_materialization.metadata.get("columns")
+    notes = columns.data if isinstance(columns, dg.JsonMetadataValue) else None
+    return dict(notes) if isinstance(notes, dict) else {}
+
+
 def _searcher(settings: Settings, *, update: bool) -> "Searcher":
     """An opened index, up to date."""
     from boring_assets.search.index import update_index
@@ -269,6 +288,8 @@ def _searcher(settings: Settings, *, update: bool) -> "Searcher":
         done = update_index(root, say=lambda text: click.echo(f"Updating the index: {text}", err=True))
         for key, why in done.failed.items():
             click.secho(plain(f"Left out  {key}: {why}"), fg="yellow", err=True)
+        for name, note in done.columns.items():
+            click.echo(plain(f"Column {name}: {note}"), err=True)
         if done.other_model:
             left = (
                 f"{some(len(done.other_model), 'shard')} made by another model: {first_of(done.other_model)}"

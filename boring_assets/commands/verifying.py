@@ -1,4 +1,4 @@
-"""`boring-assets verify`: whether an output is sound, and with `--repair` what it takes to make it so."""
+"""`boring-assets verify`: checks an output, and with `--repair` embeds again what is wrong."""
 
 import json
 import sys
@@ -29,18 +29,18 @@ _SHOWN = 20
 @click.option("--repair", is_flag=True, help="Embed again what is wrong, as `embed` does. Needs the input.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(repair: bool, as_json: bool, **options: Any) -> None:
-    """Checks that OUTPUT is sound: every byte of every partition is read.
+    """Checks OUTPUT, reading every byte of every partition.
 
-    Every file opens, its checksums are right, counts add up, vectors are finite and of length 1, no row is
-    there twice, and one model made all of it. With an input (--input or BORING_INPUT_DIR) also: each shard
-    is embedded, in its present version, with all of its rows.
+    Every file opens and its checksums are right. Counts add up, and each input row is embedded or failed,
+    once. Vectors are finite and of length 1. One model embedded all of it, from one input. With an input
+    (--input or BORING_INPUT_DIR) also: each shard is embedded, in its present version, with all of its rows.
 
-    Nothing is written without --repair. With it, the damaged embeddings files of shards that the input
-    still holds are removed, and these, the changed and the missing shards are embedded at once, through
-    Dagster, with the settings given. If that is interrupted, the next `embed`, or the sensor, does the rest.
-    Strays, and files of shards that are gone, are reported and never touched.
+    Nothing is written without --repair. With it, damaged embeddings files are removed where the input still
+    has the shard, and these, the changed and the missing shards are embedded through Dagster, with the
+    settings given. If that is interrupted, the next `embed` or the sensor does the rest. Files that belong to
+    no partition, or whose shard is gone, are reported and never touched.
 
-    The exit code is 0 where all is sound, 4 where something is to be done, and with --repair 3 where
+    The exit code is 0 where nothing is wrong, 4 where something needs a repair, and with --repair 3 where
     shards failed.
     """
     settings = apply(options)
@@ -65,7 +65,7 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
 
 
 def look(settings: Settings) -> Any:
-    """Checks an output, against its input where one is set; the result is an `inspection.Report`.
+    """Checks an output, and against its input where one is set; returns an `inspection.Report`.
 
     Raises:
         SettingsError: No output is set, or a URI is wrong.
@@ -78,11 +78,16 @@ def look(settings: Settings) -> Any:
 
     root = EmbeddingsIOManager.from_settings(settings).root()
     check_readable(root)
-    return inspect(root, ShardSource.from_settings(settings).discover() if settings.input_dir else None)
+    if not settings.input_dir:
+        return inspect(root, None)
+    source = ShardSource.from_settings(settings)
+    return inspect(root, source.discover(), source=source.root())
 
 
 def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, str]:
-    """Embeds again what is wrong, and leaves a mark that others can finish by.
+    """Embeds again what is wrong.
+
+    A damaged file is removed first, so that any later run can finish the repair.
 
     Args:
         settings: Input, output, model and the rest.
@@ -101,6 +106,7 @@ def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, s
     from boring_assets.commands.inspection import DAMAGE
     from boring_assets.output.totals import refresh_totals
     from resources.embeddings_io import EmbeddingsIOManager
+    from resources.source import ShardSource
 
     if report.shards is None:
         raise SettingsError(
@@ -108,70 +114,79 @@ def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, s
             "that holds the shards."
         )
     embeddings = EmbeddingsIOManager.from_settings(settings)
+    embeddings.check_input(ShardSource.from_settings(settings).root())
     redo = [key for key in report.bad() if key in report.shards]
     if redo:
         _check_same_model(settings, report)
     for key in set(report.bad(DAMAGE)) & set(redo) & report.checked.keys():
-        embeddings.remove(key)  # a partition without its file is `lost`, and whoever comes next does it again
+        embeddings.remove(key)  # the partition counts as `lost` now, and the next run embeds it again
     failed = embed_all(settings, only=redo, console=console).failed_shards if redo else {}
     refresh_totals(embeddings.root())
     return failed
 
 
 def _check_same_model(settings: Settings, report: Any) -> None:
-    """Refuses before anything is removed: half an output by one model and half by another helps nobody."""
-    from boring_assets.commands.redoing import weights
+    """Refuses other settings than those of the output before anything is removed."""
+    from boring_assets.commands.redoing import present_model
 
     most = report.model()
     if not most:
         return
-    made, now = most["settings"], settings.embedding_version()
-    if made != now:
+    before, now = most["settings"], settings.embedding_version()
+    if before != now:
         raise SettingsError(
-            f"{settings.output_dir} was made by the settings {made}, not by {now} (model, pretrained, "
-            "precision, output type). Give the same: BORING_MODEL, BORING_PRETRAINED, BORING_PRECISION, "
-            "BORING_OUTPUT_DTYPE. To make all of it anew: boring-assets embed --redo."
+            f"{settings.output_dir} was embedded with the settings {before}, not with {now} (model, "
+            "pretrained, precision, output type). Give the same: BORING_MODEL, BORING_PRETRAINED, "
+            "BORING_PRECISION, BORING_OUTPUT_DTYPE. To embed all of it again: boring-assets embed --redo."
         )
-    digest = weights(settings)["weights_digest"]
+    digest = present_model(settings)["weights_digest"]
     if digest != most["weights_digest"]:
         raise SettingsError(
-            f"BORING_MODEL {settings.model} has other weights now ({digest}) than those that made "
-            f"{settings.output_dir} ({most['weights_digest']}). Put the old ones back, or make all of it "
-            "anew: boring-assets embed --redo."
+            f"BORING_MODEL {settings.model} has other weights now ({digest}) than those that "
+            f"{settings.output_dir} was embedded with ({most['weights_digest']}). Put the old ones back, or "
+            "embed all of it again: boring-assets embed --redo."
         )
 
 
 def _say(report: Any, settings: Settings) -> None:
-    """The findings, the most frequent kinds first, and what to type next."""
+    """Prints the findings, errors first, and what to type next."""
     bad = report.bad()
-    lines = [(one, f"{key}: {one.text}") for key, its in sorted(report.partitions.items()) for one in its]
-    lines += [(one, one.text) for one in report.output]
+    lines = [
+        (finding, f"{key}: {finding.text}")
+        for key, findings in sorted(report.partitions.items())
+        for finding in findings
+    ]
+    lines += [(finding, finding.text) for finding in report.output]
     shown: Counter[str] = Counter()
-    for one, text in sorted(lines, key=lambda line: line[0].severity):
-        shown[one.kind] += 1
-        if shown[one.kind] <= _SHOWN:
+    for finding, text in sorted(lines, key=lambda line: line[0].severity):
+        shown[finding.kind] += 1
+        if shown[finding.kind] <= _SHOWN:
             click.secho(
-                plain(f"{one.severity:<6} {one.kind:<16} {text}"),
-                fg="red" if one.severity == "error" else None,
+                plain(f"{finding.severity:<6} {finding.kind:<16} {text}"),
+                fg="red" if finding.severity == "error" else None,
             )
     for kind, count in shown.items():
         if count > _SHOWN:
             click.echo(f"... and {count - _SHOWN:,} more of {kind}; --json shows all.")
     checked = some(len(report.checked), "partition")
     if not report.has_errors():
-        against = "" if report.shards is not None else " The input was not looked at: give --input."
+        against = "" if report.shards is not None else " The input was not checked: give --input."
         click.echo(f"{checked} checked: all sound.{against}")
         return
-    click.echo(f"{checked} checked, {len(bad):,} to be done again" + (f": {first_of(bad)}" if bad else "."))
+    click.echo(f"{checked} checked, {len(bad):,} to embed again" + (f": {first_of(bad)}" if bad else "."))
     if report.shards is not None and (gone := [key for key in bad if key not in report.shards]):
         click.echo(f"No longer in the input, so they cannot be: {first_of(gone)}. Move their files away.")
-    click.echo(plain(f"Mend it: boring-assets verify {settings.output_dir} --input ... --repair"))
+    click.echo(plain(f"Repair it: boring-assets verify {settings.output_dir} --input ... --repair"))
 
 
 def _as_json(report: Any) -> dict[str, Any]:
-    found = [{"partition": key, **vars(one)} for key, its in sorted(report.partitions.items()) for one in its]
+    findings = [
+        {"partition": key, **vars(finding)}
+        for key, found in sorted(report.partitions.items())
+        for finding in found
+    ]
     return {
         "partitions": len(report.checked),
         "redo": report.bad(),
-        "findings": found + [{"partition": None, **vars(one)} for one in report.output],
+        "findings": findings + [{"partition": None, **vars(finding)} for finding in report.output],
     }

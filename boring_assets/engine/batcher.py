@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoding.decoders import Decoded
 from boring_assets.engine.job import Job
-from boring_assets.engine.model.encoder import Encoder, Pending
+from boring_assets.engine.model.encoder import Encoder, Pending, bad_vectors
 from boring_assets.engine.reader import Chunk
 from boring_assets.engine.results import EmbeddedShard, FailedShard, Progress
-from boring_assets.engine.samples import Failure
-from boring_assets.errors import ModelError
+from boring_assets.engine.samples import Failure, Reason
+from boring_assets.errors import ModelError, ShardError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,13 +115,19 @@ class Batcher:
         now = time.monotonic()
         each = (now - self._last_answer) / len(vectors)
         self._last_answer = now
+        bad = bad_vectors(vectors)
         start = 0
         for job, rows in batch:
-            job.seconds += each * len(rows)
-            job.put(rows, vectors[start : start + len(rows)])
+            part = slice(start, start + len(rows))
             start += len(rows)
+            job.seconds += each * len(rows)
+            good = [row for row, is_bad in zip(rows, bad[part], strict=True) if not is_bad]
+            if good:
+                job.put(good, vectors[part][~bad[part]])
+            self._progress.embedded += len(good)
+            for row in sorted(set(rows) - set(good)):
+                self._fail(job, row, self._encoder.bad_vector())
             self._finish(job)
-        self._progress.embedded += start
 
     def _finish(self, job: Job) -> None:
         """Hands the shard over when its last row is answered."""
@@ -129,10 +135,25 @@ class Batcher:
             return
         job.closed = True
         shard = job.finish()
+        if error := self._all_bad(shard):
+            self._finished.put(FailedShard(shard.shard, error))
+            return
         previews = sum(pixels.nbytes for _, pixels in shard.previews)
         before = time.monotonic()
         self._finished.put(shard, shard.embeddings.nbytes + shard.rows.nbytes + previews)
         self._progress.blocked_seconds += time.monotonic() - before
+
+    def _all_bad(self, shard: EmbeddedShard) -> ShardError | None:
+        """Why a shard fails whose images all came out of the model without a usable vector."""
+        bad = sum(failure.reason is Reason.BAD_VECTOR for failure in shard.failures.values())
+        if not bad or len(shard.embedded):
+            return None
+        model = self._encoder.model
+        return ShardError(
+            f"The model {model.name} {model.source} (weights {model.digest}) in {self._encoder.precision} "
+            f"gave no usable vector for any of the {bad:,} images of {shard.shard.uri}: all of them are NaN, "
+            "infinite or zero. Its checkpoint is broken. Check BORING_MODEL and BORING_PRETRAINED."
+        )
 
 
 def _wait(chunk: Chunk) -> Decoded | None:

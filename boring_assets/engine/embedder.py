@@ -10,7 +10,7 @@ import numpy as np
 
 from boring_assets.engine.decoding.decoders import MOST_THREADS, ThreadDecoders
 from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.model.encoder import Encoder, Pending
+from boring_assets.engine.model.encoder import Encoder, Pending, bad_vectors
 from boring_assets.engine.model.load import load_model
 from boring_assets.engine.samples import Failure, Reason
 
@@ -94,9 +94,9 @@ class Embedder:
                 if rows:
                     pending.append((self._encoder.submit(pieces), rows))
                 if len(pending) > self._encoder.in_flight:
-                    _collect(pending, answers)
+                    self._collect(pending, answers)
             while pending:
-                _collect(pending, answers)
+                self._collect(pending, answers)
         assert None not in answers, "each image has an answer"
         return [answer for answer in answers if answer is not None]
 
@@ -123,11 +123,11 @@ class Embedder:
                     answers[row] = _failed(failure)
         return pieces, kept
 
-
-def _collect(pending: "deque[tuple[Pending, list[int]]]", answers: list[Answer | None]) -> None:
-    batch, rows = pending.popleft()
-    for row, vector in zip(rows, batch.result(), strict=True):
-        answers[row] = Answer(vector, None, None)
+    def _collect(self, pending: "deque[tuple[Pending, list[int]]]", answers: list[Answer | None]) -> None:
+        batch, rows = pending.popleft()
+        vectors = batch.result()
+        for row, vector, bad in zip(rows, vectors, bad_vectors(vectors), strict=True):
+            answers[row] = _failed(self._encoder.bad_vector()) if bad else Answer(vector, None, None)
 
 
 def _failed(failure: Failure) -> Answer:

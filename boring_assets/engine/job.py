@@ -78,5 +78,5 @@ class Job:
             image_bytes=self.image_bytes,
             cut=self.source.cut,
             checked=self.checked,
-            previews=self.previews,
+            previews=[(row, pixels) for row, pixels in self.previews if row not in self.failures],
         )

@@ -15,6 +15,7 @@ class Reason(StrEnum):
     NOT_ALLOWED = "not_allowed"
     TOO_LARGE = "too_large"
     DECODE_ERROR = "decode_error"
+    BAD_VECTOR = "bad_vector"
 
 
 @dataclass(frozen=True)

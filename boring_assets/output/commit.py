@@ -1,4 +1,4 @@
-"""The commit of one partition: two files that belong together, whatever other runs do at the same time."""
+"""The commit of one partition: two files that belong together, also when runs write it at the same time."""
 
 import random
 import time
@@ -17,14 +17,14 @@ File = tuple[str, pa.Buffer]
 
 
 def write_pair(root: Root, failures: File, embeddings: File) -> int:
-    """Writes a partition's files, and again where another run's failures have come between them.
+    """Writes a partition's files; again where another run has written its failures in between.
 
-    Whoever writes last leaves two files that belong together: each looks after both of its writes.
+    Each run checks after both of its writes, so the last one leaves two files that belong together.
 
     Args:
         root: The output.
         failures: Path of the failures file below it, and its bytes.
-        embeddings: The same of the embeddings file, which is the commit mark.
+        embeddings: Path and bytes of the embeddings file, which is the commit mark.
 
     Returns:
         Size of the embeddings file in bytes.
@@ -41,7 +41,7 @@ def write_pair(root: Root, failures: File, embeddings: File) -> int:
         time.sleep(random.uniform(0, _PAUSE_SECONDS))
     raise StorageError(
         f"{root.uri}/{path} was written by another run {_TRIES} times while this one wrote it. Let one run "
-        "at a time embed this partition, and then do it again."
+        "at a time embed this partition, then embed it again."
     )
 
 

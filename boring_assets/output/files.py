@@ -1,4 +1,4 @@
-"""The output's parquet files: which there are, what each says of itself, and how they are encoded."""
+"""The output's parquet files: listing, metadata and encoding."""
 
 import json
 from typing import Any
@@ -10,21 +10,21 @@ from boring_assets.output.schema import read_facts
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import version_of, write_bytes
 from boring_assets.storage.root import Root
+from partitions.own_files import EMBEDDINGS, FAILURES
 from partitions.shards import SUFFIX
 
-EMBEDDINGS = "image_embeddings"
-FAILURES = "image_failures"
+__all__ = ["EMBEDDINGS", "FAILURES", "committed_facts", "file_versions", "to_parquet", "write_table"]
 
 
 def committed_facts(root: Root, path: str) -> dict[str, Any]:
-    """What a committed file's metadata says.
+    """Reads the metadata of a committed file.
 
     Args:
         root: The output.
         path: The file's path below it.
 
     Returns:
-        The facts; empty where there is no file, or one that cannot be read as one of ours.
+        The facts; empty where there is no file, or none that this project wrote.
 
     Raises:
         StorageError: The output cannot be read.
@@ -41,17 +41,17 @@ def committed_facts(root: Root, path: str) -> dict[str, Any]:
 
 
 def file_versions(root: Root, folder: str) -> dict[str, str]:
-    """The parquet files of a folder of the output, by one listing.
+    """Lists the parquet files of a folder of the output.
 
     Args:
         root: The output.
         folder: `image_embeddings`, say.
 
     Returns:
-        For each partition key what changes with its file: an ETag, or size, time and inode.
+        The version of each partition's file, by key: its ETag, or size, time and inode.
 
     Raises:
-        StorageError: The output cannot be listed; one that is not there yet holds none.
+        StorageError: The output cannot be listed.
     """
     base = f"{root.path}/{folder}"
     try:
@@ -88,9 +88,9 @@ def write_table(root: Root, path: str, table: pa.Table) -> int:
 
 
 def to_parquet(table: pa.Table) -> pa.Buffer:
-    """A table as the bytes of a parquet file, each page with a checksum."""
+    """Encodes a table as a parquet file, each page with a checksum."""
     sink = pa.BufferOutputStream()
-    # Vectors neither repeat nor compress; trying to would cost more than writing them.
+    # Vectors do not compress, and trying costs more time than writing them.
     plain = "embedding.list.element"
     rest = [name for name in table.column_names if name != "embedding"]
     pq.write_table(

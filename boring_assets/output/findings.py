@@ -1,4 +1,4 @@
-"""What can be wrong with an output, in words that `verify` and its readers share."""
+"""What can be wrong with an output: the kinds of findings of `verify`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Kind(StrEnum):
-    """What can be wrong with a partition, or with an output."""
+    """The kinds of findings."""
 
     UNREADABLE = "unreadable"
     FACTS = "facts"
@@ -16,6 +16,9 @@ class Kind(StrEnum):
     NOT_FINITE = "not_finite"
     NOT_UNIT = "not_unit"
     REPEATED = "repeated_rows"
+    ROWS = "rows"
+    OTHER_SHARD = "other_shard"
+    OTHER_INPUT = "other_input"
     NO_FAILURES = "no_failures_file"
     FAILURES = "failures"
     OTHER_MODEL = "other_model"
@@ -28,7 +31,7 @@ class Kind(StrEnum):
 
 
 class Severity(StrEnum):
-    """`error`: something is to be done. `note`: worth knowing, and left alone."""
+    """`error` needs a repair; `note` is left as it is."""
 
     ERROR = "error"
     NOTE = "note"
@@ -36,7 +39,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: what sort of thing, and what exactly, as a sentence."""
+    """One thing that is wrong: its kind, and what exactly, as a sentence."""
 
     kind: Kind
     text: str
@@ -48,7 +51,7 @@ class Checked:
     """What was found in one partition.
 
     Attributes:
-        facts: What its embeddings file says of itself; empty where that cannot be read.
+        facts: Metadata of its embeddings file; empty where that cannot be read.
         findings: What is wrong with it.
     """
 

@@ -1,4 +1,4 @@
-"""Which model made an output, and the refusal to mix what two made."""
+"""Which model embedded a partition, and which partitions another model embedded."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,38 +12,30 @@ from boring_assets.storage.root import Root
 from partitions.shards import uri_of
 
 NAMES = ("model", "pretrained", "weights_digest", "precision", "dim", "preprocess", "dtype")
-"""The facts that are the same over all partitions of an output whose vectors can be compared."""
+"""The facts that all partitions of an output share, so that their vectors can be compared."""
 
 
 def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What made a partition, of its facts.
+    """The facts that say how a partition was embedded.
 
     Args:
-        facts: What an embeddings file says of itself, or `metadata.json` of all of them.
+        facts: Metadata of an embeddings file, or the content of `metadata.json`.
 
     Returns:
-        The value of each of `NAMES`, as JSON gives it back; None where it is not said.
+        The value of each of `NAMES`, as JSON gives it back; None where it is not there.
     """
     return {name: json.loads(json.dumps(facts.get(name))) for name in NAMES}
 
 
 def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """In which facts two identities differ, for people: `precision bf16 instead of fp32`."""
+    """The facts in which two identities differ, for people: `precision bf16 instead of fp32`."""
     return ", ".join(
         f"{name} {theirs[name]} instead of {mine[name]}" for name in NAMES if theirs[name] != mine[name]
     )
 
 
 def is_all_of(root: Root, mine: Mapping[str, Any]) -> bool:
-    """Whether `metadata.json` says that everything in an output was made by one model.
-
-    Args:
-        root: The output.
-        mine: That model's identity.
-
-    Returns:
-        False also where there is no such file yet, or none that can be read.
-    """
+    """Whether `metadata.json` says that one model embedded everything; False where there is no such file."""
     try:
         totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
     except (FileNotFoundError, ValueError):
@@ -51,19 +43,19 @@ def is_all_of(root: Root, mine: Mapping[str, Any]) -> bool:
     return isinstance(totals, dict) and identity(totals) == mine
 
 
-def made_by_others(
+def find_other_models(
     root: Root, folder: str, keys: Sequence[str], same: Callable[[Mapping[str, Any]], bool]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Finds the partitions that another model made; reads no further than its caller asks.
+    """Finds the partitions that another model embedded; reads only as many as its caller takes.
 
     Args:
         root: The output.
         folder: Folder of the embeddings files below it.
         keys: The partitions to look at.
-        same: Whether some facts are of the one model.
+        same: Whether a partition's facts are those of the one model.
 
     Yields:
-        Key and facts of each that is of another one. A file without readable facts is passed over.
+        Key and facts of each that another model embedded. A file without readable facts is skipped.
 
     Raises:
         StorageError: The output cannot be read.

@@ -1,4 +1,4 @@
-"""What is wrong with an output: each check is a pure function over what its partitions measure."""
+"""The asset checks: each one is a pure function over the measures of all partitions."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,21 +11,21 @@ import numpy as np
 from boring_assets.output.measures import Measures
 
 Value = TypeVar("Value")
-# Below so many embeddings, all of them being equal says nothing.
+# Fewer embeddings than this may all be equal by chance.
 _FEW = 10
-# Most pictures are of one kind long before this; what is left is a model that answers nothing but one vector.
+# Real images are never this similar; a model that gives the same vector for every image is.
 _COLLAPSED_SPREAD = 1e-3
 
 
 @dataclass(frozen=True)
 class Committed:
-    """All that the checks look at.
+    """The input of the checks.
 
     Attributes:
         measures: Of each committed partition, the earliest registered first.
         reported: Partitions that Dagster has a materialization of.
         source_versions: Version of each shard that the input holds now.
-        settings: What decides an embedding's numbers now.
+        settings: The present settings that decide an embedding's numbers.
         max_failure_rate: Largest share of a partition's downloaded images that may fail.
         max_drift: See `drift`.
     """
@@ -39,17 +39,17 @@ class Committed:
 
     def readable(self) -> list[Measures]:
         """The partitions that can be read; `rows_accounted_for` names the others."""
-        return [one for one in self.measures if not one.error]
+        return [partition for partition in self.measures if not partition.error]
 
     def sound(self) -> list[Measures]:
-        """Those among them whose embeddings no other check complains of."""
+        """The readable partitions whose embeddings pass the other checks."""
         wrong = dimension(self).problems | unit_norm(self).problems | collapsed(self).problems
-        return [one for one in self.readable() if one.key not in wrong and one.mean]
+        return [partition for partition in self.readable() if partition.key not in wrong and partition.mean]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
         problems: What is wrong, by partition key.
@@ -64,23 +64,23 @@ def rows_accounted_for(committed: Committed) -> Found:
     """Each input row is embedded or failed, in the files as in their own account; no file is lost."""
     problems = {key: "reported to Dagster, but its file is gone" for key in committed.reported}
     rows = 0
-    for one in committed.measures:
-        problems.pop(one.key, None)
-        rows += one.rows
-        if why := one.error or _unaccounted(one):
-            problems[one.key] = why
+    for partition in committed.measures:
+        problems.pop(partition.key, None)
+        rows += partition.rows
+        if why := partition.error or _unaccounted(partition):
+            problems[partition.key] = why
     return Found(problems, {"rows": rows})
 
 
-def _unaccounted(one: Measures) -> str:
-    if one.rows != one.embedded + one.failed:
-        return f"{one.rows} rows, but {one.embedded} embedded and {one.failed} failed"
-    if one.vectors != one.embedded:
-        return f"{one.embedded} rows were embedded, but the file has {one.vectors}"
-    if one.failures < 0:
+def _unaccounted(partition: Measures) -> str:
+    if partition.rows != partition.embedded + partition.failed:
+        return f"{partition.rows} rows, but {partition.embedded} embedded and {partition.failed} failed"
+    if partition.vectors != partition.embedded:
+        return f"{partition.embedded} rows were embedded, but the file has {partition.vectors}"
+    if partition.failures < 0:
         return "the failures file is gone"
-    if one.failures != one.failed:
-        return f"{one.failed} rows failed, but the failures file names {one.failures}"
+    if partition.failures != partition.failed:
+        return f"{partition.failed} rows failed, but the failures file names {partition.failures}"
     return ""
 
 
@@ -88,17 +88,20 @@ def failure_rate(committed: Committed) -> Found:
     """Of the images that there were to embed, no more than BORING_MAX_FAILURE_RATE failed."""
     problems: dict[str, str] = {}
     failed = there = 0
-    for one in committed.readable():
-        its_failed, its_there = one.failed - one.not_downloaded, one.rows - one.not_downloaded
-        failed, there = failed + its_failed, there + its_there
-        if its_failed > committed.max_failure_rate * its_there:
-            problems[one.key] = f"{its_failed} of {its_there} images failed"
+    for partition in committed.readable():
+        bad_images = partition.failed - partition.not_downloaded
+        images = partition.rows - partition.not_downloaded
+        failed, there = failed + bad_images, there + images
+        if bad_images > committed.max_failure_rate * images:
+            problems[partition.key] = f"{bad_images} of {images} images failed"
     return Found(problems, {"failure_rate": failed / max(1, there)})
 
 
 def unit_norm(committed: Committed) -> Found:
     """Every embedding is finite and of length 1."""
-    bad = {one.key: one.bad_vectors for one in committed.readable() if one.bad_vectors}
+    bad = {
+        partition.key: partition.bad_vectors for partition in committed.readable() if partition.bad_vectors
+    }
     problems = {key: f"{count} embeddings are not finite or not of length 1" for key, count in bad.items()}
     return Found(problems, {"bad_embeddings": sum(bad.values())})
 
@@ -106,26 +109,26 @@ def unit_norm(committed: Committed) -> Found:
 def dimension(committed: Committed) -> Found:
     """Every embedding has the length that its file claims, and the same one as most partitions have."""
     readable = committed.readable()
-    usual = _most_common([one.dim for one in readable])
+    usual = _most_common([partition.dim for partition in readable])
     problems = {
-        one.key: f"length {one.dim}, claimed {one.claimed_dim}, usual {usual}"
-        for one in readable
-        if not one.dim == one.claimed_dim == usual
+        partition.key: f"length {partition.dim}, claimed {partition.claimed_dim}, usual {usual}"
+        for partition in readable
+        if not partition.dim == partition.claimed_dim == usual
     }
     return Found(problems, {"dim": int(usual or 0)})
 
 
 def collapsed(committed: Committed) -> Found:
-    """A partition's images do not all get nearly the same embedding, nor more than half of them one."""
+    """A partition's embeddings are not all nearly the same, and not more than half of them are equal."""
     problems = {}
-    for one in committed.readable():
-        good = one.vectors - one.bad_vectors
+    for partition in committed.readable():
+        good = partition.vectors - partition.bad_vectors
         if good < _FEW:
             continue
-        if (spread := _spread(one.mean_vector())) < _COLLAPSED_SPREAD:
-            problems[one.key] = f"{good} embeddings with a spread of {spread:.1e}"
-        elif one.largest_group > one.vectors / 2:
-            problems[one.key] = f"{one.largest_group} of {one.vectors} embeddings are equal"
+        if (spread := _spread(partition.mean_vector())) < _COLLAPSED_SPREAD:
+            problems[partition.key] = f"{good} embeddings with a spread of {spread:.1e}"
+        elif partition.largest_group > partition.vectors / 2:
+            problems[partition.key] = f"{partition.largest_group} of {partition.vectors} embeddings are equal"
     return Found(problems)
 
 
@@ -139,8 +142,8 @@ def drift(committed: Committed) -> Found:
     problems: dict[str, str] = {}
     largest, rows = 0.0, 0
     total: np.ndarray | None = None
-    for one in committed.sound():
-        mean, count = one.mean_vector(), one.vectors
+    for partition in committed.sound():
+        mean, count = partition.mean_vector(), partition.vectors
         if total is not None:
             before = total / rows
             spread = max(_spread(before), _COLLAPSED_SPREAD)
@@ -148,7 +151,9 @@ def drift(committed: Committed) -> Found:
             chance = 2 * (1 / count + 1 / rows) ** 0.5
             largest = max(largest, moved - chance)
             if moved - chance > committed.max_drift:
-                problems[one.key] = f"its mean is {moved:.2f} spreads from that of the {rows} rows before it"
+                problems[partition.key] = (
+                    f"its mean is {moved:.2f} spreads from that of the {rows} rows before it"
+                )
         total = mean * count if total is None else total + mean * count
         rows += count
     return Found(problems, {"largest_drift": round(largest, 4)})
@@ -158,11 +163,15 @@ def duplicates(committed: Committed) -> Found:
     """No partition has one key twice, and no two partitions have the same embeddings."""
     problems: dict[str, str] = {}
     first: dict[str, str] = {}
-    for one in committed.readable():
-        if one.repeated_keys:
-            problems[one.key] = f"{one.repeated_keys} rows have the key of an earlier row"
-        if one.vectors and one.digest and first.setdefault(one.digest, one.key) != one.key:
-            problems[one.key] = f"the same embeddings as {first[one.digest]}"
+    for partition in committed.readable():
+        if partition.repeated_keys:
+            problems[partition.key] = f"{partition.repeated_keys} rows have the key of an earlier row"
+        if (
+            partition.vectors
+            and partition.digest
+            and first.setdefault(partition.digest, partition.key) != partition.key
+        ):
+            problems[partition.key] = f"the same embeddings as {first[partition.digest]}"
     return Found(problems)
 
 
@@ -170,15 +179,17 @@ def stale(committed: Committed) -> Found:
     """Every partition was made from the shard as it is now, with the settings and weights of now."""
     problems = {}
     readable = committed.readable()
-    weights = _most_common([one.weights_digest for one in readable if one.settings == committed.settings])
-    for one in readable:
-        now = committed.source_versions.get(one.key)
-        if now is not None and one.source_version != now:
-            problems[one.key] = "its shard has changed since"
-        elif one.settings != committed.settings:
-            problems[one.key] = f"made with {one.settings}, now {committed.settings}"
-        elif one.weights_digest != weights:
-            problems[one.key] = f"made with the weights {one.weights_digest}, most with {weights}"
+    weights = _most_common(
+        [partition.weights_digest for partition in readable if partition.settings == committed.settings]
+    )
+    for partition in readable:
+        now = committed.source_versions.get(partition.key)
+        if now is not None and partition.source_version != now:
+            problems[partition.key] = "its shard has changed since"
+        elif partition.settings != committed.settings:
+            problems[partition.key] = f"made with {partition.settings}, now {committed.settings}"
+        elif partition.weights_digest != weights:
+            problems[partition.key] = f"made with the weights {partition.weights_digest}, most with {weights}"
     return Found(problems)
 
 

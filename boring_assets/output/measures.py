@@ -1,6 +1,6 @@
-"""What each committed partition measures: its counts, norms and mean, read back from its files.
+"""Measures of each committed partition: its counts, norms and mean, read from its files.
 
-Each file is read once: what was measured is remembered in the output, by the file's version.
+Each file is read once: its measures are kept in the output, by the file's version.
 """
 
 import hashlib
@@ -32,27 +32,27 @@ _NORM_TOLERANCE = 2e-3
 
 @dataclass(frozen=True)
 class Measures:
-    """What one committed partition measures; numbers are 0 and texts empty where it cannot be read.
+    """Measures of one committed partition; numbers are 0 and texts empty where it cannot be read.
 
     Attributes:
         key: The partition key.
         version: Changes when one of its two files does.
         error: Why it cannot be read; empty where it can.
-        rows: Rows of the input shard, by the file's own account.
-        embedded: How many of them it says it embedded.
-        failed: How many it says failed.
+        rows: Rows of the input shard, by the file's metadata.
+        embedded: How many of them are embedded, by the file's metadata.
+        failed: How many of them failed, by the file's metadata.
         not_downloaded: How many of those had no image to begin with.
         vectors: Rows that the embeddings file has.
         failures: Distinct input rows that the failures file names; -1 where there is no such file.
         dim: Length of the embeddings, by the column's type; 0 where it is no fixed-size list.
-        claimed_dim: Their length, by the file's own account.
+        claimed_dim: Their length, by the file's metadata.
         bad_vectors: Embeddings that are null, not finite, or not of length 1.
         largest_group: How many rows share the embedding that most rows share.
         repeated_keys: Rows whose `key` an earlier row has.
         digest: Of all embeddings, in order.
         mean: Their mean, as the bytes of float16 [dim]; the bad ones are left out.
-        source_version: Version of the shard that it was made from.
-        settings: What decided the embeddings' numbers.
+        source_version: Version of the shard that it was embedded from.
+        settings: The settings that decided the embeddings' numbers.
         weights_digest: Of the model's weights.
     """
 
@@ -91,7 +91,7 @@ def measure_all(root: Root) -> list[Measures]:
         Their measures, sorted by partition key.
 
     Raises:
-        StorageError: The output cannot be listed, or the measures cannot be kept.
+        StorageError: The output cannot be listed, or the measures cannot be written.
     """
     versions = _versions(root)
     # What could not be read is tried again: the storage may have been at fault, and not the file.
@@ -100,7 +100,7 @@ def measure_all(root: Root) -> list[Measures]:
     }
     changed = [key for key in versions if key not in known]
     with ThreadPoolExecutor(2 if isinstance(root.fs, LocalFileSystem) else 8, "measure") as pool:
-        # A first look at a large output takes long; what it has measured stays, should it be ended.
+        # Measuring a large output takes long; if the run is killed, what it measured is kept.
         for start in range(0, len(changed), _KEEP_AFTER):
             part = changed[start : start + _KEEP_AFTER]
             known |= {one.key: one for one in pool.map(lambda key: measure(root, key, versions[key]), part)}
@@ -117,7 +117,7 @@ def measure(root: Root, key: str, version: str = "") -> Measures:
         version: Of its files.
 
     Returns:
-        Its measures; what cannot be read is no exception, but an `error`.
+        Its measures; a file that cannot be read gives an `error`, and raises nothing.
     """
     try:
         path = f"{root.path}/{EMBEDDINGS}/{key}.parquet"
@@ -131,7 +131,7 @@ def measure(root: Root, key: str, version: str = "") -> Measures:
 
 
 def _of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file says of itself."""
+    """The measures in the file's metadata."""
     reasons = facts.get("failed_by_reason") or {}
     return {
         **{name: int(facts.get(name) or 0) for name in ("rows", "embedded", "failed")},
@@ -142,7 +142,7 @@ def _of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_rows(parquet: pq.ParquetFile) -> dict[str, Any]:
-    """What its rows show."""
+    """The measures of its rows."""
     kind = parquet.schema_arrow.field("embedding").type
     dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
     total, bad = np.zeros(dim), 0
@@ -154,7 +154,7 @@ def _of_rows(parquet: pq.ParquetFile) -> dict[str, Any]:
         digest.update(vectors.tobytes())
         hashes.append(_hash_rows(vectors))
         vectors = vectors.astype(np.float32, copy=False)
-        with np.errstate(all="ignore"):  # what is not finite is counted, not warned of
+        with np.errstate(all="ignore"):  # values that are not finite are counted below
             lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
         good = np.abs(lengths - 1) <= _NORM_TOLERANCE
         bad += column.null_count + int(np.count_nonzero(~good))
@@ -193,7 +193,7 @@ def _count_failures(root: Root, key: str, facts: Mapping[str, Any]) -> int:
 
 
 def _versions(root: Root) -> dict[str, str]:
-    """For each partition with an embeddings file, what changes with its files."""
+    """The version of each partition's two files, by key."""
     failures = file_versions(root, FAILURES)
     return {
         key: f"{version} {failures.get(key, '')}" for key, version in file_versions(root, EMBEDDINGS).items()
@@ -205,7 +205,7 @@ def _read_cache(root: Root) -> list[Measures]:
         table = pq.read_table(io.BytesIO(root.fs.cat_file(f"{root.path}/{_CACHE}")))
     except (FileNotFoundError, pa.ArrowInvalid):
         return []
-    # What another version of the project has remembered may measure other things.
+    # Another version of the project may have written other measures.
     if table.column_names != [one.name for one in fields(Measures)]:
         return []
     return [Measures(**row) for row in table.to_pylist()]

@@ -1,8 +1,9 @@
-"""The output contract: what stands in an embeddings file and in a failures file."""
+"""The output contract: the columns of an embeddings file and of a failures file."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,8 @@ from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.secrets import without_secrets
 
 META_PREFIX = "meta_"
+ROW = "row"
+"""The column that says which row of the input shard an embedding or a failure belongs to."""
 METADATA_KEY = b"boring_assets"
 FAILURES_DIGEST = "failures_sha256"
 FAILURES_SCHEMA = pa.schema(
@@ -25,16 +28,16 @@ FAILURES_SCHEMA = pa.schema(
 
 
 def embeddings_table(result: EmbeddedShard, dtype: str, facts: Mapping[str, object]) -> pa.Table:
-    """The embedded rows of a shard as its output file holds them.
+    """Builds the rows of a shard's embeddings file.
 
     Args:
         result: The finished shard.
         dtype: `float32` or `float16`.
-        facts: What the file's metadata says of how it was made; see `file_facts`.
+        facts: How the shard was embedded; they go into the file's metadata.
 
     Returns:
-        `url`, `key`, `caption` (string), `embedding` (fixed_size_list<dtype>[dim]), and every other input
-        column as `meta_{name}` with its type; input order.
+        `url`, `key`, `caption` (string), `embedding` (fixed_size_list<dtype>[dim]), `row` (int64, the row of
+        the input shard, from 0), and every other input column as `meta_{name}` with its type; input order.
     """
     rows = result.rows.take(pa.array(result.embedded)) if result.rows.num_columns else None
     names, arrays = [], []
@@ -48,6 +51,8 @@ def embeddings_table(result: EmbeddedShard, dtype: str, facts: Mapping[str, obje
     vectors = result.embeddings.astype(dtype, copy=False)
     names.append("embedding")
     arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1]))
+    names.append(ROW)
+    arrays.append(pa.array(result.embedded, pa.int64()))
     used = set(result.columns.values())
     for name in result.rows.column_names:
         if name not in used and rows is not None:
@@ -58,7 +63,7 @@ def embeddings_table(result: EmbeddedShard, dtype: str, facts: Mapping[str, obje
 
 
 def failures_table(result: EmbeddedShard) -> pa.Table:
-    """The failed rows of a shard: `row` (its number in the input), `key`, `url`, `reason`, `detail`."""
+    """Builds the rows of a shard's failures file, see `FAILURES_SCHEMA`."""
     rows = list(result.failures)
     picked = result.rows.take(pa.array(rows, pa.int64())) if result.rows.num_columns else None
     columns: dict[str, object] = {"row": rows}
@@ -70,14 +75,33 @@ def failures_table(result: EmbeddedShard) -> pa.Table:
     return pa.table(columns, schema=FAILURES_SCHEMA)
 
 
+def input_rows(embedded: pa.Table, failed: pa.Table | None, facts: Mapping[str, Any]) -> pa.Array | None:
+    """The row of the input shard that each embedding of a partition belongs to.
+
+    Args:
+        embedded: The embeddings file's rows. Files of earlier versions have no column `row`.
+        failed: The failures file's rows, used for a file without that column; None where it is missing.
+        facts: The embeddings file's metadata.
+
+    Returns:
+        int64 [n]; None where the failures that a file without `row` needs are missing or not its own.
+    """
+    if ROW in embedded.column_names:
+        return embedded[ROW].combine_chunks()
+    every = np.arange(int(facts.get("rows") or embedded.num_rows))
+    if failed is not None:
+        every = np.setdiff1d(every, failed[ROW].to_numpy())
+    return pa.array(every, pa.int64()) if len(every) == embedded.num_rows else None
+
+
 def failed_by_reason(result: EmbeddedShard) -> dict[str, int]:
-    """How many rows failed for each reason that occurs, most first."""
+    """Counts the failed rows of each reason, most first."""
     reasons, counts = np.unique([f.reason.value for f in result.failures.values()], return_counts=True)
     return dict(sorted(zip(reasons.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
 def row_hashes(keys: pa.Array | pa.ChunkedArray, urls: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """What identifies rows: a hash of key and URL for each row that has either.
+    """Hashes key and URL of each row that has either.
 
     Args:
         keys: The rows' keys, strings.
@@ -94,14 +118,14 @@ def row_hashes(keys: pa.Array | pa.ChunkedArray, urls: pa.Array | pa.ChunkedArra
 
 
 def count_repeated(hashes: Iterable[np.ndarray]) -> int:
-    """How many rows are the same as an earlier one, by their `row_hashes`."""
+    """Counts the rows that are the same as an earlier one, by their `row_hashes`."""
     parts = list(hashes)
     every = np.concatenate(parts) if parts else np.empty(0, np.uint64)
     return len(every) - len(np.unique(every))
 
 
 def repeated_rows(result: EmbeddedShard) -> int:
-    """How many rows of a shard have the key and URL of an earlier one."""
+    """Counts the rows of a shard that have the key and URL of an earlier one."""
     none = pa.nulls(result.rows.num_rows, pa.string())
     key, url = (
         result.rows[result.columns[name]].cast(pa.string()) if name in result.columns else none
@@ -111,7 +135,7 @@ def repeated_rows(result: EmbeddedShard) -> int:
 
 
 def digest(failures: bytes | pa.Buffer) -> str:
-    """What the embeddings file says of the failures file that was written with it."""
+    """The digest by which an embeddings file names its failures file."""
     return hashlib.sha256(failures).hexdigest()
 
 
@@ -120,13 +144,13 @@ def belongs(failures: bytes | pa.Buffer, facts: Mapping[str, object]) -> bool:
 
     Args:
         failures: The failures file's bytes.
-        facts: What the embeddings file says of itself; older ones do not say which failures are theirs.
+        facts: Metadata of the embeddings file; files of older versions do not name their failures file.
     """
     return facts.get(FAILURES_DIGEST) in (None, digest(failures))
 
 
 def read_facts(metadata: Mapping[bytes, bytes] | None) -> dict[str, object]:
-    """The facts that an embeddings file's metadata holds; empty where it is none of ours."""
+    """The facts in an embeddings file's metadata; empty where this project did not write it."""
     raw = (metadata or {}).get(METADATA_KEY)
     facts = json.loads(raw) if raw else {}
     return facts if isinstance(facts, dict) else {}

@@ -1,164 +1,249 @@
 """`metadata.json`: what an output holds in all, derived from what is committed.
 
-Any number of runs may write it at once, each after its own last commit. One that has counted must not write
-over one that has counted later: on a local disk they take turns, on S3 a write is refused when the file has
-changed since the count began, and elsewhere each looks again after it has written.
+The counts of the partitions are kept in `.counts/`, in up to 256 files by a hash of the partition key, and
+the sums of those files in `.counts/sums.json`. A run that committed some partitions reads and writes only the
+files that hold those. Any number of runs may do so at once, see `state.py`: each reads the committed files
+after it has read the counts that it changes, so an older count never replaces a newer one.
 """
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets import __version__
-from boring_assets.errors import StorageError
 from boring_assets.output.files import EMBEDDINGS, committed_facts, file_versions
 from boring_assets.output.identity import NAMES
+from boring_assets.output.state import Json, locked, read_json, update_json
 from boring_assets.storage.errors import storage_error
-from boring_assets.storage.files import write_bytes
+from boring_assets.storage.files import version_of
 from boring_assets.storage.root import Root
 from partitions.shards import uri_of
 
-_TOTALS, _CACHE = "metadata.json", ".counts.json"
-_TRIES = 10
-_FACTS = ("embedded", "failed", *NAMES)
+COUNTS = ".counts"
+"""Folder of the remembered counts."""
+_TOTALS, _SUMS = "metadata.json", f"{COUNTS}/sums.json"
+_OLD_CACHE = ".counts.json"
+_BUCKETS = 256
+_FORMAT = 1
+
+Entry = list[Any]
+"""Version of a partition's file, rows embedded, rows failed, and its model as JSON.
+
+A file that this project did not write has only a version.
+"""
 
 
-def refresh_totals(root: Root) -> dict[str, Any]:
-    """Counts what is committed and writes `metadata.json`, if it does not say so already.
-
-    Only files that changed since the last count are opened.
+def refresh_totals(root: Root, changed: Collection[str] | None = None) -> dict[str, Any]:
+    """Brings `metadata.json` up to date.
 
     Args:
         root: The output.
+        changed: Keys of the partitions that were committed or removed. None lists the whole output and looks
+            at every file that changed since it was counted; it is also what a first call does.
 
     Returns:
-        What it says now.
+        What `metadata.json` says now.
 
     Raises:
         StorageError: The output cannot be read or written.
     """
     try:
-        with _turn(root):
-            return _refresh(root)
+        with locked(root):
+            sums = read_json(root, _SUMS)
+            if changed is None or sums.get("format") != _FORMAT:
+                _count_all(root)
+            else:
+                _count(root, changed)
+            return _write_totals(root)
     except Exception as error:
         raise storage_error(error, root.uri, "read") from error
 
 
-def _refresh(root: Root) -> dict[str, Any]:
-    tries = 0
-    while True:
-        before, conditions = _read(root)
-        files = file_versions(root, EMBEDDINGS)
-        counts, known = _count(root, files)
-        totals = _sum(counts)
-        if counts != known:
-            write_bytes(root, _CACHE, json.dumps(counts).encode())
-        if before and before | {"timestamp": ""} == totals | {"timestamp": ""}:
-            return before
-        if not _write(root, totals, conditions):
-            continue  # another run has written since, and so got on
-        tries += 1
-        if tries == _TRIES or file_versions(root, EMBEDDINGS) == files:
-            return totals
+def _count(root: Root, keys: Collection[str]) -> None:
+    """Counts some partitions anew, whether their files are there or not."""
+    buckets: dict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        buckets[_bucket_of(key)].append(key)
+    _in_threads(root, lambda bucket: _update_bucket(root, bucket, buckets[bucket]), buckets)
+    _sum_up(root, buckets)
 
 
-@contextmanager
-def _turn(root: Root) -> Iterator[None]:
-    """Lets one run after another count, where the output's folder can be locked."""
-    folder = None
-    if isinstance(root.fs, LocalFileSystem):
-        root.fs.makedirs(root.path, exist_ok=True)
-        folder = os.open(root.path, os.O_RDONLY)
-        with suppress(OSError):  # some network disks lock no folders
-            fcntl.flock(folder, fcntl.LOCK_EX)
+def _count_all(root: Root) -> None:
+    """Counts every partition whose file changed since it was counted, and forgets those that are gone."""
+    listed: dict[str, dict[str, str]] = defaultdict(dict)
+    for key, version in file_versions(root, EMBEDDINGS).items():
+        listed[_bucket_of(key)][key] = version
+    old = _read_old_cache(root)
+    buckets = {*listed, *_noted_buckets(root)}
+
+    def compare(bucket: str) -> None:
+        there, known = listed[bucket], _read_bucket(root, bucket)
+        seed = {} if known else {key: old[key] for key in there if key in old}
+        known |= seed
+        changed = [key for key in {*there, *known} if known.get(key, [None])[0] != there.get(key)]
+        if changed or seed:
+            _update_bucket(root, bucket, changed, seed)
+
+    _in_threads(root, compare, buckets)
+    _sum_up(root, buckets)
+    if old:
+        with suppress(FileNotFoundError):
+            root.fs.rm_file(f"{root.path}/{_OLD_CACHE}")
+
+
+def _noted_buckets(root: Root) -> list[str]:
+    """The buckets that have a file."""
     try:
-        yield
-    finally:
-        if folder is not None:
-            os.close(folder)
+        paths = root.fs.ls(f"{root.path}/{COUNTS}", detail=False)
+    except FileNotFoundError:
+        return []
+    names = [path.rpartition("/")[2] for path in paths]
+    return [name.removesuffix(".json") for name in names if name != _SUMS.rpartition("/")[2]]
 
 
-def _read(root: Root) -> tuple[dict[str, Any], dict[str, str]]:
-    """What `metadata.json` says, empty where there is none; on S3 also what it must still be when written."""
-    path = f"{root.path}/{_TOTALS}"
-    conditions = {}
-    if "s3" in root.fs.protocol:
-        try:
-            conditions = {"IfMatch": root.fs.info(path)["ETag"]}
-        except FileNotFoundError:
-            conditions = {"IfNoneMatch": "*"}
+def _update_bucket(
+    root: Root, bucket: str, keys: Collection[str], seed: Mapping[str, Entry] | None = None
+) -> None:
+    """Reads the files of some partitions and notes what they say; `seed` is what was known before."""
+
+    def change(before: Json) -> Json:
+        after = {**(seed or {}), **_decode(before)}
+        for key in keys:
+            entry = _entry(root, key)
+            if entry is None:
+                after.pop(key, None)
+            else:
+                after[key] = entry
+        return _encode(after)
+
+    update_json(root, _path(bucket), change)
+
+
+def _entry(root: Root, key: str) -> Entry | None:
+    """What one partition's file says; None where there is none."""
+    path = f"{EMBEDDINGS}/{uri_of('', key)}"
     try:
-        said = json.loads(root.fs.cat_file(path))
-    except (FileNotFoundError, ValueError):
-        return {}, conditions
-    return said if isinstance(said, dict) else {}, conditions
+        version = version_of(root.fs.info(f"{root.path}/{path}"))
+    except FileNotFoundError:
+        return None
+    # Read after its version: a file that is replaced in between is read once more by the next full count.
+    return _entry_of(version, committed_facts(root, path))
 
 
-def _write(root: Root, totals: dict[str, Any], conditions: dict[str, str]) -> bool:
-    """Writes `metadata.json`; False where another run has done so since it was read."""
-    try:
-        write_bytes(root, _TOTALS, json.dumps(totals, indent=2).encode(), **conditions)
-    except StorageError as error:
-        if _is_refused(error.__cause__):
-            return False
-        raise
-    return True
+def _entry_of(version: str, facts: Mapping[str, Any]) -> Entry:
+    if facts.get("embedded") is None:
+        return [version]
+    model = {name: facts.get(name) for name in NAMES}
+    return [version, facts["embedded"], facts["failed"], json.dumps(model, sort_keys=True)]
 
 
-def _is_refused(error: BaseException | None) -> bool:
-    """Whether S3 has refused a write by its condition."""
-    response = getattr(getattr(error, "__cause__", None), "response", {})
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)
+def _sum_up(root: Root, buckets: Iterable[str]) -> None:
+    """Adds up some buckets as they are now, and notes their sums beside those of the others."""
+
+    def change(before: Json) -> Json:
+        names = list(buckets)
+        read = _in_threads(root, lambda name: _read_bucket(root, name), names)
+        sums = dict(before["buckets"]) if before.get("format") == _FORMAT else {}
+        for name, entries in zip(names, read, strict=True):
+            sums.pop(name, None)
+            if entries:
+                sums[name] = _sum(entries.values())
+        return {"format": _FORMAT, "buckets": sums}
+
+    update_json(root, _SUMS, change)
 
 
-def _count(root: Root, files: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The facts of each file, from the last count where the file is still the same; and that last count."""
-    last = _read_cache(root)
-    known = dict(last)
-    changed = [key for key, version in files.items() if known.get(key, {}).get("version") != version]
-    with ThreadPoolExecutor(4 if isinstance(root.fs, LocalFileSystem) else 16) as pool:
-        for key, facts in zip(changed, pool.map(lambda key: _facts(root, key), changed), strict=True):
-            known[key] = {"version": files[key], **facts}
-    return {key: known[key] for key in files}, last
-
-
-def _facts(root: Root, key: str) -> dict[str, Any]:
-    facts = committed_facts(root, f"{EMBEDDINGS}/{uri_of('', key)}")
-    return {name: facts.get(name) for name in _FACTS}
-
-
-def _read_cache(root: Root) -> dict[str, Any]:
-    try:
-        known = json.loads(root.fs.cat_file(f"{root.path}/{_CACHE}"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    # What another version of the project has cached may lack a fact.
-    wanted = {"version", *_FACTS}
-    pairs = known.items() if isinstance(known, dict) else ()
-    return {key: facts for key, facts in pairs if isinstance(facts, dict) and facts.keys() == wanted}
-
-
-def _sum(counts: dict[str, Any]) -> dict[str, Any]:
-    shards = [facts for facts in counts.values() if facts["embedded"] is not None]  # the others are not ours
-
-    def the_one(name: str) -> Any:
-        """The value that all files share; a list where they differ."""
-        said = {json.dumps(facts[name], sort_keys=True) for facts in shards if facts[name] is not None}
-        values = [json.loads(value) for value in sorted(said, key=lambda one: (len(one), one))]
-        return values[0] if len(values) == 1 else values or None
-
+def _sum(entries: Iterable[Entry]) -> Json:
+    ours = [entry for entry in entries if len(entry) > 1]
+    models = Counter(entry[3] for entry in ours)
     return {
-        "num_samples": sum(facts["embedded"] for facts in shards),
-        "num_failed": sum(facts["failed"] for facts in shards),
-        "num_shards": len(shards),
-        **{name: the_one(name) for name in NAMES},
+        "shards": len(ours),
+        "embedded": sum(entry[1] for entry in ours),
+        "failed": sum(entry[2] for entry in ours),
+        "models": dict(models),
+    }
+
+
+def _write_totals(root: Root) -> Json:
+    def change(before: Json) -> Json:
+        totals = _totals(read_json(root, _SUMS).get("buckets") or {})
+        same = before | {"timestamp": ""} == totals | {"timestamp": ""}
+        return before if same else totals
+
+    return update_json(root, _TOTALS, change, indent=2)
+
+
+def _totals(buckets: Mapping[str, Json]) -> Json:
+    sums = list(buckets.values())
+    models = [json.loads(model) for model in sorted({model for each in sums for model in each["models"]})]
+    return {
+        "num_samples": sum(each["embedded"] for each in sums),
+        "num_failed": sum(each["failed"] for each in sums),
+        "num_shards": sum(each["shards"] for each in sums),
+        **{name: _shared([model[name] for model in models]) for name in NAMES},
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "boring_assets_version": __version__,
     }
+
+
+def _shared(values: list[Any]) -> Any:
+    """The value that all models share; a list where they differ, and None where none has it."""
+    texts = {json.dumps(value, sort_keys=True) for value in values if value is not None}
+    different = [json.loads(text) for text in sorted(texts, key=lambda text: (len(text), text))]
+    return different[0] if len(different) == 1 else different or None
+
+
+def _bucket_of(key: str) -> str:
+    return f"{zlib.crc32(key.encode()) % _BUCKETS:02x}"
+
+
+def _path(bucket: str) -> str:
+    return f"{COUNTS}/{bucket}.json"
+
+
+def _read_bucket(root: Root, bucket: str) -> dict[str, Entry]:
+    return _decode(read_json(root, _path(bucket)))
+
+
+def _encode(entries: Mapping[str, Entry]) -> Json:
+    """A bucket as its file holds it: each model once, and its number in the entries."""
+    models = sorted({entry[3] for entry in entries.values() if len(entry) > 1})
+    numbers = {model: number for number, model in enumerate(models)}
+    shards = {key: [*entry[:3], *(numbers[model] for model in entry[3:])] for key, entry in entries.items()}
+    return {"models": models, "shards": shards}
+
+
+def _decode(bucket: Json) -> dict[str, Entry]:
+    """The entries of a bucket; empty for a damaged file, whose partitions are then read again."""
+    try:
+        models = bucket["models"]
+        return {
+            key: [*entry[:3], *(models[at] for at in entry[3:])]
+            for key, entry in bucket["shards"].items()
+            if len(entry) in (1, 4)
+        }
+    except (KeyError, TypeError, IndexError, AttributeError):
+        return {}
+
+
+def _read_old_cache(root: Root) -> dict[str, Entry]:
+    """What earlier versions remembered, in one file."""
+    facts = ("version", "embedded", "failed", *NAMES)
+    known = read_json(root, _OLD_CACHE)
+    return {
+        key: _entry_of(one["version"], one)
+        for key, one in known.items()
+        if isinstance(one, dict) and one.keys() == set(facts)
+    }
+
+
+def _in_threads(root: Root, work: Any, items: Iterable[Any]) -> list[Any]:
+    with ThreadPoolExecutor(4 if isinstance(root.fs, LocalFileSystem) else 16, "count") as pool:
+        return list(pool.map(work, items))

@@ -18,6 +18,7 @@ from boring_assets.output.findings import Checked, Finding, Kind, Severity
 from boring_assets.output.schema import (
     FAILURES_SCHEMA,
     META_PREFIX,
+    ROW,
     belongs,
     count_repeated,
     read_facts,
@@ -42,30 +43,36 @@ def check_rows(
     Args:
         embedded: Rows of the embeddings file, with the columns of the output contract.
         failed: Rows of the failures file.
-        facts: What the embeddings file's metadata says; see `check_facts`.
+        facts: Metadata of the embeddings file; see `check_facts`.
 
     Returns:
         What is wrong; empty where all is well.
     """
     vectors, hashes, failed_rows, reasons = _Vectors(), [], [], Counter[str]()
+    embedded_rows: list[np.ndarray] = []
     for batch in embedded:
         vectors.add(batch["embedding"])
         hashes.append(row_hashes(batch["key"], batch["url"]))
+        if ROW in batch.schema.names:  # files of earlier versions have no such column
+            embedded_rows.append(batch[ROW].to_numpy(zero_copy_only=False))
     for batch in failed:
         failed_rows.append(batch["row"].to_numpy(zero_copy_only=False))
         reasons.update(batch["reason"].to_pylist())
         hashes.append(row_hashes(batch["key"], batch["url"]))
     rows = np.concatenate(failed_rows) if failed_rows else np.empty(0, np.int64)
-    return [
+    findings = [
         *_check_counts(vectors.rows, len(rows), reasons, facts),
         *vectors.findings(),
         *_check_failed(rows, reasons, facts),
         *_check_repeated(count_repeated(hashes), facts),
     ]
+    if embedded_rows and not findings:  # rows that the counts miss are reported by those
+        findings.extend(_check_input_rows(np.concatenate(embedded_rows), rows, facts["rows"]))
+    return findings
 
 
 class _Vectors:
-    """Counts vectors that are not finite, or not of unit length, and remembers the first of each."""
+    """Counts the vectors that are not finite, or not of unit length, and keeps the first of each."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -125,7 +132,7 @@ def _check_counts(
 
 def _check_failed(rows: np.ndarray, reasons: Counter[str], facts: Mapping[str, Any]) -> Iterator[Finding]:
     if unknown := sorted(str(reason) for reason in set(reasons) - {*map(str, Reason)}):
-        yield Finding(Kind.FAILURES, f"the failures file gives reasons that there are not: {unknown[:5]}.")
+        yield Finding(Kind.FAILURES, f"the failures file has unknown reasons: {unknown[:5]}.")
     # A null makes floats of the whole column.
     if rows.dtype != np.int64 or ((rows < 0) | (rows >= facts["rows"])).any():
         yield Finding(
@@ -136,20 +143,40 @@ def _check_failed(rows: np.ndarray, reasons: Counter[str], facts: Mapping[str, A
         yield Finding(Kind.FAILURES, "the failures file names a row twice.")
 
 
+def _check_input_rows(embedded: np.ndarray, failed: np.ndarray, rows: int) -> Iterator[Finding]:
+    """Every input row is embedded or failed, once, and embeddings stand in input order."""
+    # A null makes floats of the whole column.
+    if embedded.dtype != np.int64 or ((embedded < 0) | (embedded >= rows)).any():
+        yield Finding(Kind.ROWS, f"its embeddings name rows that its shard of {rows:,} rows does not have.")
+        return
+    if (np.diff(embedded) <= 0).any():
+        yield Finding(
+            Kind.ROWS, "its embeddings are not in the order of the input's rows, or name one twice."
+        )
+    both = np.intersect1d(embedded, failed)
+    if len(both):
+        yield Finding(Kind.ROWS, f"{len(both):,} rows are embedded and failed; the first is row {both[0]}.")
+    lost = np.setdiff1d(np.arange(rows), np.concatenate([embedded, failed]))
+    if len(lost):
+        yield Finding(
+            Kind.ROWS, f"{len(lost):,} rows are neither embedded nor failed; the first is row {lost[0]}."
+        )
+
+
 def _check_repeated(repeated: int, facts: Mapping[str, Any]) -> Iterator[Finding]:
-    """A key and URL that the source itself repeats is the source's; the commit has counted those."""
+    """Rows with the same key and URL are allowed where the source has them; the commit counted those."""
     counted = facts.get("repeated")
     if counted is None and repeated:
         yield Finding(
             Kind.REPEATED,
             f"{repeated:,} rows have the key and URL of an earlier row; whether the source has them twice "
-            "was not noted when this partition was made.",
+            "was not noted when this partition was embedded.",
             Severity.NOTE,
         )
     elif counted is not None and repeated != counted:
         yield Finding(
             Kind.REPEATED,
-            f"{repeated:,} rows have the key and URL of an earlier row; its source has {counted:,} such.",
+            f"{repeated:,} rows have the key and URL of an earlier row; its source has {counted:,}.",
         )
 
 
@@ -164,21 +191,27 @@ def check_facts(facts: Mapping[str, Any], schema: pa.Schema) -> list[Finding]:
         What is wrong; its rows can only be checked where nothing is.
     """
     if not facts:
-        return [Finding(Kind.FACTS, "the file has no `boring_assets` metadata: it is none of this project.")]
+        return [
+            Finding(Kind.FACTS, "the file has no `boring_assets` metadata: this project did not write it.")
+        ]
     bad = [name for name in _COUNTS if type(facts.get(name)) is not int or facts[name] < 0]
     bad += [name for name in ("model", "settings", "source_version") if not isinstance(facts.get(name), str)]
     if bad:
-        return [Finding(Kind.FACTS, f"its metadata lacks what every partition says: {', '.join(bad)}.")]
+        return [Finding(Kind.FACTS, f"its metadata lacks {', '.join(bad)}.")]
     wrong = [
         name for name in _TEXTS if name not in schema.names or not pa.types.is_string(schema.field(name).type)
     ]
     wrong += [
         name
         for name in schema.names
-        if name not in (*_TEXTS, "embedding") and not name.startswith(META_PREFIX)
+        if name not in (*_TEXTS, "embedding", ROW) and not name.startswith(META_PREFIX)
     ]
+    if ROW in schema.names and schema.field(ROW).type != pa.int64():
+        wrong.append(ROW)
     if wrong or len(set(schema.names)) != len(schema.names):
-        return [Finding(Kind.SCHEMA, f"columns are missing, foreign or no text: {', '.join(wrong)}.")]
+        return [
+            Finding(Kind.SCHEMA, f"columns are missing, foreign or of the wrong type: {', '.join(wrong)}.")
+        ]
     kind = schema.field("embedding").type if "embedding" in schema.names else pa.null()
     if not pa.types.is_fixed_size_list(kind) or str(kind.value_type) not in _TOLERANCE:
         return [Finding(Kind.SCHEMA, f"the column embedding is {kind}, not fixed_size_list of floats.")]
@@ -192,7 +225,7 @@ def check_facts(facts: Mapping[str, Any], schema: pa.Schema) -> list[Finding]:
 
 
 def check_files(root: Root, embeddings: str, failures: str) -> Checked:
-    """Reads and checks the two files of one partition, in memory that does not grow with their rows' size.
+    """Reads and checks the two files of one partition, a batch of rows at a time.
 
     Args:
         root: The output.
@@ -200,10 +233,10 @@ def check_files(root: Root, embeddings: str, failures: str) -> Checked:
         failures: Path of the failures file.
 
     Returns:
-        What it says of itself, and what is wrong with it.
+        Its metadata, and what is wrong with it.
 
     Raises:
-        StorageError: The storage cannot be read; a damaged file is no such error, but a finding.
+        StorageError: The storage cannot be read. A damaged file raises nothing; it is a finding.
     """
     facts: Mapping[str, Any] = {}
     at = embeddings
@@ -248,7 +281,7 @@ def _batches(file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether a file's content is at fault, and not the storage that it lies on."""
+    """Whether a file's content is damaged, rather than its storage unreachable."""
     if type(error) is OSError:  # how pyarrow says that a page or a footer is damaged
         return error.errno is None
     return isinstance(error, pa.ArrowException | json.JSONDecodeError | UnicodeDecodeError)

@@ -33,6 +33,8 @@ _MANY = 256
 _TRIES = 10
 _KEEP = timedelta(hours=1)
 _NAME = "vector_"
+_ROWS = "input"
+"""What `row` counts, in the table's metadata."""
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Update:
         failed: Why a shard could not be read, by key; the others are in the index.
         other_model: Shards left out because another model made them than the index's.
         rebuilt: Whether all rows were read anew.
+        columns: Columns that the index has under another name or not at all, and why, by name.
     """
 
     added: int = 0
@@ -54,6 +57,7 @@ class Update:
     failed: dict[str, str] = field(default_factory=dict)
     other_model: list[str] = field(default_factory=list)
     rebuilt: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def update_index(
     """
     current = file_versions(root, EMBEDDINGS)
     table = None if rebuild else open_table(root)
+    if table is not None and model_of(table.schema).get("rows") != _ROWS:
+        table = None  # an earlier version counted the rows of the embeddings file
     if table is None and not current:
         raise StorageError(f"Nothing is embedded below {root.uri} yet. Run `boring-assets embed` first.")
     done = Update(rebuilt=table is None)
@@ -165,7 +171,7 @@ def _fits(schema: pa.Schema, peeks: dict[str, Peek]) -> bool:
     """Whether the index's columns can hold those of some files; a new column is no trouble."""
     own = {*(column.name for column in OWN), VECTOR}
     there = {column.name: column.type for column in schema if column.name not in own}
-    wanted = widest([there, *(each.columns for each in peeks.values())])
+    wanted = widest([there, *(each.columns.kinds for each in peeks.values())])
     return all(wanted[name] == kind for name, kind in there.items())
 
 
@@ -177,7 +183,8 @@ def _create(root: Root, peeks: dict[str, Peek]) -> Any:
     same = [each for each in peeks.values() if each.weights == weights]
     facts = same[0].facts
     about = {name: facts.get(name) for name in ("model", "pretrained", "weights_digest", "dim")}
-    schema = schema_of(widest(each.columns for each in same), facts, json.dumps(about).encode())
+    about["rows"] = _ROWS
+    schema = schema_of(widest(each.columns.kinds for each in same), facts, json.dumps(about).encode())
     with told(root, "write"):
         return connect(root).create_table(TABLE, schema=schema, mode="overwrite")
 
@@ -201,7 +208,9 @@ def _add(
     say: Callable[[str], None],
 ) -> None:
     there = set(table.schema.names)
-    columns = widest(each.columns for each in peeks.values())
+    columns = widest(each.columns.kinds for each in peeks.values())
+    for each in peeks.values():
+        done.columns |= each.columns.notes
     if new := [pa.field(name, kind) for name, kind in columns.items() if name not in there]:
         _write(root, table, lambda: table.add_columns(new))
     schema = table.schema
@@ -217,7 +226,9 @@ def _groups(root: Root, missing: dict[str, str], schema: pa.Schema, done: Update
     group: list[pa.Table] = []
     for key, version in missing.items():
         try:
-            group.append(load_rows(root, key, version, schema))
+            rows, notes = load_rows(root, key, version, schema)
+            group.append(rows)
+            done.columns |= {name: f"{note}, in {key}" for name, note in notes.items()}
         except StorageError as error:
             done.failed[key] = str(error)
             continue

@@ -47,11 +47,10 @@ def render(name: str, **values: Any) -> str:
 
 def open_pictures(settings: Settings) -> Pictures:
     """The pictures of the input."""
-    from resources.embeddings_io import EmbeddingsIOManager
     from resources.source import ShardSource
 
     limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
-    return Pictures(ShardSource.from_settings(settings), EmbeddingsIOManager.from_settings(settings), limits)
+    return Pictures(ShardSource.from_settings(settings), limits)
 
 
 def results_page(settings: Settings, asked: str, hits: "list[Hit]") -> str:

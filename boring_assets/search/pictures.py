@@ -12,8 +12,6 @@ from boring_assets.engine.inputs.lookup import Lookup
 from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError
-from boring_assets.output.files import FAILURES
-from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
 _OPEN_SHARDS = 32
@@ -25,13 +23,13 @@ Thing = TypeVar("Thing")
 
 
 class Pictures:
-    """Reads pictures by partition and key, through the same sources as the engine. Threads may share it.
+    """Reads pictures by partition and row, through the same sources as the engine. Threads may share it.
 
     Shards stay open for a minute and thumbnails stay in memory, some thousands of them.
     """
 
-    def __init__(self, source: ShardSource, embeddings: EmbeddingsIOManager, limits: Limits) -> None:
-        self._source, self._embeddings, self._limits = source, embeddings, limits
+    def __init__(self, source: ShardSource, limits: Limits) -> None:
+        self._source, self._limits = source, limits
         self._lock = Lock()
         self._shards: OrderedDict[str, tuple[float, Lookup]] = OrderedDict()
         self._made: OrderedDict[tuple[str, str | None, int], bytes | Failure] = OrderedDict()
@@ -42,7 +40,7 @@ class Pictures:
         Args:
             partition: Its partition key.
             key: Its key; None where the input has none.
-            row: Its row in the partition's embeddings file.
+            row: Its row in the partition's input shard.
         """
         name = (partition, key, row)
         with self._lock:
@@ -60,9 +58,8 @@ class Pictures:
         with self._lock:  # a shard's file handle is not for two threads at once
             try:
                 shard = self._open(partition)
-                if key is None:
-                    return shard.read(self._source_row(partition, row, shard.rows))
-                place = shard.keys.get(key)
+                # A shard that was written anew may have the key in another row.
+                place = row if key is None or shard.key(row) == key else shard.keys.get(key)
             except BoringError as error:
                 return Failure(Reason.MISSING_IMAGE, str(error))
             if place is None:
@@ -83,12 +80,6 @@ class Pictures:
         self._shards[partition] = (opened, shard)
         _trim(self._shards, _OPEN_SHARDS, lambda old: old[1].close())
         return shard
-
-    def _source_row(self, partition: str, row: int, rows: int) -> int:
-        """The input's row of an embedded one: what failed stands between them."""
-        failed = set(self._embeddings.scan(partition, FAILURES).select("row").collect()["row"])
-        embedded = [place for place in range(rows) if place not in failed]
-        return embedded[row] if 0 <= row < len(embedded) else -1
 
 
 def _trim(things: OrderedDict[Name, Thing], most: int, drop: Callable[[Thing], None]) -> None:

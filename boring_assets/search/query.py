@@ -44,7 +44,7 @@ class Hit:
         score: Cosine of its embedding with what was asked for, -1 to 1.
         url: Its URL, from the data and not to be trusted.
         partition: The partition that it lies in.
-        row: Its row in that partition's embeddings file.
+        row: Its row in that partition's input shard, from 0.
         meta: Its further columns.
     """
 
@@ -113,10 +113,15 @@ class Searcher:
 
     def of_picture(self, data: bytes) -> np.ndarray | Failure:
         """float32 [dim], the embedding of an encoded picture, or why there is none."""
+        from boring_assets.engine.model.encoder import bad_vectors
+
         limits = Limits(self._settings.max_image_pixels, self._settings.max_image_bytes)
         with self._lock:
             pixels = decode(data, self._model.preprocess, limits)
-            return pixels if isinstance(pixels, Failure) else self._images.submit([pixels[None]]).result()[0]
+            if isinstance(pixels, Failure):
+                return pixels
+            vectors = self._images.submit([pixels[None]]).result()
+            return self._images.bad_vector() if bad_vectors(vectors)[0] else vectors[0]
 
     def of_key(self, key: str, partition: str | None = None) -> tuple[np.ndarray, Hit]:
         """The embedding of a picture that is in the index, and the picture.

@@ -1,19 +1,22 @@
-"""Rows of the index: what is taken of an embeddings file, and in which types.
+"""Rows of the index: which columns of an embeddings file it takes, under which names and types.
 
-Shards need not agree on the types of their further columns. Numbers become int64 or float64, dates and other
-texts become strings, and nested and binary columns are left out. Where two shards differ the wider type wins.
+Shards may have different types in a column of one name. Numbers become int64, uint64 or float64; dates, UUIDs
+and other texts become strings; where two shards differ, the wider type wins. Nested and binary columns are
+left out, and so is a column whose values do not convert: one column never costs a shard its vectors.
 """
 
+import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.output.files import EMBEDDINGS
-from boring_assets.output.schema import META_PREFIX, METADATA_KEY, read_facts
+from boring_assets.errors import StorageError
+from boring_assets.output.files import EMBEDDINGS, FAILURES
+from boring_assets.output.schema import META_PREFIX, METADATA_KEY, ROW, input_rows, read_facts
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root
 from partitions.shards import uri_of
@@ -21,26 +24,38 @@ from partitions.shards import uri_of
 OWN = (
     pa.field("partition", pa.string()),
     pa.field("load", pa.string()),
-    pa.field("row", pa.int64()),
+    pa.field(ROW, pa.int64()),
     pa.field("key", pa.string()),
     pa.field("url", pa.string()),
     pa.field("caption", pa.string()),
 )
-"""The index's own columns. `load` is the version of the file that a row came from, and which load of it."""
+"""The index's own columns. `load` says which version of its file a row came from, and by which read of it."""
 VECTOR = "vector"
+# LanceDB takes a dot for a path into a struct, and cannot quote the others.
+_NOT_IN_A_NAME = re.compile(r"[.`\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The `meta_*` columns of an embeddings file, as the index has them.
+
+    Attributes:
+        kinds: Their types in the index, by their names in it.
+        numbers: Their place in the file, by their names in the index.
+        notes: What was renamed or left out and why, by the name in the file.
+    """
+
+    kinds: dict[str, pa.DataType] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Peek:
-    """What the footer of an embeddings file says.
-
-    Attributes:
-        facts: How it was made.
-        columns: Its `meta_*` columns that the index takes, in the index's types.
-    """
+    """What the footer of an embeddings file says: its metadata and its columns."""
 
     facts: dict[str, Any]
-    columns: dict[str, pa.DataType]
+    columns: Columns
 
     @property
     def weights(self) -> tuple[str, int]:
@@ -52,7 +67,7 @@ def peek(root: Root, key: str) -> Peek:
     """Reads a file's footer.
 
     Raises:
-        StorageError: It cannot be read, or is none of ours.
+        StorageError: It cannot be read, or this project did not write it.
     """
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
     try:
@@ -60,22 +75,53 @@ def peek(root: Root, key: str) -> Peek:
             schema = pq.read_schema(file)
             facts = read_facts(schema.metadata)
             if not {"weights_digest", "dim"} <= facts.keys():
-                raise ValueError("its metadata does not say which model it was made by")
+                raise ValueError("its metadata does not name the model that it was embedded with")
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
-    kinds = {field.name: _kind(field.type) for field in schema if field.name.startswith(META_PREFIX)}
-    return Peek(facts, {name: kind for name, kind in kinds.items() if kind is not None})
+    return Peek(facts, columns_of(schema))
+
+
+def columns_of(schema: pa.Schema) -> Columns:
+    """The `meta_*` columns of a file that the index takes, each under a name that LanceDB can hold."""
+    columns = Columns()
+    # A name that can stay as it is comes before one that has to be changed to the same.
+    for number, column in sorted(
+        enumerate(schema), key=lambda each: each[1].name != valid_name(each[1].name)
+    ):
+        if not column.name.startswith(META_PREFIX):
+            continue
+        kind = _kind(column.type)
+        if kind is None:
+            columns.notes[column.name] = f"left out: the index takes no {column.type}"
+            continue
+        name = clean = valid_name(column.name)
+        suffix = 2
+        while name in columns.kinds:
+            name, suffix = f"{clean}_{suffix}", suffix + 1
+        if name != column.name:
+            columns.notes[column.name] = f"is {name} in the index"
+        columns.kinds[name], columns.numbers[name] = kind, number
+    return columns
+
+
+def valid_name(name: str) -> str:
+    """The name with every character replaced that a LanceDB column cannot have."""
+    return _NOT_IN_A_NAME.sub("_", name)
 
 
 def _kind(kind: pa.DataType) -> pa.DataType | None:
     """The index's type for a column's, or None where it takes no such column."""
     if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+        return _kind(kind.value_type)
+    if isinstance(kind, pa.UuidType):
+        return pa.string()
+    if isinstance(kind, pa.BaseExtensionType):
+        return _kind(kind.storage_type)
     if pa.types.is_boolean(kind):
         return pa.bool_()
-    if pa.types.is_integer(kind) and kind != pa.uint64():
-        return pa.int64()
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    if pa.types.is_integer(kind):
+        return pa.uint64() if kind == pa.uint64() else pa.int64()
+    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return pa.float64()
     if pa.types.is_null(kind) or pa.types.is_nested(kind) or _is_binary(kind):
         return None
@@ -111,7 +157,7 @@ def schema_of(columns: dict[str, pa.DataType], facts: dict[str, Any], metadata: 
 
     Args:
         columns: The `meta_*` columns.
-        facts: Of any file of the model.
+        facts: Metadata of any file of the model.
         metadata: JSON that goes with the table.
     """
     vector = pa.field(VECTOR, pa.list_(pa.float32(), int(facts["dim"])))
@@ -119,7 +165,7 @@ def schema_of(columns: dict[str, pa.DataType], facts: dict[str, Any], metadata: 
     return pa.schema([*OWN, vector, *meta], metadata={METADATA_KEY: metadata})
 
 
-def load_rows(root: Root, key: str, version: str, schema: pa.Schema) -> pa.Table:
+def load_rows(root: Root, key: str, version: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
     """Reads one embeddings file as rows of the index.
 
     Args:
@@ -128,28 +174,69 @@ def load_rows(root: Root, key: str, version: str, schema: pa.Schema) -> pa.Table
         version: The file's version, as it was listed.
         schema: The index's.
 
+    Returns:
+        The rows; and the columns whose values could not be converted, with the reason.
+
     Raises:
-        StorageError: It cannot be read.
+        StorageError: It cannot be read, or which input rows it holds is lost.
     """
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
+    notes: dict[str, str] = {}
     try:
         with root.fs.open(f"{root.path}/{path}", "rb") as file:
             table = pq.read_table(file)
-        count = table.num_rows
-        made = {
+        count, columns = table.num_rows, columns_of(table.schema)
+        own = {
             "partition": pa.repeat(pa.scalar(key), count),
             "load": pa.repeat(pa.scalar(f"{version} {uuid.uuid4().hex[:12]}"), count),
-            "row": pa.array(range(count), pa.int64()),
+            ROW: _input_rows(root, key, table),
+            VECTOR: table["embedding"].cast(schema.field(VECTOR).type),
         }
         arrays = []
-        for field in schema:
-            name = "embedding" if field.name == VECTOR else field.name
-            if name in made:
-                arrays.append(made[name])
-            elif name in table.column_names:
-                arrays.append(table[name].cast(field.type))
+        for column in schema:
+            if column.name in own:
+                arrays.append(own[column.name])
+            elif column.name in columns.numbers:
+                values = table.column(columns.numbers[column.name])
+                arrays.append(_converted(values, column, notes))
+            elif column.name in table.column_names and not column.name.startswith(META_PREFIX):
+                arrays.append(table[column.name].cast(column.type))
             else:
-                arrays.append(pa.nulls(count, field.type))
-        return pa.table(arrays, schema=schema)
+                arrays.append(pa.nulls(count, column.type))
+        return pa.table(arrays, schema=schema), notes
+    except StorageError:
+        raise
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
+
+
+def _input_rows(root: Root, key: str, table: pa.Table) -> pa.Array:
+    failed, path = None, f"{FAILURES}/{uri_of('', key)}"
+    if ROW not in table.column_names:
+        try:
+            with root.fs.open(f"{root.path}/{path}", "rb") as file:
+                failed = pq.read_table(file, columns=[ROW])
+        except (FileNotFoundError, pa.ArrowInvalid):
+            failed = None
+    rows = input_rows(table, failed, read_facts(table.schema.metadata))
+    if rows is None:
+        raise StorageError(
+            f"{root.uri}/{path} is missing or not of this partition, and {key} was embedded by a version "
+            "that kept the input rows only there. Repair it: boring-assets verify OUTPUT --input INPUT "
+            "--repair."
+        )
+    return rows
+
+
+def _converted(values: pa.ChunkedArray, column: pa.Field, notes: dict[str, str]) -> pa.Array:
+    """A column in the index's type; nulls and a note where its values do not convert."""
+    try:
+        if isinstance(values.type, pa.UuidType):
+            return pa.array([None if one is None else str(one) for one in values.to_pylist()], pa.string())
+        if isinstance(values.type, pa.BaseExtensionType):
+            storage = values.type.storage_type
+            values = pa.chunked_array([chunk.storage for chunk in values.chunks], storage)
+        return values.cast(column.type)
+    except (pa.ArrowException, ValueError) as error:
+        notes[column.name] = f"left out: its values are no {column.type} ({str(error)[:200]})"
+        return pa.nulls(len(values), column.type)

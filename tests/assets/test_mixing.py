@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from boring_assets.commands.embedding import embed_all
 from boring_assets.errors import StorageError
+from boring_assets.output.files import write_table
+from boring_assets.output.schema import METADATA_KEY, read_facts
 from boring_assets.sample_data import write_sample_data
 from boring_assets.tiny import TINY_DIR
 from resources.embeddings_io import EmbeddingsIOManager
@@ -74,8 +76,8 @@ def test_another_home_and_other_settings_in_the_same_output(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert project.run("00000", "00001").error == ""
-    write_sample_data(tmp_path / "in2", 1, 4, "parquet", image_size=32, first_shard=7)
-    other = Project(tmp_path / "home2", monkeypatch, tmp_path / "in2", tmp_path / "out", precision="bf16")
+    write_sample_data(tmp_path / "in", 1, 4, "parquet", image_size=32, first_shard=7)
+    other = Project(tmp_path / "home2", monkeypatch, tmp_path / "in", tmp_path / "out", precision="bf16")
     other.register()
     said = other.run("00007").error
     assert "precision fp32 instead of bf16" in said
@@ -86,6 +88,42 @@ def test_another_home_and_other_settings_in_the_same_output(
     # All of it, in one run, is no mixing.
     mine = Project(project.home, monkeypatch, tmp_path / "in", tmp_path / "out", precision="bf16")
     assert mine.run_anew("00000", "00002").success
+
+
+def test_what_a_run_adopts_is_compared_too(
+    project: Project, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With another home every partition is new to Dagster, and those that are committed are adopted."""
+    assert project.run("00000", "00001").error == ""
+    old = digest(project, "00000")
+    change_weights(model)
+    other = Project(tmp_path / "home2", monkeypatch, tmp_path / "in", tmp_path / "out", model=str(model))
+    other.register()
+    for number in range(2):
+        said = other.run("00000", "00002").error
+        assert f"weights_digest {old} instead of " in said, f"attempt {number}"
+        assert not other.path("00002").exists()
+    summary = embed_all(other.settings, redo=True)
+    assert summary.shards == 3
+    assert len({digest(other, key) for key in KEYS} | {old}) == 2
+
+
+def test_an_output_of_two_models_is_not_adopted(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert project.run("00000", "00002").error == ""
+    table = project.table("00001")
+    facts = read_facts(table.schema.metadata) | {"precision": "bf16"}  # as another kind of machine makes it
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()})
+    write_table(
+        EmbeddingsIOManager.from_settings(project.settings).root(), "image_embeddings/00001.parquet", table
+    )
+    (tmp_path / "out" / "metadata.json").unlink()
+    settings = {"model": project.settings.model}
+    other = Project(tmp_path / "home2", monkeypatch, tmp_path / "in", tmp_path / "out", **settings)
+    other.register()
+    assert "00001 has precision bf16 instead of fp32" in other.run("00000", "00002").error
+    assert other.events() == []
 
 
 def test_all_partitions_in_a_backfill_of_several_runs_are_no_mixing(project: Project) -> None:

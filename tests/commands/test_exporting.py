@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from boring_assets.cli import main
 from boring_assets.commands.exporting import FORMATS, export_all
 from boring_assets.errors import SettingsError, StorageError
+from boring_assets.output.files import write_table
 from boring_assets.storage.root import open_root
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import finished_shard
@@ -94,11 +95,39 @@ def test_npy_is_one_array_beside_its_rows(tmp_path: Path, dtype: str) -> None:
 def test_npz_is_an_archive_a_partition_without_pickles(output: Path) -> None:
     dest = exported(output, "npz")
     with np.load(dest / "part" / "00001.npz", allow_pickle=False) as archive:
-        assert set(archive) == {"embeddings", "key", "url", "caption"}
+        assert set(archive) == {"embeddings", "row", "key", "url", "caption"}
+        assert archive["row"].tolist() == list(range(40))
         assert np.array_equal(archive["embeddings"], vectors(expected(output))[30:])
         assert archive["key"][0] == "part/00001-0"
     with np.load(dest / "00002.npz", allow_pickle=False) as archive:
         assert archive["embeddings"].shape == (0, DIM)
+
+
+@pytest.mark.parametrize("layout", ["npy", "npz", "lance", "hf"])
+def test_rows_of_the_input_are_exported_from_files_of_earlier_versions_too(
+    tmp_path: Path, layout: str
+) -> None:
+    embeddings = EmbeddingsIOManager(output_dir=str(tmp_path / "out"))
+    shard = finished_shard("0", embedded=3, failed=2)
+    failures = dict(zip((0, 2), shard.failures.values(), strict=True))
+    odd = shard.rows.append_column("a.b", pa.array(["x"] * 5))
+    shard = replace(shard, rows=odd, embedded=np.array([1, 3, 4]), failures=failures)
+    embeddings.commit(shard, {"dim": DIM})
+    table = pq.read_table(tmp_path / "out" / "image_embeddings" / "0.parquet")
+    write_table(embeddings.root(), "image_embeddings/0.parquet", table.drop_columns(["row"]))
+    dest = tmp_path / layout
+    export_all(str(tmp_path / "out"), str(dest), layout)
+    if layout == "npz":
+        rows = np.load(dest / "0.npz")["row"].tolist()
+    elif layout == "lance":
+        lancedb = pytest.importorskip("lancedb")
+        found = lancedb.connect(dest).open_table("image_embeddings").to_arrow()
+        rows = found["row"].to_pylist()
+        assert found["meta_a_b"].to_pylist() == ["x"] * 3
+    else:
+        path = dest / "rows.parquet" if layout == "npy" else dest / "data" / "train-00000-of-00001.parquet"
+        rows = pl.read_parquet(path)["row"].to_list()
+    assert rows == [1, 3, 4]
 
 
 def test_one_long_caption_does_not_cost_its_length_in_every_row(tmp_path: Path) -> None:

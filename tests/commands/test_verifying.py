@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from boring_assets.commands.verifying import look, repair_all
-from boring_assets.output.schema import read_facts
+from boring_assets.output.schema import METADATA_KEY, read_facts
 from boring_assets.output.verify import check_files
 from boring_assets.settings import Settings
 from boring_assets.storage.root import open_root
@@ -22,6 +22,7 @@ from tests.planted import (
     Output,
     a_nan,
     flip,
+    same,
     vectors,
 )
 from tests.seaweed import Seaweed
@@ -60,7 +61,7 @@ def test_a_planted_fault_is_found_and_only_it(output: Output, fault: str) -> Non
 def test_what_is_sound_is_called_so(output: Output) -> None:
     assert output.verify() == {"partitions": 4, "redo": [], "findings": []}
     said = output.cli("verify", output.out).stdout
-    assert said == "4 partitions checked: all sound. The input was not looked at: give --input.\n"
+    assert said == "4 partitions checked: all sound. The input was not checked: give --input.\n"
 
 
 def test_all_faults_are_repaired_at_once_and_nothing_else_is_done(output: Output) -> None:
@@ -105,6 +106,18 @@ def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
+def test_partitions_of_another_shard_or_input_are_found(output: Output) -> None:
+    for name in ("image_embeddings", "image_failures"):
+        shutil.copy2(output.path("00003", name), output.path("00000", name))
+    output.rewrite(same, source_uri=f"file:///elsewhere/{KEY}.parquet")
+    expected = [("00000", "other_shard"), (KEY, "other_input")]
+    assert output.found(code=4) == output.found(input=False, code=4) == expected
+    report = output.verify("--input", output.folder, input=False, code=4)
+    assert "other_input" in {one["kind"] for one in report["findings"] if one["partition"] is None}
+    output.verify("--repair")
+    assert output.verify()["findings"] == []
+
+
 def test_totals_that_are_wrong_are_counted_anew(output: Output) -> None:
     totals = output.out / "metadata.json"
     for wrong in ('{"num_samples": 7}', "[]", "", None):
@@ -127,6 +140,11 @@ def test_strays_are_reported_and_left_alone(output: Output) -> None:
         (output.out / name).write_bytes(b"what")
     for name in ("image_embeddings", "image_failures"):
         shutil.copy2(output.path("00003", name), output.path("00007", name))
+    table = pq.read_table(output.path("00007"))
+    facts = read_facts(table.schema.metadata) | {"source_uri": f"file://{output.folder}/in/00007.parquet"}
+    pq.write_table(
+        table.replace_schema_metadata({METADATA_KEY: json.dumps(facts).encode()}), output.path("00007")
+    )
     (output.folder / "in" / "00000.parquet").unlink()
     (output.out / "metadata.json").unlink()
     output.cli("embed", output.folder / "in", output.out)
@@ -158,7 +176,9 @@ def test_repair_with_other_settings_is_refused_before_anything_is_removed(output
     said = output.cli(
         "verify", output.out, "--input", output.folder / "in", "--precision", "bf16", "--repair", code=1
     ).stderr
-    assert "was made by the settings boring-tiny--fp32-float32, not by boring-tiny--bf16-float32" in said
+    assert (
+        "was embedded with the settings boring-tiny--fp32-float32, not with boring-tiny--bf16-float32" in said
+    )
     assert "BORING_PRECISION (--precision)" in said
     said = output.cli("verify", output.out, "--repair", code=1).stderr
     assert "Set BORING_INPUT_DIR (--input)" in said

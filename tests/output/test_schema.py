@@ -58,7 +58,10 @@ def test_embedded_rows_in_the_promised_columns(tmp_path: Path, dtype: str) -> No
     result = result_of(INPUT, COLUMNS, FAILED)
     table = embeddings_table(result, dtype, {"model": "boring-tiny", "rows": 4})
     rest = [name for name in INPUT.column_names if name not in COLUMNS.values()]
-    assert table.column_names == ["url", "key", "caption", "embedding", *(f"meta_{name}" for name in rest)]
+    assert table.column_names == [
+        *("url", "key", "caption", "embedding", "row"),
+        *(f"meta_{name}" for name in rest),
+    ]
     for name in ("url", "key", "caption"):
         assert table.schema.field(name).type == pa.string()
     value = pa.float32() if dtype == "float32" else pa.float16()
@@ -69,6 +72,8 @@ def test_embedded_rows_in_the_promised_columns(tmp_path: Path, dtype: str) -> No
     assert table["url"].to_pylist() == ["u1", "u3"]
     assert table["key"].to_pylist() == ["10", "30"]
     assert table["caption"].to_pylist() == ["one", "three"]
+    assert table.schema.field("row").type == pa.int64()
+    assert table["row"].to_pylist() == [0, 2]
     vectors = np.array(table["embedding"].to_pylist(), np.float32)
     assert np.abs(vectors - result.embeddings).max() < (1e-3 if dtype == "float16" else 1e-9)
 
@@ -102,7 +107,7 @@ def test_a_shard_of_nothing_but_images_has_the_promised_columns_too() -> None:
     assert rows.num_rows == 4
     result = result_of(rows, {}, FAILED)
     table = embeddings_table(result, "float32", {})
-    assert table.column_names == ["url", "key", "caption", "embedding"]
+    assert table.column_names == ["url", "key", "caption", "embedding", "row"]
     assert (
         table.select(["url", "key", "caption"]).to_pylist()
         == [{"url": None, "key": None, "caption": None}] * 2
@@ -115,7 +120,7 @@ def test_a_shard_of_nothing_but_images_has_the_promised_columns_too() -> None:
 def test_columns_that_look_like_our_own_are_kept_apart() -> None:
     rows = pa.table({"url": ["u"], "URL": ["v"], "embedding": [[1.0]], "meta_x": [1], "x": [2]})
     table = embeddings_table(result_of(rows, {"url": "url"}, {}), "float32", {})
-    assert table.column_names[4:] == ["meta_URL", "meta_embedding", "meta_meta_x", "meta_x"]
+    assert table.column_names[5:] == ["meta_URL", "meta_embedding", "meta_meta_x", "meta_x"]
     assert table["meta_x"].to_pylist() == [2]
 
 

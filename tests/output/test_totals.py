@@ -11,6 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.errors import StorageError
 from boring_assets.output import totals
+from boring_assets.output.files import file_versions
 from boring_assets.output.totals import refresh_totals
 from boring_assets.storage.root import Root, open_root
 from resources.embeddings_io import EmbeddingsIOManager
@@ -90,20 +91,52 @@ def test_only_what_changed_is_opened_again(tmp_path: Path) -> None:
     assert opened() == ["b", "d"]
     totals = written(root)
     assert (totals["num_shards"], totals["num_samples"], totals["num_failed"]) == (3, 6 + 20 + 6, 4)
-    # What is remembered is only a shortcut: damaged, or of another version of the project, it is left.
-    for cache in ("not json", "[1]", '{"a": 1}', json.dumps({f"{tmp_path}/image_embeddings/a.parquet": {}})):
-        (tmp_path / ".counts.json").write_text(cache)
-        assert opened() == ["a", "b", "d"]
-        assert written(root)["num_samples"] == 32
-    # Earlier versions of the project kept the counts by path, and wrote a file's version in another way.
-    facts = next(iter(json.loads((tmp_path / ".counts.json").read_text()).values()))
-    old = {}
-    for path in (tmp_path / "image_embeddings").iterdir():
-        seen = (path.stat().st_size, path.stat().st_mtime)
-        old[str(path)] = {**facts, "version": str(seen), "embedded": 99, "failed": 0}
+    # What is remembered is only a shortcut: a damaged file is left, and what it held is read again.
+    for count in (tmp_path / ".counts").iterdir():
+        for damaged in ("not json", "[1]", '{"a": 1}', '{"d": []}'):
+            count.write_text(damaged)
+            opened()
+            assert written(root)["num_samples"] == 32
+    assert opened() == []
+
+
+def test_a_run_opens_and_writes_only_what_it_changed(tmp_path: Path) -> None:
+    manager = EmbeddingsIOManager(output_dir=str(tmp_path))
+    fs = CountingFileSystem()
+    root = Root(f"file://{tmp_path}", fs, str(tmp_path))
+    for number in range(40):
+        manager.commit(finished_shard(f"{number:05}"), FACTS)
+    refresh_totals(root, [f"{number:05}" for number in range(40)])
+    assert written(root)["num_shards"] == 40
+    manager.commit(finished_shard("00007", 20, 0), FACTS)
+    (tmp_path / "image_embeddings" / "00030.parquet").unlink()
+    before = {path: path.stat().st_ino for path in (tmp_path / ".counts").iterdir()}
+    fs.opened.clear()
+    refresh_totals(root, ["00007"])
+    assert fs.opened == ["00007"]
+    after = {path: path.stat().st_ino for path in (tmp_path / ".counts").iterdir()}
+    assert len({path for path in after if after[path] != before[path]}) == 2, "one bucket, and the sums"
+    assert written(root)["num_samples"] == 39 * 6 + 20
+    refresh_totals(root, ["00030"])
+    assert (written(root)["num_shards"], written(root)["num_failed"]) == (39, 38 * 2)
+    assert refresh_totals(root) == written(root)
+
+
+def test_counts_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
+    manager = EmbeddingsIOManager(output_dir=str(tmp_path))
+    fs = CountingFileSystem()
+    root = Root(f"file://{tmp_path}", fs, str(tmp_path))
+    for key in "ab":
+        manager.commit(finished_shard(key), FACTS)
+    versions = file_versions(root, "image_embeddings")
+    facts = {name: FACTS.get(name) for name in ("model", "pretrained", "weights_digest", "precision", "dim")}
+    facts |= {"preprocess": None, "dtype": "float32", "embedded": 6, "failed": 2}
+    old = {"a": {**facts, "version": versions["a"]}, "b": {**facts, "version": "another", "embedded": 99}}
     (tmp_path / ".counts.json").write_text(json.dumps(old))
-    assert opened() == ["a", "b", "d"]
-    assert written(root)["num_samples"] == 32
+    fs.opened.clear()
+    assert refresh_totals(root, ["b"])["num_samples"] == 12
+    assert fs.opened == ["b"]
+    assert not (tmp_path / ".counts.json").exists()
 
 
 def test_the_numbers_are_numbers_and_differences_are_listed(tmp_path: Path) -> None:

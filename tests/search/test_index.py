@@ -5,20 +5,25 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.errors import SettingsError, StorageError
+from boring_assets.output.files import write_table
 from boring_assets.search import index
 from boring_assets.search.index import has_vector_index, update_index
 from boring_assets.search.lance import open_table
 from boring_assets.search.query import Searcher
 from boring_assets.settings import Settings
 from resources.embeddings_io import EmbeddingsIOManager
-from tests.search.dataset import FACTS, commit, commit_vectors, contents
+from tests.assets.project import finished_shard
+from tests.search.dataset import DIM, FACTS, commit, commit_vectors, contents
 from tests.seaweed import Seaweed
 
 
@@ -75,6 +80,65 @@ def test_no_credentials_for_s3_are_said_without_them(
         update_index(EmbeddingsIOManager(output_dir=output.output_dir).root())
     assert s3_env.reader_secret not in str(caught.value)
     assert s3_env.secret not in str(caught.value)
+
+
+def test_odd_columns_cost_nothing_but_themselves(output: EmbeddingsIOManager) -> None:
+    ids = [uuid.UUID(int=number) for number in range(5)]
+    storage = pa.array([one.bytes for one in ids], pa.binary(16))
+    columns = {
+        "a.b": [1] * 5,
+        "a`b": ["x"] * 5,
+        "a\0b": [2] * 5,
+        "a_b": [3] * 5,
+        "hash": pa.array([2**64 - 1 - number for number in range(5)], pa.uint64()),
+        "id": pa.ExtensionArray.from_storage(pa.uuid(), storage),
+        "box": [[1, 2]] * 5,
+        "when": pa.array([0] * 5, pa.timestamp("us", "Nowhere/Nothing")),
+    }
+    vectors = commit(output, "a", **columns)
+    commit(output, "b")
+    done = update_index(output.root())
+    assert (done.rows, done.failed) == (10, {})
+    assert set(contents(output.root())) == {(key, row) for key in "ab" for row in range(5)}
+    assert done.columns["meta_a.b"] == "is meta_a_b_2 in the index"
+    assert "meta_a_b" not in done.columns
+    assert done.columns["meta_box"].startswith("left out")
+    searcher = Searcher(Settings(output_dir=output.output_dir), output.root())
+    (best,) = searcher.nearest(vectors[3], limit=1, where=f"meta_hash = {2**64 - 4}")
+    assert (best.partition, best.row) == ("a", 3)
+    assert best.meta["meta_hash"] == 2**64 - 4
+    assert best.meta["meta_id"] == str(ids[3])
+    assert (best.meta["meta_a_b"], best.meta["meta_a_b_2"]) == (3, 1)
+    assert update_index(output.root()).columns == {}
+
+
+def test_rows_are_those_of_the_input_in_files_of_earlier_versions_too(output: EmbeddingsIOManager) -> None:
+    """They have no column `row`: the failures file says which rows are missing among the embedded ones."""
+    root = output.root()
+    for key in ("old", "new", "broken"):
+        shard = finished_shard(key, embedded=3, failed=2, dim=DIM)
+        places = np.array([0, 2, 4])
+        failures = dict(zip((1, 3), shard.failures.values(), strict=True))
+        output.commit(replace(shard, embedded=places, failures=failures), FACTS)
+        if key != "new":
+            table = pq.read_table(output.uri(key).removeprefix("file://"))
+            write_table(root, f"image_embeddings/{key}.parquet", table.drop_columns(["row"]))
+    root.fs.rm_file(f"{root.path}/image_failures/broken.parquet")
+    done = update_index(root)
+    assert set(contents(root)) == {(key, row) for key in ("old", "new") for row in (0, 2, 4)}
+    assert list(done.failed) == ["broken"]
+    assert "--repair" in done.failed["broken"]
+
+
+def test_an_index_that_counts_rows_as_earlier_versions_did_is_built_again(
+    output: EmbeddingsIOManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(output, "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_ROWS", None)
+        assert update_index(output.root()).rebuilt
+    assert update_index(output.root()).rebuilt
+    assert not update_index(output.root()).rebuilt
 
 
 KILLED = """

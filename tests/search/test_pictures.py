@@ -13,7 +13,6 @@ from boring_assets.engine.decoding.thumbnail import pixel_digest, thumbnail
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.sample_data import write_sample_data
 from boring_assets.search.pictures import Pictures
-from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 from tests.assets.project import Project
 from tests.search.conftest import HELD_OUT
@@ -35,7 +34,7 @@ def test_each_key_gives_its_own_picture(layout: str, storage: str, tmp_path: Pat
     write_sample_data(tmp_path / "in", 1, 24, layout, broken=4, image_size=64)
     uri = upload(s3_env, tmp_path / "in") if storage == "s3" else str(tmp_path / "in")
     limits = Limits()
-    pictures = Pictures(ShardSource(input_dir=uri), EmbeddingsIOManager(output_dir=str(tmp_path)), limits)
+    pictures = Pictures(ShardSource(input_dir=uri), limits)
     rows = pq.read_table(tmp_path / "plain" / "00000.parquet").to_pylist()
     for row in rows:
         data = pictures.read("00000", row["key"], 0)
@@ -66,13 +65,11 @@ def test_pictures_without_keys_are_found_by_their_rows(
     project = Project(tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out", quiet_seconds=0)
     project.register()
     assert not project.run("a").error
-    source, output = (
-        ShardSource(input_dir=str(tmp_path / "in")),
-        EmbeddingsIOManager(output_dir=str(tmp_path / "out")),
-    )
-    pictures = Pictures(source, output, Limits())
-    assert [pictures.read("a", None, row) for row in range(4)] == [images[row] for row in (0, 2, 3, 5)]
-    for row in (4, -1, 10**11):
+    pictures = Pictures(ShardSource(input_dir=str(tmp_path / "in")), Limits())
+    embedded = project.table("a")["row"].to_pylist()
+    assert embedded == [0, 2, 3, 5]
+    assert [pictures.read("a", None, row) for row in embedded] == [images[row] for row in embedded]
+    for row in (6, -1, 10**11):
         assert isinstance(pictures.read("a", None, row), Failure)
 
 

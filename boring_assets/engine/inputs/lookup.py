@@ -32,11 +32,18 @@ class Lookup:
         return int(self._opened.rows.num_rows)
 
     @cached_property
+    def _keys(self) -> list[str | None]:
+        tar = isinstance(self._opened, BareTarShard)
+        return list(self._samples) if tar else self._opened.column("key")
+
+    @cached_property
     def keys(self) -> dict[str, int]:
         """The first row of each key."""
-        tar = isinstance(self._opened, BareTarShard)
-        keys = list(self._samples) if tar else self._opened.column("key")
-        return {key: row for row, key in reversed(list(enumerate(keys))) if key is not None}
+        return {key: row for row, key in reversed(list(enumerate(self._keys))) if key is not None}
+
+    def key(self, row: int) -> str | None:
+        """The key of a row; None where it has none, or where there is no such row."""
+        return self._keys[row] if 0 <= row < len(self._keys) else None
 
     def read(self, row: int) -> bytes | Failure:
         """The encoded image of a row.

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 # Batches under way on the device: one computes while the next is copied and the last is read back.
@@ -18,15 +17,19 @@ SLOTS = 3
 
 
 class Pending:
-    """A batch that the device was given; `result` waits for it."""
+    """A batch that the device was given; `result` waits for it.
 
-    def __init__(self, count: int, out: "Tensor", done: "torch.cuda.Event | None" = None) -> None:
-        self._count, self._out, self._done = count, out, done
+    Attributes:
+        pixels: Its images, uint8 [count, height, width, 3] on the host, until its slot is used again.
+    """
+
+    def __init__(self, count: int, slot: "_Slot") -> None:
+        self._count, self._out, self._done = count, slot.host_out, slot.done
+        self.pixels = slot.host_in[:count]
 
     def result(self) -> np.ndarray:
         """Returns the embeddings, float32 [count, dim], L2-normalized."""
-        if self._done is not None:
-            self._done.synchronize()
+        self._done.synchronize()
         return self._out[: self._count].numpy().copy()
 
 
@@ -80,7 +83,7 @@ class Graph:
             self._graph.replay()
             slot.host_out.copy_(self._output, non_blocking=True)
             slot.done.record(self._stream)
-        return Pending(count, slot.host_out, slot.done)
+        return Pending(count, slot)
 
 
 class _Slot:

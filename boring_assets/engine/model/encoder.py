@@ -11,15 +11,19 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, Protocol
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from boring_assets.engine.model.cuda import SLOTS, Graph
-from boring_assets.engine.model.load import ClipModel
+from boring_assets.engine.model.cuda import Pending as OnDevice
+from boring_assets.engine.model.load import ClipModel, load_model
+from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ModelError
 
 if TYPE_CHECKING:
+    import open_clip
     import torch
     from torch import Tensor
 
@@ -30,6 +34,8 @@ _CPU_STREAMS = 8
 CUDA_BATCHES = (64, 128, 256, 512, 1024)
 # A larger batch must be this much faster to be worth its memory.
 _WORTH = 1.02
+# How far the squared length of a usable embedding may be from 1.
+_UNIT = 1e-3
 
 
 def pick_device(name: str) -> "torch.device":
@@ -78,8 +84,37 @@ class Pending(Protocol):
     """A batch that the device was given."""
 
     def result(self) -> np.ndarray:
-        """Waits for the embeddings, float32 [count, dim], L2-normalized."""
+        """Waits for the embeddings, float32 [count, dim], L2-normalized; see `bad_vectors`."""
         ...
+
+
+def bad_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Which embeddings are unusable, bool [n]: those that hold NaN or an infinity, or have no length.
+
+    Args:
+        vectors: float32 [n, dim], L2-normalized where they could be.
+    """
+    with np.errstate(all="ignore"):
+        lengths = np.einsum("ij,ij->i", vectors, vectors)
+    return ~(np.abs(lengths - 1) < _UNIT)  # a NaN compares false
+
+
+class _OnceMore:
+    """A batch of a model in half precision: what comes out unusable is computed again in fp32."""
+
+    def __init__(self, encoder: "Encoder", pending: Pending, pieces: "list[Tensor]") -> None:
+        self._encoder, self._pending, self._pieces = encoder, pending, pieces
+
+    def result(self) -> np.ndarray:
+        """Waits for the embeddings; those that are unusable in fp32 too are given as they are."""
+        import torch
+
+        vectors = self._pending.result()
+        bad = np.flatnonzero(bad_vectors(vectors))
+        if len(bad):
+            vectors = np.array(vectors)
+            vectors[bad] = self._encoder.in_fp32(torch.cat(self._pieces)[torch.from_numpy(bad)])
+        return vectors
 
 
 class Encoder:
@@ -133,6 +168,8 @@ class Encoder:
             self.in_flight = min(cores, _CPU_STREAMS)
             share = cores // self.in_flight
             self._streams = ThreadPoolExecutor(self.in_flight, "forward", torch.set_num_threads, (share,))
+        self._fp32: open_clip.CLIP | open_clip.CustomTextCLIP | None = None
+        self._one_at_a_time = Lock()
         try:
             model.module.visual.to(device=self.device, dtype=self._dtype)
             self.dim = self._forward(self._blank(1)).shape[1]
@@ -163,6 +200,13 @@ class Encoder:
         Raises:
             ModelError: The device's memory does not suffice for a single image.
         """
+        pending = self._submit(pieces)
+        if self.precision == "fp32":
+            return pending
+        # The graph's own buffer keeps the pixels until the answer is taken; nothing is held twice.
+        return _OnceMore(self, pending, [pending.pixels] if isinstance(pending, OnDevice) else pieces)
+
+    def _submit(self, pieces: "list[Tensor]") -> Pending:
         import torch
 
         if self._streams is not None:
@@ -176,7 +220,7 @@ class Encoder:
         gc.collect()
         torch.cuda.empty_cache()
         answer: Future[np.ndarray] = Future()
-        answer.set_result(self._in_parts(torch.cat(pieces), why, lambda part: self.submit([part]).result()))
+        answer.set_result(self._in_parts(torch.cat(pieces), why, lambda part: self._submit([part]).result()))
         return answer
 
     def _on_cpu(self, pieces: "list[Tensor]") -> np.ndarray:
@@ -205,20 +249,77 @@ class Encoder:
             start += len(part)
         return np.concatenate(parts)
 
+    def in_fp32(self, pixels: "Tensor") -> np.ndarray:
+        """Embeds images in fp32, whatever the encoder's precision is.
+
+        The weights were converted in place, so they are loaded once more at the first call.
+
+        Args:
+            pixels: uint8 [n, height, width, 3], on the host.
+
+        Returns:
+            float32 [n, dim], L2-normalized where the model gives numbers.
+
+        Raises:
+            ModelError: The weights cannot be loaded again, are others now, or do not fit into the device.
+        """
+        import torch
+
+        with self._one_at_a_time:
+            try:
+                if self._fp32 is None:
+                    log.warning(
+                        "%s gives vectors that are no numbers in %s; those images are computed in fp32.",
+                        self.model.name,
+                        self.precision,
+                    )
+                    self._fp32 = self._load_again()
+                    self._fp32.visual.to(self.device)
+                parts = [
+                    self._forward(part.to(self.device), self._fp32, torch.float32).cpu().numpy()
+                    for part in pixels.split(CPU_BATCH)
+                ]
+            except torch.OutOfMemoryError as error:
+                raise ModelError(
+                    f"{self.model.name} gives vectors that are no numbers in {self.precision}, and "
+                    f"{self.device} has too little memory to compute those images again in fp32. Set "
+                    "BORING_PRECISION to fp32, or lower BORING_BATCH_SIZE."
+                ) from error
+        return np.concatenate(parts)
+
+    def bad_vector(self) -> Failure:
+        """What became of an image whose vector is unusable."""
+        tried = self.precision if self.precision == "fp32" else f"{self.precision} and in fp32"
+        return Failure(
+            Reason.BAD_VECTOR, f"{self.model.name} gives NaN, infinity or a vector of length zero in {tried}"
+        )
+
+    def _load_again(self) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
+        again = load_model(self.model.name, self.model.source)
+        if again.digest != self.model.digest:
+            raise ModelError(
+                f"The weights of {self.model.name} have changed since this run began ({self.model.digest}, "
+                f"now {again.digest}). Start it again."
+            )
+        return again.module
+
     def _captured(self) -> Graph:
         if self._graph is None or self._graph.batch_size != self.batch_size:
             self._graph = None
             self._graph = Graph(self._forward, self._blank(self.batch_size))
         return self._graph
 
-    def _forward(self, pixels: "Tensor") -> "Tensor":
-        """uint8 [n, height, width, 3] on the device to float32 [n, dim] on it, L2-normalized."""
+    def _forward(self, pixels: "Tensor", module: Any = None, dtype: "torch.dtype | None" = None) -> "Tensor":
+        """uint8 [n, height, width, 3] on the device to float32 [n, dim] on it, L2-normalized.
+
+        `module` and `dtype` are the encoder's own by default.
+        """
         import torch
 
         with torch.inference_mode():
             chw = pixels.permute(0, 3, 1, 2).to(torch.float32)
-            images = torch.addcmul(self._shift, chw, self._scale).to(self._dtype)
-            features = self.model.module.encode_image(images)
+            images = torch.addcmul(self._shift, chw, self._scale).to(dtype or self._dtype)
+            features = (module or self.model.module).encode_image(images)
             return torch.nn.functional.normalize(features.to(torch.float32), dim=-1)
 
     def _blank(self, count: int) -> "Tensor":
