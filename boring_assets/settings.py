@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from boring_assets.errors import SettingsError
 from boring_assets.secrets import CREDENTIALS
+from boring_assets.wording import expected
 
 PREFIX = "BORING_"
 # What Kubernetes puts into a pod's environment for a service whose name begins with `boring`.
@@ -291,7 +292,8 @@ def _refuse_misspelt() -> None:
 
 def _explain(name: str, problems: list[ErrorDetails]) -> str:
     """The message for one setting; a value that may have several types has a problem with each."""
-    reasons = " Or: ".join(f"{problem['msg'].rstrip('.')}." for problem in problems)
+    texts = dict.fromkeys(map(expected, problems))
+    reasons = " or ".join(texts).replace(" or expected", " or").rstrip(".") + "."
     field = Settings.model_fields.get(name)
     if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
         return f"{PREFIX}{name.upper()} {reasons}"

@@ -1,4 +1,20 @@
-"""How the command line words things for a terminal."""
+"""Text for people: numbers with nouns, lists, what a setting must be, and what a terminal may show."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_EXPECTED = {
+    "greater_than": "a number greater than {gt}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than": "a number less than {lt}",
+    "less_than_equal": "a number of at most {le}",
+    "literal_error": "{expected}",
+    "string_pattern_mismatch": "a text that matches {pattern}",
+    "missing": "a value",
+    "extra_forbidden": "no entry of that name",
+    "too_short": "at least {min_length} entry",
+}
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
 
 
 def some(number: int, noun: str) -> str:
@@ -9,6 +25,18 @@ def some(number: int, noun: str) -> str:
 def first_of(names: list[str], most: int = 5) -> str:
     """The first few names of a list, and a sign that there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def expected(problem: Mapping[str, Any]) -> str:
+    """What a value must be, e.g. `expected a number greater than 0`.
+
+    Args:
+        problem: An entry of pydantic's `ValidationError.errors()`. Its message is for programmers, and is
+            used only where a validator of this project wrote it.
+    """
+    kind = str(problem["type"])
+    wanted = _EXPECTED.get(kind) or _TYPES.get(kind.split("_")[0])
+    return f"expected {wanted.format(**problem.get('ctx', {}))}" if wanted else str(problem["msg"])
 
 
 def plain(text: str) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -13,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.cli import main
-from boring_assets.settings import Settings
+from boring_assets import commands as click_commands
+from boring_assets.cli import GROUPS, main
 from tests.command_line import PROGRAM, CommandLine
 
 
@@ -24,36 +25,66 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     return CommandLine(tmp_path)
 
 
-def test_help_says_every_option_with_its_meaning_and_default(cli: CommandLine) -> None:
-    made = {"embed", "failures", "register", "sample-data", "set-input", "status", "verify"}
-    taken = {"export", "list-pictures"}
-    found = {"clip-scores", "cost", "index", "near-duplicates", "search", "serve"}
-    assert set(main.commands) == made | taken | found
-    overview = cli("--help").output
+def commands() -> dict[str, click.Command]:
+    context = click.Context(main)
+    return {name: main.get_command(context, name) for name in main.list_commands(context)}  # type: ignore[misc]
+
+
+def test_the_help_lists_every_command_in_its_group(cli: CommandLine) -> None:
+    overview = cli("-h").output
+    assert overview == cli("--help").output
+    assert re.findall(r"^(\w+):$", overview, re.MULTILINE) == ["Options", *GROUPS]
+    listed = re.findall(r"^  ([a-z][a-z-]+) {2,}[A-Z]", overview, re.MULTILINE)
+    assert listed == main.list_commands(click.Context(main))
+    modules = {path.stem for path in Path(click_commands.__path__[0]).glob("*.py")}
+    assert {name.replace("-", "_") for name in listed} <= modules
     assert "130 interrupted" in overview
-    assert "..." not in overview.partition("Commands:")[2].replace("failed, ...", "")
-    for name, command in main.commands.items():
-        said = " ".join(cli(name, "--help").output.split())
-        for option in command.params:
-            if not isinstance(option, click.Option):
-                continue
-            assert option.help, option.name
-            assert f"{option.opts[0]} " in said
-            assert option.is_flag or re.search(rf"{option.opts[0]} .*?\[default: [^\]]+\]", said), option.name
-            if option.name in Settings.model_fields:
-                assert Settings.model_fields[option.name].description in option.help
-    names = {option.opts[0] for option in main.commands["embed"].params if isinstance(option, click.Option)}
-    asked = (
-        "model",
-        "pretrained",
-        "batch-size",
-        "num-workers",
-        "max-samples",
-        "device",
-        "precision",
-        "config",
-    )
-    assert names >= {f"--{name}" for name in asked}
+
+
+@pytest.mark.parametrize("name", main.list_commands(click.Context(main)))
+def test_the_help_of_a_command_explains_each_argument_and_shows_examples(cli: CommandLine, name: str) -> None:
+    command, text = commands()[name], cli(name, "-h").output
+    words = " ".join(text.split())
+    assert not re.search(r"\\b|default: (none|any|all)\b", text)
+    for one in command.params:
+        if getattr(one, "hidden", False):
+            continue
+        assert one.help, one.name  # type: ignore[attr-defined]
+        if isinstance(one, click.Option):
+            assert f"{one.opts[0]} " in words
+            if isinstance(one.default, int | float) and one.show_default:
+                assert re.search(rf"{one.opts[0]} .*?\[default: {one.default}", words), one.name
+    examples = re.findall(r"^  (boring-assets .*)$", text.partition("\nExamples:\n")[2], re.MULTILINE)
+    assert examples
+    for example in examples:
+        _, called, *arguments = shlex.split(example)
+        commands()[called].make_context(called, arguments)  # raises where the example is wrong
+
+
+def test_help_is_shown_without_the_heavy_imports() -> None:
+    code = """
+import sys
+from click.testing import CliRunner
+from boring_assets import commands as click_commands
+from boring_assets.cli import GROUPS, main
+def heavy(*names):
+    return [name for name in names if name in sys.modules]
+assert CliRunner().invoke(main, ["--help"]).exit_code == 0
+print(heavy("dagster", "torch", "polars", "pyarrow", "numpy", "pydantic"))
+for name in main.list_commands(None):
+    assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
+print(heavy("dagster", "torch", "polars", "pyarrow", "numpy"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n[]\n"
+
+
+def test_input_and_output_are_positions_and_the_earlier_flags_are_still_taken(cli: CommandLine) -> None:
+    cli.sample_data("in", shards=1)
+    new = cli("status", "in", "out", code=4).stdout
+    assert new == cli("status", "--input", "in", "--output", "out", code=4).stdout
+    assert new == cli("status", BORING_INPUT_DIR="in", BORING_OUTPUT_DIR="out", code=4).stdout
+    assert "INPUT is given twice" in cli("status", "in", "out", "--input", "in", code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -142,8 +173,8 @@ def test_parquet_that_leads_to_no_images(cli: CommandLine) -> None:
 
 
 def test_status_says_what_there_is_to_do(cli: CommandLine) -> None:
-    options = ("--input", "in", "--output", "out")
-    assert "BORING_INPUT_DIR (--input)" in cli("status", "--output", "out", code=1).stderr
+    options = ("in", "out")
+    assert "BORING_INPUT_DIR (INPUT)" in cli("status", "", "out", code=1).stderr
     cli.sample_data("in", shards=1)
     assert cli("register", *options).stdout == "1 shard registered.\n"
     cli.sample_data("in", shards=7)
@@ -178,40 +209,37 @@ def test_status_says_what_there_is_to_do(cli: CommandLine) -> None:
 
 def test_status_of_an_empty_input(cli: CommandLine) -> None:
     Path("in").mkdir()
-    assert cli("status", "--input", "in", "--output", "out").stdout == "There are no shards.\n"
+    assert cli("status", "in", "out").stdout == "There are no shards.\n"
 
 
 def test_failures_can_be_asked_for(cli: CommandLine) -> None:
     cli.sample_data("in", "--broken", 4, shards=3)
     next_ones = cli("embed", "in", "out").stdout.partition("\nNext:\n")[2].splitlines()
-    assert next_ones[0].endswith("boring-assets failures --output out")
+    assert next_ones[0].endswith("boring-assets failures out")
     for line in next_ones:  # also where the environment is not on the PATH
         program = next(word for word in shlex.split(line) if "=" not in word)
         assert shutil.which(program) is not None, line
-    lines = cli("failures", "--output", "out").stdout.splitlines()
+    lines = cli("failures", "out").stdout.splitlines()
     assert [line.split() for line in lines[:2]] == [["9", "decode_error"], ["3", "not_downloaded"]]
     assert len(lines) == 2 + 12
     assert len({re.match(r"\d+ +\w+ +", line).end() for line in lines[2:]}) == 1  # type: ignore[union-attr]
 
     chosen = ("--reason", "not_downloaded", "--shard", "00001", "--json")
-    (row,) = map(json.loads, cli("failures", "--output", "out", *chosen).stdout.splitlines())
+    (row,) = map(json.loads, cli("failures", "out", *chosen).stdout.splitlines())
     assert row["reason"] == "not_downloaded"
     assert "404" in row["detail"]
     assert row["url"].startswith("https://example.com/")
     table = pq.read_table("in/00001.parquet").slice(row["row"], 1).to_pylist()[0]
     assert (table["key"], table["status"]) == (row["key"], "failed_to_download")
 
-    lines = cli("failures", "--output", "out", "--limit", 2).stdout.splitlines()
+    lines = cli("failures", "out", "--limit", 2).stdout.splitlines()
     assert len(lines) == 5
     assert lines[-1] == "... and 10 more; --limit 0 shows all."
-    assert len(cli("failures", "--output", "out", "--limit", 0).stdout.splitlines()) == 14
-    assert cli("failures", "--output", "out", "--reason", "too_large").stdout == "No failures.\n"
-    assert "decode_error" in cli("failures", "--output", "out", "--reason", "typo", code=2).stderr
-    assert (
-        "/none.parquet: there is nothing"
-        in cli("failures", "--output", "out", "--shard", "none", code=1).stderr
-    )
-    assert "BORING_OUTPUT_DIR (--output)" in cli("failures", code=1).stderr
+    assert len(cli("failures", "out", "--limit", 0).stdout.splitlines()) == 14
+    assert cli("failures", "out", "--reason", "too_large").stdout == "No failures.\n"
+    assert "decode_error" in cli("failures", "out", "--reason", "typo", code=2).stderr
+    assert "/none.parquet: there is nothing" in cli("failures", "out", "--shard", "none", code=1).stderr
+    assert "BORING_OUTPUT_DIR (OUTPUT)" in cli("failures", code=1).stderr
 
 
 def test_what_a_shard_says_of_a_failure_cannot_steer_the_terminal(cli: CommandLine) -> None:
@@ -222,7 +250,7 @@ def test_what_a_shard_says_of_a_failure_cannot_steer_the_terminal(cli: CommandLi
     pq.write_table(table.append_column("jpg", pa.array([None], pa.binary())), "in/0.parquet")
     cli("embed", "in", "out", "--quiet-seconds", 0)
     process = subprocess.run(
-        [PROGRAM, "failures", "--output", "out"], env=os.environ | cli.env, capture_output=True, check=True
+        [PROGRAM, "failures", "out"], env=os.environ | cli.env, capture_output=True, check=True
     )
     assert b"not_downloaded" in process.stdout
     assert rb"\x1b[2J" in process.stdout

@@ -1,92 +1,220 @@
-"""`boring-assets cost`: a table of hours, sums and sizes for so many images."""
+"""`boring-assets cost`. Prices come from the user's file: they differ by place and day."""
 
+import json
+import math
+import tomllib
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.table import Table
+from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError
 
-from boring_assets.commands.options import apply, config, setting
-from boring_assets.errors import SettingsError
+from boring_assets.commands.options import Command, apply, config, folder, setting
+from boring_assets.errors import SettingsError, StorageError
+from boring_assets.settings import Settings
+from boring_assets.wording import expected
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
+_WIDTHS = {"float16": 2, "float32": 4}
+_LISTED = 1000  # objects in one answer to a listing of S3
+_PER_SHARD = {"get": 7, "put": 2}  # docs/performance.md; a tar needs one more to read for each 8 MiB
+_Price = Field(None, ge=0)
+_File = TypeVar("_File", bound=BaseModel)
 
 
-@click.command("cost")
-@click.argument("images", type=click.IntRange(1))
-@click.option("--prices", required=True, type=_FILE, help="TOML file with the prices; docs/scale.md has one.")
-@setting("output_dir", "--output")
-@click.option("--benchmark", type=_FILE, help="What `python -m benchmarks.gpu --out FILE` wrote.")
-@click.option(
-    "--images-per-second", type=click.FloatRange(0, min_open=True), help="Of one device, where you know it."
+class _Machine(BaseModel, extra="forbid"):
+    name: str = Field(min_length=1)
+    price_per_hour: float = Field(ge=0)
+    gpus: PositiveInt = 1
+    images_per_second: PositiveFloat | None = None
+
+
+class _Storage(BaseModel, extra="forbid"):
+    price_per_gb_month: float | None = _Price  # a GB is 10^9 bytes
+    put_per_1000: float | None = _Price
+    get_per_1000: float | None = _Price
+    list_per_1000: float | None = _Price
+
+
+class _Prices(BaseModel, extra="forbid"):
+    currency: str = ""
+    machine: list[_Machine] = Field(min_length=1)
+    storage: _Storage = _Storage()
+
+
+class _Speed(BaseModel):
+    steady: PositiveFloat
+
+
+class _Row(BaseModel):
+    model: str
+    end_to_end: _Speed | None = None
+
+
+class _Benchmark(BaseModel):
+    rows: list[_Row]
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "boring-assets cost 1000000000 --prices prices.toml --images-per-second 2523 --dim 768",
+        "boring-assets cost 1000000000 --prices prices.toml --output s3://bucket/embeddings --machines 8",
+    ),
 )
-@setting("model")
-@click.option("--dim", type=click.IntRange(1), help="Length of an embedding, where no output says so.")
-@click.option("--machines", default=1, type=click.IntRange(1), help="Machines that work at once.")
-@click.option("--images-per-shard", default=10_000, type=click.IntRange(1), help="img2dataset's default.")
+@click.argument("images", type=click.IntRange(1), help="Number of images.")
+@click.option("--prices", type=_FILE, required=True, help="TOML file with prices; docs/scale.md has one.")
+@folder("output_dir", required=False)
+@click.option("--benchmark", type=_FILE, help="File that `python -m benchmarks.gpu --out FILE` wrote.")
+@click.option("--images-per-second", type=click.FloatRange(0, min_open=True), help="Speed of one device.")
+@setting("model", help="Model to take from the benchmark.")
+@click.option("--dim", type=click.IntRange(1), help="Length of an embedding, without --output.")
+@click.option("--machines", type=click.IntRange(1), default=1, help="Number of machines; 1 by default.")
+@click.option("--images-per-shard", type=click.IntRange(1), default=10_000, help="10,000 by default.")
 @config
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def cost(images: int, as_json: bool, **options: Any) -> None:
-    """Says what IMAGES images cost in hours, money, storage.
+def cost(
+    images: int, prices: Path, machines: int, images_per_shard: int, as_json: bool, **options: Any
+) -> None:
+    """Estimate the hours, the cost and the storage of embedding IMAGES images.
 
-    Prices are yours (--prices). How fast the work goes is measured: by an output that was made here
-    (--output, with its DAGSTER_HOME), by the GPU benchmark (--benchmark), or given (--images-per-second).
-    The bytes of an image are those of the output, or follow from --dim.
+    Prices are yours (--prices). The speed is that of an output that was made with this DAGSTER_HOME
+    (--output), of the GPU benchmark (--benchmark), or given (--images-per-second).
     """
-    from boring_assets.commands import costing
-    from boring_assets.commands.prices import read_prices
+    rates, measured = _read(prices, tomllib.loads, _Prices), _measure(**options)
+    shards = math.ceil(images / images_per_shard)
+    requests = {"list": math.ceil(3 * shards / _LISTED) + math.ceil(shards / _LISTED)}
+    requests |= {kind: count * shards for kind, count in _PER_SHARD.items()}
+    paid = {kind: getattr(rates.storage, f"{kind}_per_1000") for kind in requests}
+    sums = [requests[kind] / 1000 * price for kind, price in paid.items() if price is not None]
+    widths = _WIDTHS if measured["dim"] else {}
+    sizes = {
+        kind: images * (measured["dim"] * width + measured["other_bytes"]) for kind, width in widths.items()
+    }
+    month = rates.storage.price_per_gb_month
+    answer = {
+        "images": images,
+        "shards": shards,
+        "machines": [
+            _estimate(one, images, measured["images_per_second"], machines) for one in rates.machine
+        ],
+        "output_bytes": sizes,
+        "storage_per_month": {}
+        if month is None
+        else {kind: size / 1e9 * month for kind, size in sizes.items()},
+        "requests": requests,
+        "request_cost": sum(sums) if sums else None,
+        "currency": rates.currency,
+        "measured": measured,
+    }
+    click.echo(json.dumps(answer)) if as_json else _print(answer)
 
-    prices = read_prices(options.pop("prices"))
-    machines, per_shard = options.pop("machines"), options.pop("images_per_shard")
-    measured = _measure(**options)
-    found = costing.estimate(images, prices, measured, machines, per_shard)
-    if as_json:
-        click.echo(costing.as_json(found, prices, measured))
-    else:
-        _show(Console(highlight=False), found, prices.currency, measured.source, machines)
+
+def _estimate(machine: _Machine, images: int, of_device: float | None, count: int) -> dict[str, Any]:
+    rate = machine.images_per_second or (of_device or 0) * machine.gpus
+    if not rate:
+        raise SettingsError(
+            f"The speed of the machine {machine.name} is not known. Give --images-per-second, --output or "
+            "--benchmark, or images_per_second of the machine in the price file."
+        )
+    hours = images / rate / 3600
+    return {
+        "name": machine.name,
+        "images_per_second": rate,
+        "gpu_hours": hours * machine.gpus,
+        "wall_hours": hours / count,
+        "cost": hours * machine.price_per_hour,
+        "cost_per_million_images": 1e6 / rate / 3600 * machine.price_per_hour,
+    }
 
 
-def _measure(
-    benchmark: Path | None, images_per_second: float | None, dim: int | None, **settings: Any
-) -> Any:
-    from boring_assets.commands import costing
+def _read(file: Path, parse: Callable[[str], Any], schema: type[_File]) -> _File:
+    try:
+        return schema.model_validate(parse(file.read_text()))
+    except OSError as error:
+        raise SettingsError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {expected(one)}" for one in error.errors())
+        raise SettingsError(f"{file} is wrong: {wrong}. docs/scale.md shows what is expected.") from error
+    except ValueError as error:
+        raise SettingsError(f"{file} is not {parse.__module__.upper()}: {error}.") from error
+
+
+def _measure(benchmark: Path | None, images_per_second: float | None, dim: int | None, **options: Any) -> Any:
+    """Images a second of one device, length and other bytes of an embedding, and where these are from."""
+    settings, source = apply(options), "as given"
+    if sum(map(bool, (options["output_dir"], benchmark, images_per_second))) > 1:
+        raise SettingsError("--output, --benchmark and --images-per-second all give the speed. Give one.")
+    if options["output_dir"]:
+        return _measure_output(settings)
+    if benchmark:
+        rows = _read(benchmark, json.loads, _Benchmark).rows
+        rates = {row.model: row.end_to_end.steady for row in rows if row.end_to_end}
+        if settings.model not in rates:
+            raise SettingsError(
+                f"{benchmark} has no model {settings.model}, but {', '.join(rates) or 'none'}."
+            )
+        images_per_second, source = rates[settings.model], f"{benchmark}, {settings.model}"
+    return {"images_per_second": images_per_second, "dim": dim, "other_bytes": 0.0, "source": source}
+
+
+def _measure_output(settings: Settings) -> dict[str, Any]:
+    from boring_assets.output.files import EMBEDDINGS
+    from boring_assets.storage.errors import storage_error
+    from resources.embeddings_io import EmbeddingsIOManager
+
+    root = EmbeddingsIOManager.from_settings(settings).root()
+    try:
+        totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
+        files = root.fs.find(f"{root.path}/{EMBEDDINGS}", detail=True).values()
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/metadata.json", "read") from error
+    count, dim, width = totals["num_samples"], totals["dim"], _WIDTHS.get(str(totals["dtype"]))
+    if not count or not isinstance(dim, int) or not width:
+        raise StorageError(f"{root.uri} has no embeddings, or those of several models. Give another output.")
+    size = sum(file["size"] for file in files if file["name"].endswith(".parquet"))
+    source = f"{root.uri}, by {totals['model']}"
+    other = max(0.0, size / count - dim * width)
+    return {"images_per_second": _rate(settings), "dim": dim, "other_bytes": other, "source": source}
+
+
+def _rate(settings: Settings) -> float | None:
+    """Rows a second of all runs that embedded something, start-up included; None where there are none."""
+    from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
 
-    values = apply(settings)
-    if sum((bool(settings["output_dir"]), bool(benchmark), bool(images_per_second))) > 1:
-        raise SettingsError(
-            "--output, --benchmark and --images-per-second each say how fast the work goes. Give one of them."
-        )
-    if settings["output_dir"]:
-        return costing.measure_output(values, open_instance(values.output_dir))
-    if benchmark:
-        found = costing.read_benchmark(benchmark, values.model)
-        return costing.Measured(found.images_per_second, dim, source=found.source)
-    return costing.Measured(images_per_second, dim, source="as given")
+    instance, asset = open_instance(settings.output_dir), Dataset.from_settings(settings).embeddings
+    rows: Counter[str] = Counter()
+    cursor, more = None, True
+    while more:
+        page = instance.fetch_materializations(asset, limit=1000, cursor=cursor)
+        for record in page.records:
+            metadata: Any = record.asset_materialization and record.asset_materialization.metadata
+            if "seconds" in metadata and "adopted" not in metadata:
+                rows[record.run_id] += metadata["rows"].value
+        cursor, more = page.cursor, page.has_more
+    runs: list[Any] = [
+        run for run in map(instance.get_run_record_by_id, rows) if run and run.start_time and run.end_time
+    ]
+    seconds = sum(run.end_time - run.start_time for run in runs)
+    return sum(rows[run.dagster_run.run_id] for run in runs) / seconds if seconds else None
 
 
-def _show(console: Console, found: Any, currency: str, source: str, machines: int) -> None:
-    table = Table(
-        title=f"{found.images:,} images in {found.shards:,} shards ({source})", title_justify="left"
-    )
-    table.add_column("Machine")
-    for name in ("Images/s", "GPU hours", f"Hours, {machines} of them", "Cost", "Cost of 1 M images"):
-        table.add_column(name, justify="right")
-    for one in found.machines:
-        table.add_row(
-            one.name,
-            f"{one.images_per_second:,.0f}",
-            f"{one.gpu_hours:,.1f}",
-            f"{one.wall_hours:,.1f}",
-            f"{one.cost:,.2f} {currency}".strip(),
-            f"{one.cost_per_million_images:,.4f} {currency}".strip(),
+def _print(answer: dict[str, Any]) -> None:
+    currency, month = answer["currency"], answer["storage_per_month"]
+    click.echo(f"{answer['images']:,} images in {answer['shards']:,} shards ({answer['measured']['source']})")
+    for one in answer["machines"]:
+        click.echo(
+            "{name}: {images_per_second:,.0f} images/s, {gpu_hours:,.1f} GPU hours, {wall_hours:,.1f} hours, "
+            "{cost:,.2f} {currency}, {cost_per_million_images:,.4f} {currency} a million images".format(
+                **one, currency=currency
+            )
         )
-    console.print(table)
-    for kind, size in found.output_bytes.items():
-        month = found.storage_per_month.get(kind)
-        price = "" if month is None else f", {month:,.2f} {currency}".rstrip() + " a month"
-        console.print(f"Output as {kind}: {size / 1e9:,.1f} GB{price}")
-    asked = ", ".join(f"{count:,} {kind.upper()}" for kind, count in found.requests.items())
-    price = "" if found.request_cost is None else f": {found.request_cost:,.2f} {currency}".rstrip()
-    console.print(f"Requests to the object storage, at least: {asked}{price}")
+    for kind, size in answer["output_bytes"].items():
+        price = f", {month[kind]:,.2f} {currency} a month" if kind in month else ""
+        click.echo(f"Output as {kind}: {size / 1e9:,.1f} GB{price}")
+    requests = ", ".join(f"{count:,} {kind.upper()}" for kind, count in answer["requests"].items())
+    price = "" if answer["request_cost"] is None else f": {answer['request_cost']:,.2f} {currency}"
+    click.echo(f"Requests to the object storage, at least: {requests}{price}")

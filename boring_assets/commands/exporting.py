@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable
 from typing import IO, Any
 
-import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,7 +21,6 @@ from boring_assets.search.rows import valid_name
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import open_root
-from boring_assets.wording import some
 from partitions.own_files import EXPORT_MARKER
 
 MARK = "export.json"
@@ -168,18 +166,3 @@ def export_all(output_dir: str, dest_dir: str, layout: str) -> dict[str, Any]:
     }
     write_bytes(export.dest, MARK, json.dumps(facts, indent=2).encode())
     return facts
-
-
-@click.command("export")
-@click.argument("output_dir", metavar="OUTPUT")
-@click.argument("dest_dir", metavar="DEST")
-@click.option(
-    "--format", "layout", required=True, type=click.Choice(list(FORMATS)), help="The layout.  [default: none]"
-)
-def export_command(output_dir: str, dest_dir: str, layout: str) -> None:
-    """Writes the embeddings in another tool's layout.
-
-    OUTPUT and DEST are paths or URIs. DEST must be empty; `export.json` appears in it when all is written.
-    """
-    facts = export_all(output_dir, dest_dir, layout)
-    click.echo(f"{some(facts['rows'], 'embedding')} of {some(facts['partitions'], 'shard')} in {dest_dir}.")

@@ -1,7 +1,7 @@
-"""Options of the command line that stand for settings."""
+"""What the commands share: the form of their help, and the arguments and options that stand for settings."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -9,34 +9,82 @@ import click
 from boring_assets.monitoring.logs import set_up_process
 from boring_assets.settings import PREFIX, Settings, load_settings
 
+Decorator = Callable[..., Any]
 
-def setting(name: str, *flags: str, **extra: Any) -> Callable[..., Any]:
+
+class Command(click.Command):
+    """A command whose help ends in examples, and may explain terms before them."""
+
+    def __init__(
+        self,
+        *args: Any,
+        examples: Sequence[str],
+        terms: Sequence[tuple[str, str]] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.examples, self.terms = examples, terms
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the terms and the examples, each example on a line of its own, however long."""
+        if self.terms:
+            with formatter.section("States"):
+                formatter.write_dl(self.terms)
+        with formatter.section("Examples"):
+            for example in self.examples:
+                formatter.write(f"{'':{formatter.current_indent}}{example}\n")
+
+
+def folder(name: str, *, required: bool = True) -> Decorator:
+    """The input or the output: a positional argument where a command needs it, else an option.
+
+    Left out, the setting is used. The option of earlier versions (`--input`, `--output`) is still accepted.
+
+    Args:
+        name: `input_dir` or `output_dir`.
+        required: Whether the command cannot work without it.
+    """
+    word = name.removesuffix("_dir")
+    if not required:
+        return setting(name, f"--{word}", metavar="URI")
+    earlier = f"earlier_{name}"
+
+    def keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        ctx.meta[earlier] = value
+
+    def either(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+        if value is not None and ctx.meta[earlier] is not None:
+            raise click.UsageError(f"{word.upper()} is given twice: as an argument and as --{word}.")
+        return ctx.meta[earlier] if value is None else value
+
+    help = f"{Settings.model_fields[name].description}  [default: {PREFIX}{name.upper()}]"
+    position = click.argument(name, metavar=f"[{word.upper()}]", required=False, callback=either, help=help)
+    option = click.option(f"--{word}", earlier, hidden=True, is_eager=True, expose_value=False, callback=keep)
+    return lambda command: position(option(command))
+
+
+def setting(name: str, *flags: str, **extra: Any) -> Decorator:
     """An option that stands for a setting: the same name, the same help.
 
     Args:
-        name: The setting's.
-        flags: The option's, where it is called otherwise.
-        extra: For `click.option`.
+        name: The setting.
+        flags: The option's flags, where they differ from the name.
+        extra: For `click.option`; `help` replaces the setting's own.
     """
-    flag = flags or (f"--{name.replace('_', '-')}",)
     field = Settings.model_fields[name]
-    default = field.default if field.default not in ("", ()) else "none"
-    return click.option(*flag, name, help=f"{field.description}  [default: {default}]", **extra)
+    default = "" if field.default in ("", (), False) else f"  [default: {field.default}]"
+    flags = flags or (f"--{name.replace('_', '-')}",)
+    return click.option(*flags, name, **{"help": f"{field.description}{default}", **extra})
 
 
-config = click.option(
-    "--config", metavar="FILE", help="TOML file with settings, one `name = value` a line.  [default: none]"
-)
+config = click.option("--config", metavar="FILE", help="TOML file with settings, one `name = value` a line.")
 
 
 def apply(options: dict[str, Any]) -> Settings:
-    """Puts the options given into the environment, where child processes find them too, and reads all.
+    """All settings, with the options given put into the environment, where child processes find them too.
 
     Args:
         options: Values by setting; None where the option was not given.
-
-    Returns:
-        All settings.
 
     Raises:
         SettingsError: A value is wrong.

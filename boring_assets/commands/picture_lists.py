@@ -8,7 +8,6 @@ import posixpath
 from collections.abc import Iterator
 from itertools import islice
 
-import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,27 +17,27 @@ from boring_assets.errors import StorageError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root, check_readable, open_root
-from boring_assets.wording import some
 
 _NAME = "pictures-{:05}.parquet"
 SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "caption")])
 """Key and URL of a row are the picture's path below the folder; its caption is the `.txt` beside it."""
 
 
-def list_pictures(folder: Root, samples_per_shard: int) -> list[int]:
-    """Writes lists of the pictures below a folder that no list of it has yet.
+def write_lists(uri: str, samples_per_shard: int) -> list[int]:
+    """Writes shards that list the pictures of a folder which no earlier list has.
 
     Args:
-        folder: Where the pictures are; the lists are written to it. Names that begin with `.` or `_` are
-            passed over.
+        uri: Path or URI of the folder; the lists are written to it. Names that begin with `.` or `_` are
+            left out.
         samples_per_shard: Most pictures in one list.
 
     Returns:
         How many pictures each new list has.
 
     Raises:
-        StorageError: The folder cannot be read or written.
+        StorageError: The folder cannot be read or written, or holds no pictures.
     """
+    folder = open_root(uri)
     check_readable(folder)
     known, number = _known(folder)
     pictures = (pair for pair in _walk(folder) if pair[0] not in known)
@@ -61,6 +60,8 @@ def list_pictures(folder: Root, samples_per_shard: int) -> list[int]:
         )
         number += 1
         sizes.append(len(part))
+    if not number:
+        raise StorageError(f"There are no pictures below {folder.uri}. Expected are .jpg, .png, .webp, ...")
     return sizes
 
 
@@ -112,22 +113,3 @@ def _captions(folder: Root, texts: set[str]) -> dict[str, str | None]:
         caption = to_text(data)
         found[text] = caption.strip() if caption else None
     return found
-
-
-@click.command("list-pictures")
-@click.argument("folder", metavar="DIR")
-@click.option(
-    "--samples-per-shard", default=10_000, type=click.IntRange(1, 1_000_000), help="Most pictures in a list."
-)
-def list_pictures_command(folder: str, samples_per_shard: int) -> None:
-    """Lists the pictures of a folder in parquet shards.
-
-    After that, `embed DIR` takes them. DIR is a path or a URI. The lists are written to it, as
-    pictures-00000.parquet and so on; later calls list what is new. A `.txt` of the same name is a picture's
-    caption.
-    """
-    root = open_root(folder)
-    sizes = list_pictures(root, samples_per_shard)
-    if not sizes and not root.fs.isfile(f"{root.path}/{_NAME.format(0)}"):
-        raise StorageError(f"There are no pictures below {root.uri}. Expected are .jpg, .png, .webp, ...")
-    click.echo(f"{some(sum(sizes), 'new picture')} in {some(len(sizes), 'new list')}.")

@@ -71,9 +71,7 @@ def say_done(console: Console, settings: Settings, summary: Summary) -> None:
         _line(console, "Failed", f"{key}: {why}", "red")
     console.print("\nNext:")
     if failed:
-        _line(
-            console, "", f"{_program('boring-assets')} failures --output {shlex.quote(settings.output_dir)}"
-        )
+        _line(console, "", f"{_program('boring-assets')} failures {shlex.quote(settings.output_dir)}")
     _line(console, "", f"{_environment(settings)} {_program('dagster')} dev -m boring_assets.definitions")
 
 

@@ -8,7 +8,8 @@ import dagster as dg
 from boring_assets.assets.image_embeddings import FAILED_SHARDS
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.results import Progress
-from boring_assets.instance.homes import HOME_TAG, home_name
+from boring_assets.errors import RunError
+from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.settings import Settings
 from boring_assets.tags import MAX_SAMPLES_TAG, REDO_TAG, range_tags
@@ -116,3 +117,17 @@ def _explain(result: dg.ExecuteInProcessResult) -> Outcome:
             raise KeyboardInterrupt
         return Outcome(data.error.message if data.error else "the step failed", run_id=result.run_id)
     return Outcome(f"run {result.run_id} failed before its step; the Dagster UI has its log")
+
+
+def run_to_the_end(
+    settings: Settings, name: str, tags: dict[str, str] | None = None, config: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """Runs a job in this process and returns the shards that failed, where the run went on without them.
+
+    Raises:
+        RunError: The run stopped.
+    """
+    outcome = run_job(settings, open_instance(settings.output_dir), name, tags, config)
+    if outcome.stops:
+        raise RunError(outcome.error)
+    return outcome.failed_shards

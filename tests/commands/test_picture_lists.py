@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from boring_assets.cli import main
-from boring_assets.commands.picture_lists import list_pictures
+from boring_assets.commands.picture_lists import write_lists
 from boring_assets.storage.root import open_root
 from tests.assets.project import Project
 from tests.seaweed import Seaweed
@@ -65,7 +65,7 @@ def test_a_bucket_is_listed_alike(tmp_path: Path, s3_env: Seaweed) -> None:
     (tmp_path / "x" / "2.txt").write_text("two")
     root = open_root(s3_env.new_prefix())
     root.fs.put(f"{tmp_path}/", root.path + "/", recursive=True)
-    assert list_pictures(root, 10) == [3]
+    assert write_lists(root.uri, 10) == [3]
     shutil.rmtree(tmp_path / "x")
     root.fs.get(f"{root.path}/pictures-00000.parquet", str(tmp_path / "list.parquet"))
     rows = pq.read_table(tmp_path / "list.parquet").to_pylist()

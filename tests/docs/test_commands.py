@@ -98,7 +98,7 @@ def check_options(words: list[str], place: str) -> None:
     for at, word in enumerate(words):
         rest = words[at + 1 :]
         if word.endswith("boring-assets") and rest and re.fullmatch(r"[a-z][a-z-]+", rest[0]):
-            command = main.commands.get(rest[0])
+            command = main.get_command(click.Context(main), rest[0])
             assert isinstance(command, click.Command), f"{place}: there is no command {rest[0]}"
             known = {"--help", *(name for one in command.params for name in one.opts)}
         elif word == "-m" and rest and rest[0].split(".")[0] in ("benchmarks", "torture"):

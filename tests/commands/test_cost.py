@@ -80,10 +80,10 @@ def test_the_gpu_benchmark_says_how_fast_a_model_is(run: CommandLine) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[[machine]]\nname = 'a'", ["machine, number 1, price_per_hour", "required"]),
-        (PRICES.replace("10.0", "-1"), ["machine, number 2, price_per_hour", "greater than"]),
-        (PRICES + "discount = 1", ["storage, discount"]),
-        ("currency = 'EUR'", ["machine: field required"]),
+        ("[[machine]]\nname = 'a'", ["machine.0.price_per_hour: expected a value"]),
+        (PRICES.replace("10.0", "-1"), ["machine.1.price_per_hour: expected a number of at least 0"]),
+        (PRICES + "discount = 1", ["storage.discount: expected no entry"]),
+        ("currency = 'EUR'", ["machine: expected a value"]),
         ("[[machine]\n", ["not TOML", "line 1"]),
     ],
 )
@@ -100,5 +100,5 @@ def test_what_is_not_known_is_asked_for(run: CommandLine) -> None:
     options = ("cost", 1, "--prices", run.folder / "prices.toml")
     assert "--images-per-second" in run(*options, code=1).output
     both = (*options, "--images-per-second", 1, "--benchmark", "gpu.json")
-    assert "Give one of them" in run(*both, code=1).output
+    assert "Give one." in run(*both, code=1).output
     assert "cannot be read" in run("cost", 1, "--prices", "no-such-file", code=1).output
