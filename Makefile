@@ -1,4 +1,4 @@
-# Everything is installed into .venv; nothing is needed beforehand but Python 3.11, make and a package registry.
+# Everything is installed into .venv. Needed: Python 3.11, make and a package registry.
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -6,14 +6,16 @@ DEMO := demo
 DEMO_ENV := DAGSTER_HOME=$(CURDIR)/$(DEMO)/dagster_home BORING_INPUT_DIR=$(CURDIR)/$(DEMO)/input \
 	BORING_OUTPUT_DIR=$(CURDIR)/$(DEMO)/output BORING_MODEL=boring-tiny
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-# Python compiles what is imported, when it is; most of these packages' modules never are.
+# --no-compile: Python compiles a module when it is imported; most modules of these packages never are.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
-# One more than there are cores: end-to-end tests wait for Dagster's daemons much of their time. They stand side by
-# side in the list of tests, so whoever is done early takes some of them from whoever is not; the others stay
-# together with what they share.
+# One more than there are cores: end-to-end tests wait for Dagster's daemon much of their time. `worksteal` keeps
+# the tests of a file together, with the fixtures that they share, until a worker has nothing left to do.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+PYTEST := -m pytest -n $(WORKERS) --dist worksteal
+# `make test-newest-dagster` has its own environment.
+NEWEST := .venv-newest/bin/python
 
-.PHONY: demo dev test docs screenshots lint clean bench torture
+.PHONY: demo dev test test-all test-newest-dagster docs screenshots lint clean bench torture
 
 demo: .venv/installed $(DEMO)/input
 	@$(DEMO_ENV) $(BIN)/boring-assets embed $(DEMO)/input $(DEMO)/output
@@ -23,27 +25,41 @@ dev: .venv/installed $(DEMO)/input
 	$(DEMO_ENV) $(BIN)/boring-assets register
 	$(DEMO_ENV) $(BIN)/dagster dev -w workspace.yaml
 
+# Whatever a change can break: formatter, linter, types, imports, documents, and all tests that are not `heavy`.
 test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(SITE) --quiet
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python $(PYTEST) -m "not heavy"
 
-# The documents as a site, in site/.
+# The tests that `make test` leaves out: Ray, containers, PostgreSQL, a browser, torture, the documents' commands.
+test-all: .venv/installed-test
+	$(BIN)/python $(PYTEST) -m heavy
+
+# The tests of what Dagster can change, with the newest Dagster that installs; everything else as in constraints.txt.
+test-newest-dagster:
+	@test -x $(NEWEST) || $(PYTHON) -m venv .venv-newest
+	@grep -v '^dagster' constraints.txt > .venv-newest/constraints.txt
+	@$(NEWEST) -m pip install --quiet --no-compile --disable-pip-version-check --upgrade \
+		-c .venv-newest/constraints.txt -e '.[test]'
+	$(NEWEST) -m pip list | grep '^dagster'
+	$(NEWEST) $(PYTEST) -m "not heavy" tests/instance tests/assets tests/e2e tests/test_sensors.py tests/test_checks.py
+
+# Builds the documents as a site, in site/.
 docs: .venv/installed-test
 	$(SITE)
 
-# The pictures of the documents, taken anew in a real browser. Needs Chromium.
+# Takes the screenshots of the documents. Needs Chromium.
 screenshots: .venv/installed-test
 	$(BIN)/python docs/screenshots.py
 
-# Against other ways to embed the same shards; docs/performance.md says how to read it.
+# Compares with other ways to embed the same shards; docs/performance.md says how to read it.
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks.end_to_end
 
-# Crashes, faults of storage, a long run and hostile input; docs/reliability.md has the figures. An hour or more.
+# Crashes, storage faults, a long run and hostile input; docs/reliability.md has the figures. An hour or more.
 torture: .venv/installed-test
 	@failed=0; for part in crashes s3_faults soak hostile; do \
 		$(BIN)/python -m torture.$$part || failed=1; \
@@ -76,4 +92,4 @@ $(DEMO)/input: | .venv/installed
 	@touch $@
 
 clean:
-	rm -rf $(DEMO) .venv build site *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(DEMO) .venv .venv-newest build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -38,6 +38,7 @@ from benchmarks.catalogue_steps import (
 )
 from benchmarks.table import print_table
 from boring_assets.datasets import ASSET_KEY
+from tests import waiting
 from tests.e2e import processes
 from tests.e2e.processes import Home
 from tests.e2e.test_backfill import LAUNCH
@@ -234,7 +235,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where to work; with /dev/shm, SQLite waits for no disk")
     parser.add_argument("--steps", nargs="+", choices=_STEPS, default=_STEPS)
     args = parser.parse_args()
-    processes.DEADLINE = 3600
+    waiting.HANG_SECONDS = 3600
     report = Report()
     work = Path(tempfile.mkdtemp(dir=args.folder, prefix="catalogue-"))
     try:

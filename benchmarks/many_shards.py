@@ -23,6 +23,7 @@ from dagster import DagsterRunStatus
 from benchmarks.table import machine, print_table
 from boring_assets.datasets import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
+from tests import waiting
 from tests.e2e import processes
 from tests.e2e.processes import Home, Webserver
 from tests.e2e.test_backfill import LAUNCH, backfill
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5, help="samples in a shard, one of them broken")
     parser.add_argument("--per-run", type=int, default=250, help="most partitions in a run")
     args = parser.parse_args()
-    processes.DEADLINE = 300 + args.shards
+    waiting.HANG_SECONDS = 300 + args.shards
     with tempfile.TemporaryDirectory() as root:
         home = Home.make(Path(root))
         keys = make_shards(home, args.shards, args.images)

@@ -16,6 +16,17 @@ from tests.seaweed import Seaweed
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
+HEAVY_FIXTURES = {"browser", "containers", "postgres", "ray"}
+"""A test that uses one of these is `heavy`: `make test` leaves it to `make test-all`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of servers and programs that not every change needs."""
+    for item in items:
+        if HEAVY_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.heavy)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting, credential or Dagster home of this machine reaches a test, nor one test's the next."""

@@ -18,10 +18,10 @@ from typing import Any, Self
 import psycopg2
 
 from tests.seaweed import _die_with_parent, free_ports
+from tests.waiting import HANG_SECONDS
 
 USER = "boring"
 _NOBODY = 65534
-_READY_SECONDS = 60
 
 
 def program(name: str) -> str | None:
@@ -142,7 +142,7 @@ class Postgres:
         self._wait(process, folder / "log.txt")
 
     def _wait(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        deadline = time.monotonic() + _READY_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         trouble: Exception | None = None
         while time.monotonic() < deadline and process.poll() is None:
             try:
@@ -157,7 +157,7 @@ class Postgres:
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGINT)  # to a server: end now, and orderly
     try:
-        process.wait(timeout=30)
+        process.wait(timeout=HANG_SECONDS)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGQUIT)
-        process.wait(timeout=30)
+        process.wait(timeout=HANG_SECONDS)

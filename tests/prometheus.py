@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.processes import PROJECT, running, wait_for
+from tests.e2e.processes import PROJECT, running
 from tests.seaweed import free_ports
+from tests.waiting import HANG_SECONDS, wait_for
 
 RULES = PROJECT / "deploy" / "monitoring" / "alerts.yaml"
 
@@ -32,7 +33,7 @@ def program(name: str) -> str:
 
 
 def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=30) as response:
+    with urllib.request.urlopen(url, timeout=HANG_SECONDS) as response:
         return str(response.read().decode())
 
 

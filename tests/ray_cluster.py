@@ -15,10 +15,10 @@ import psutil
 
 from tests.e2e.processes import PROJECT, SCRIPTS
 from tests.seaweed import free_ports
+from tests.waiting import HANG_SECONDS
 
 _MARK = "TEST_RAY_NODE"
 _OBJECT_STORE = 80_000_000
-_START_SECONDS = 240
 
 
 @dataclass
@@ -97,7 +97,7 @@ class RayCluster:
         request = urllib.request.Request(self.url + path)
         if token != "":
             request.add_header("Authorization", f"Bearer {token or self.token}")
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=HANG_SECONDS) as response:
             return json.load(response)
 
     def processes(self, node: str | None = None) -> list[psutil.Process]:
@@ -144,7 +144,7 @@ class RayCluster:
                 },
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                timeout=_START_SECONDS,
+                timeout=HANG_SECONDS,
                 start_new_session=True,
                 check=False,
             )

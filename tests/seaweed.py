@@ -19,8 +19,9 @@ from typing import Self
 
 import s3fs
 
+from tests.waiting import HANG_SECONDS
+
 BUCKET = "boring"
-_READY_SECONDS = 60
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -83,7 +84,7 @@ class Seaweed:
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(timeout=30)
+            self._process.wait(timeout=HANG_SECONDS)
             self._process = None
 
     def _start(self) -> None:
@@ -140,13 +141,13 @@ class Seaweed:
     def _wait(self) -> None:
         """Waits until the bucket is made and an object can be written, which needs all four servers."""
         assert self._process is not None
-        deadline = time.monotonic() + _READY_SECONDS
+        deadline = time.monotonic() + HANG_SECONDS
         trouble: Exception | None = None
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
             try:
-                with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=5):
+                with urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=60):
                     pass
                 fs = self.filesystem()
                 if not fs.exists(BUCKET):

@@ -12,6 +12,7 @@ import pytest
 from boring_assets.engine.samples import Reason
 from tests.command_line import CommandLine
 from tests.e2e.processes import PROJECT
+from tests.waiting import HANG_SECONDS
 
 EXAMPLES = PROJECT / "docs" / "examples"
 NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -27,7 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.heavy if "ray" in name else ()) for name in NAMES]
+)
 def test_an_example_gives_what_the_project_gives(name: str, folder: Path) -> None:
     whole = name == "shards.py"
     source = folder / "in" if whole else folder / "in" / "00000.parquet"
@@ -35,7 +38,7 @@ def test_an_example_gives_what_the_project_gives(name: str, folder: Path) -> Non
     done = subprocess.run(
         [sys.executable, EXAMPLES / name, source, target, "boring-tiny"],
         env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"},
-        capture_output=True, text=True, timeout=250, check=False,
+        capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 

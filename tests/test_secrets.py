@@ -12,6 +12,7 @@ from boring_assets.secrets import without_secrets
 from tests.assets.project import Project, stored
 from tests.command_line import PROGRAM, CommandLine
 from tests.seaweed import free_ports
+from tests.waiting import HANG_SECONDS
 
 SECRET = "planted-0123456789"
 ENVIRONMENT = {
@@ -110,7 +111,8 @@ def test_a_database_that_does_not_answer_keeps_its_password(cli: CommandLine, tm
     cli.sample_data("in", shards=1, samples=2)
     done = subprocess.run(
         [PROGRAM, "status", "--input", "in", "--output", "out"],
-        env=os.environ | cli.env | {"PG_URL": url}, capture_output=True, text=True, check=False, timeout=200,
+        env=os.environ | cli.env | {"PG_URL": url}, capture_output=True, text=True, check=False,
+        timeout=HANG_SECONDS,
     )  # fmt: skip
     assert done.returncode != 0
     assert not leaks(tmp_path, done.stdout, done.stderr)

@@ -18,6 +18,7 @@ from boring_assets.tags import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 from tests.test_shard_states import instance, report_done, settings, write
+from tests.waiting import HANG_SECONDS
 
 __all__ = ["instance", "settings"]
 
@@ -132,7 +133,7 @@ def test_definitions_load_without_the_gpu_stack() -> None:
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"

@@ -35,7 +35,13 @@ from dagster._core.run_coordinator import QueuedRunCoordinator
 from dagster._serdes import ConfigurableClassData, serialize_value
 
 from boring_assets.engine.model.devices import devices
-from boring_assets.instance.homes import HOME_TAG, WORKER_TAG, belongs_to_home, home_name
+from boring_assets.instance.homes import (
+    HOME_TAG,
+    WORKER_TAG,
+    belongs_to_home,
+    home_name,
+    keep_connections_open,
+)
 from boring_assets.instance.pool import set_pool_limit
 from boring_assets.instance.worker import ACCEPTED, DONE, is_alive
 from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
@@ -289,9 +295,14 @@ def _is_local(run: dg.DagsterRun) -> bool:
 
 
 class PromptRunCoordinator(QueuedRunCoordinator):
-    """Dagster's run queue with a shorter interval: Dagster's minimum of a second delays short runs."""
+    """Dagster's run queue with a shorter interval, and with connections to PostgreSQL that stay open."""
+
+    def register_instance(self, instance: dg.DagsterInstance) -> None:
+        """Called by Dagster, in the daemon when it starts."""
+        super().register_instance(instance)
+        keep_connections_open(instance)
 
     @property
     def dequeue_interval_seconds(self) -> float:  # type: ignore[override]
-        """Seconds between two looks at the queue."""
+        """Seconds between two looks at the queue; Dagster's minimum of 1 delays short runs."""
         return 0.2

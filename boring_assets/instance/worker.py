@@ -96,8 +96,11 @@ def _executor(serialized_ref: str) -> Iterator[Callable[[str], bool]]:
     from dagster._serdes import deserialize_value
     from dagster._utils.interrupts import capture_interrupts
 
+    from boring_assets.instance.homes import keep_connections_open
+
     ref = deserialize_value(serialized_ref, InstanceRef)
     with DagsterInstance.from_ref(ref) as instance:
+        keep_connections_open(instance)
 
         def execute(run_id: str) -> bool:
             ended = threading.Event()

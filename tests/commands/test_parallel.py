@@ -1,8 +1,6 @@
 """Several workers at once, as `boring-assets embed --num-workers N` uses them."""
 
 import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from boring_assets.sample_data import write_sample_data
 from boring_assets.shard_states import State
 from tests.assets.project import Project
 from tests.command_line import CommandLine
+from tests.waiting import wait_for
 
 
 def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,27 +52,24 @@ def test_the_cores_are_shared_out() -> None:
     assert int(_environment(2)["BORING_DECODE_WORKERS"]) == max(1, cores // 2)
 
 
+def group_is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_workers_end_when_their_command_line_is_killed(tmp_path: Path) -> None:
     """Going on, they would meet the next command's run over the same shards."""
     command = CommandLine(tmp_path)
     source = command.sample_data("in", shards=40, samples=40)
     options = ("--num-workers", 2, "--quiet-seconds", 0, "--batch-size", 1)
     run = command.start("embed", source, tmp_path / "out", *options, start_new_session=True)
-    end = time.monotonic() + 120
-    while not list(tmp_path.glob("out/image_embeddings/*.parquet")):
-        assert run.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    committed = (tmp_path / "out" / "image_embeddings").glob
+    wait_for(lambda: [*committed("*.parquet")] or run.poll() is not None, "a shard is committed", every=0.02)
+    assert run.poll() is None
     run.kill()
     run.wait()
-    try:
-        while True:
-            os.killpg(run.pid, 0)
-            assert time.monotonic() < end, "its workers live on"
-            time.sleep(0.1)
-    except ProcessLookupError:
-        pass
-    finally:
-        if time.monotonic() >= end:
-            os.killpg(run.pid, signal.SIGKILL)
-    assert len(list(tmp_path.glob("out/image_embeddings/*.parquet"))) < 40, "before their work was done"
+    wait_for(lambda: not group_is_alive(run.pid), "its workers have ended")
+    assert len([*committed("*.parquet")]) < 40, "before their work was done"

@@ -8,7 +8,6 @@ import signal
 import struct
 import subprocess
 import termios
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import open_instance
 from tests.command_line import CommandLine
+from tests.waiting import HANG_SECONDS, wait_for
 
 SHARDS = 40
 UNTOLD = 6
@@ -28,13 +28,19 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     return CommandLine(tmp_path)
 
 
+def wait_for_shards(cli: CommandLine, process: subprocess.Popen[bytes], count: int) -> None:
+    """Waits until a running program has committed so many shards."""
+    wait_for(
+        lambda: len(cli.stamps(Path("out"))) >= count or process.poll() is not None,
+        f"{count} shards are committed",
+        every=0.02,
+    )
+    assert process.poll() is None, process.communicate()
+
+
 def interrupted(cli: CommandLine, process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     """Ends a program's process group, as a terminal does, when it has committed some shards."""
-    deadline = time.monotonic() + 120
-    while len(cli.stamps(Path("out"))) < 5:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "nothing was committed"
-        time.sleep(0.02)
+    wait_for_shards(cli, process, 5)
     os.killpg(process.pid, number)
 
 
@@ -57,7 +63,7 @@ def test_ctrl_c_keeps_what_is_committed(cli: CommandLine) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with cli.start("embed", "in", "out", start_new_session=True, **pipes) as process:
         interrupted(cli, process, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 130
     assert out == b""
     assert err == b"Interrupted. What is committed stays; the same command does the rest.\n"
@@ -70,19 +76,17 @@ def test_a_killed_call_leaves_nothing_that_runs_for_ever(cli: CommandLine) -> No
     cli.sample_data("in", shards=SHARDS, samples=4)
     with cli.start("embed", "in", "out", start_new_session=True, stdout=subprocess.DEVNULL) as process:
         interrupted(cli, process, signal.SIGKILL)
-        process.wait(60)
+        process.wait(HANG_SECONDS)
     check_the_rest_is_done(cli)
 
 
 def test_a_second_call_leaves_the_first_ones_shards_to_it(cli: CommandLine) -> None:
     cli.sample_data("in", shards=SHARDS, samples=4)
     with cli.start("embed", "in", "out", stdout=subprocess.PIPE) as process:
-        while not cli.stamps(Path("out")):
-            assert process.poll() is None
-            time.sleep(0.02)
+        wait_for_shards(cli, process, 1)
         said = cli("embed", "in", "out").stdout
         before = cli.stamps(Path("out"))
-        process.communicate(timeout=120)
+        process.communicate(timeout=HANG_SECONDS)
     # The second call starts in seconds; the first may be done by then.
     assert re.match(r"Left out  \d+ shards? in another run now: 000|Nothing to do", said)
     after = cli.stamps(Path("out"))
@@ -121,13 +125,13 @@ def test_the_bar_of_a_terminal(cli: CommandLine) -> None:
 def test_a_pipe_gets_plain_text_and_no_noise(cli: CommandLine) -> None:
     cli.sample_data("in", "--broken", 1, shards=1)
     with cli.start("embed", "in", "out", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == 0
     assert err == b""
     assert not set(out) & (set(range(32)) - {10})
     assert out.startswith(b"Shards    1 embedded\nImages    8: 7 embedded, 1 failed\n")
     with cli.start("embed", "nowhere", "out", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=HANG_SECONDS)
     assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
 
 

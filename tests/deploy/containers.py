@@ -17,9 +17,9 @@ from compose_spec import PyCompose
 from dotenv import dotenv_values
 
 from tests.e2e.processes import PROJECT, SCRIPTS, running
-from tests.e2e.webserver import wait_for
 from tests.postgres import program
 from tests.seaweed import free_ports, weed
+from tests.waiting import HANG_SECONDS, wait_for
 
 DOCKER = PROJECT / "deploy" / "docker"
 COMPOSE = DOCKER / "compose.yaml"
@@ -102,7 +102,7 @@ class Containers:
             cwd=self.root,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=HANG_SECONDS,
             check=False,
         )
 

@@ -15,8 +15,9 @@ from boring_assets.instance.homes import WORKER_TAG
 from boring_assets.sample_data import write_sample_data
 from tests.deploy.containers import DOCKER, Containers, read_compose
 from tests.e2e.test_backfill import LAUNCH
-from tests.e2e.webserver import Webserver, wait_for
+from tests.e2e.webserver import Webserver
 from tests.postgres import Postgres
+from tests.waiting import wait_for
 
 RUNS = "{ runsOrError { ... on Runs { results { runId status tags { key value } } } } }"
 KEYS = {"AWS_ACCESS_KEY_ID": "a-key", "AWS_SECRET_ACCESS_KEY": "a-secret-of-the-test"}

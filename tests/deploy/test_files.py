@@ -14,13 +14,14 @@ from boring_assets.settings import PREFIX, Settings
 from tests.deploy.containers import DOCKER, read_compose
 from tests.e2e.processes import PROJECT, SCRIPTS
 from tests.postgres import Postgres
+from tests.waiting import HANG_SECONDS
 
 POSTGRES = PROJECT / "deploy" / "postgres"
 
 
 def hadolint(file: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [SCRIPTS / "hadolint", file], capture_output=True, text=True, timeout=60, check=False
+        [SCRIPTS / "hadolint", file], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
 
 

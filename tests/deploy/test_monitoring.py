@@ -8,13 +8,14 @@ import pytest
 
 from tests.e2e.processes import PROJECT
 from tests.prometheus import RULES, program
+from tests.waiting import HANG_SECONDS
 
 DASHBOARD: dict[str, Any] = json.loads((PROJECT / "deploy" / "monitoring" / "dashboard.json").read_text())
 
 
 def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [program("promtool"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
 
 
 def test_prometheus_takes_the_rules() -> None:

@@ -17,6 +17,7 @@ from boring_assets.cli import main
 from tests.docs.pages import PROJECT, blocks, pages
 from tests.docs.workspace import INSTEAD, Workspace
 from tests.seaweed import Seaweed
+from tests.waiting import HANG_SECONDS
 
 LANGUAGES = {"bash", "python"}
 NOT_COMMANDS = {"", "toml", "sql", "yaml", "text"}
@@ -52,8 +53,8 @@ def script(page: str, folder: Path) -> str:
     return "\n".join(lines) if len(lines) > 1 else ""
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.heavy
+@pytest.mark.timeout(5 * HANG_SECONDS)
 def test_every_command_runs_as_written(tmp_path: Path, s3: Seaweed) -> None:
     workspace = Workspace(tmp_path, s3)
     with workspace.warm():

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.seaweed import free_ports
+from tests.waiting import HANG_SECONDS
 
 _LIBRARIES = (
     "dagster._cli",
@@ -32,7 +33,6 @@ _LIBRARIES = (
     "rich.console",
     "s3fs",
 )
-_DEADLINE = 200
 # Programs that serve, with the option for their port and a path that answers once all is loaded.
 _SERVING = {("boring-assets", "serve"): ("--port", "/"), ("dagster", "dev"): ("-p", "/server_info")}
 
@@ -116,11 +116,11 @@ def _run(program: str) -> None:
 def _wait(child: int, url: str) -> int:
     """The exit code of a program; one that serves is stopped as soon as it answers."""
     if url:
-        end = time.monotonic() + _DEADLINE
+        end = time.monotonic() + HANG_SECONDS
         while os.waitpid(child, os.WNOHANG) == (0, 0):
             with (
                 suppress(urllib.error.URLError, ConnectionError, TimeoutError),
-                urllib.request.urlopen(url, timeout=60),
+                urllib.request.urlopen(url, timeout=HANG_SECONDS),
             ):
                 os.killpg(child, signal.SIGTERM)
                 os.waitpid(child, 0)

@@ -10,8 +10,9 @@ from pathlib import Path
 from boring_assets.sample_data import write_sample_data
 from tests.docs.pages import PROJECT
 from tests.docs.warm import CLIENT
-from tests.e2e.processes import running, wait_for
+from tests.e2e.processes import running
 from tests.seaweed import Seaweed
+from tests.waiting import HANG_SECONDS, wait_for
 
 # What the documents say, and what stands for it here: no test downloads weights, or embeds a hundred shards.
 INSTEAD = {"ViT-B-32": "boring-tiny", '_end": "00099"': '_end": "00003"'}
@@ -105,6 +106,6 @@ class Workspace:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=800,
+            timeout=4 * HANG_SECONDS,
             check=False,
         )

@@ -22,9 +22,11 @@ import pyarrow.parquet as pq
 from boring_assets.sample_data import write_sample_data
 from boring_assets.shard_states import register
 from resources.source import ShardSource
-from tests.e2e.webserver import DEADLINE, LOCATION, Webserver, wait_for
+from tests import waiting
+from tests.e2e.webserver import LOCATION, Webserver
+from tests.waiting import wait_for
 
-__all__ = ["DEADLINE", "LOCATION", "PROJECT", "SCRIPTS", "Home", "Webserver", "running", "wait_for"]
+__all__ = ["LOCATION", "PROJECT", "SCRIPTS", "Home", "Webserver", "running", "wait_for"]
 
 PROJECT = Path(__file__).parents[2]
 SCRIPTS = Path(sys.executable).parent
@@ -119,7 +121,7 @@ class Home:
             env=self.env(**settings),
             capture_output=True,
             text=True,
-            timeout=DEADLINE,
+            timeout=waiting.HANG_SECONDS,
             check=False,
         )
 

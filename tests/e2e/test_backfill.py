@@ -10,7 +10,8 @@ from boring_assets.instance.homes import WORKER_TAG
 from boring_assets.output.judgement import CHECKS
 from boring_assets.tags import RANGE_END_TAG, RANGE_START_TAG
 from tests.e2e.processes import Home
-from tests.e2e.webserver import Webserver, wait_for
+from tests.e2e.webserver import Webserver
+from tests.waiting import wait_for
 
 LAUNCH = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
     __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""

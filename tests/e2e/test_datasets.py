@@ -11,7 +11,7 @@ from boring_assets.datasets import Dataset
 from boring_assets.sample_data import write_sample_data
 from tests.e2e.processes import PROJECT, Home
 from tests.e2e.test_backfill import LAUNCH, backfill
-from tests.e2e.webserver import wait_for
+from tests.waiting import wait_for
 
 DEFINITIONS = """from pathlib import Path
 

@@ -10,7 +10,7 @@ from dagster import DagsterRunStatus
 from boring_assets.search.lance import FOLDER, TABLE
 from tests.command_line import CommandLine
 from tests.e2e.processes import Home
-from tests.e2e.webserver import wait_for
+from tests.waiting import wait_for
 
 
 def updates(home: Home) -> list[tuple[int, int]]:

@@ -10,7 +10,8 @@ from dagster import DagsterRunStatus
 from boring_assets.datasets import ASSET_KEY
 from boring_assets.tags import range_tags
 from tests.e2e.processes import Home
-from tests.e2e.webserver import LOCATION, Webserver, wait_for
+from tests.e2e.webserver import LOCATION, Webserver
+from tests.waiting import wait_for
 
 SHARDS = 60
 UNTOLD = 6

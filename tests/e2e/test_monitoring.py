@@ -7,9 +7,10 @@ import pytest
 from boring_assets.datasets import ASSET_KEY
 from boring_assets.sample_data import write_sample_data
 from tests.assets.project import stored
-from tests.e2e.processes import Home, wait_for
+from tests.e2e.processes import Home
 from tests.monitoring.test_alerts import SECRET, Receiver, receiver
 from tests.monitoring.test_metrics import read_file, total
+from tests.waiting import wait_for
 
 __all__ = ["receiver"]
 

@@ -15,9 +15,9 @@ import pytest
 from dagster import DagsterRunStatus
 
 from tests.e2e.processes import PROJECT, SCRIPTS, Home
-from tests.e2e.webserver import DEADLINE, wait_for
 from tests.postgres import Postgres
 from tests.seaweed import BUCKET, Seaweed
+from tests.waiting import HANG_SECONDS, wait_for
 
 CONFIG = PROJECT / "deploy" / "postgres" / "dagster.yaml"
 LOGS = """query($key: [String!]!) { capturedLogs(logKey: $key) { stdout stderr } }"""
@@ -84,7 +84,7 @@ def test_a_daemon_and_two_command_lines_at_once(
     with home.webserver() as server, home.daemon():
         server.turn_on("new_shards")
         with embed(others[0]) as one, embed(others[1]) as two:
-            said = [process.communicate(timeout=DEADLINE)[0] for process in (one, two)]
+            said = [process.communicate(timeout=HANG_SECONDS)[0] for process in (one, two)]
         assert (one.returncode, two.returncode) == (0, 0), said
         late = home.add_shards(2, first=12, images=4)  # these are for the sensor alone
         wait_for(

@@ -17,7 +17,7 @@ from dagster import DagsterRun, DagsterRunStatus
 
 from boring_assets.datasets import ASSET_KEY
 from boring_assets.tags import POOL, range_tags
-from tests.e2e.processes import LOCATION, PROJECT, Home, Webserver, wait_for
+from tests.e2e.processes import LOCATION, PROJECT, Home, Webserver
 from tests.e2e.test_backfill import LAUNCH as BACKFILL
 from tests.e2e.test_devices import DEVICES
 from tests.e2e.test_killed_run import LAUNCH
@@ -25,6 +25,7 @@ from tests.e2e.test_postgres import database, stored
 from tests.postgres import Postgres
 from tests.ray_cluster import RayCluster, node_of
 from tests.seaweed import Seaweed
+from tests.waiting import wait_for
 
 __all__ = ["database"]
 CONFIG = PROJECT / "deploy" / "ray" / "dagster.yaml"

@@ -11,7 +11,7 @@ from boring_assets.shard_states import State, get_shard_states
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 from tests.e2e.processes import Home
-from tests.e2e.webserver import wait_for
+from tests.waiting import wait_for
 
 SHARDS = 6
 

@@ -7,7 +7,7 @@ from dagster import DagsterRunStatus
 from boring_assets.instance.homes import WORKER_TAG
 from tests.e2e.processes import Home
 from tests.e2e.test_killed_run import launch
-from tests.e2e.webserver import wait_for
+from tests.waiting import wait_for
 
 TERMINATE = """mutation($id: String!) { terminateRun(runId: $id) {
     __typename ... on TerminateRunFailure { message } ... on PythonError { message } } }"""

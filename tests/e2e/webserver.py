@@ -1,20 +1,17 @@
 """Dagster's webserver as the tests talk to it: GraphQL, and waiting for what it shows."""
 
 import json
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
 from boring_assets.datasets import ASSET_KEY
+from tests.waiting import HANG_SECONDS, wait_for
 
 LOCATION = {"repositoryLocationName": "boring_assets", "repositoryName": "__repository__"}
-# Far above what anything takes: a process that hangs fails its test, a slow machine does not.
-DEADLINE = 150
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Webserver:
             json.dumps({"query": query, "variables": variables}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=HANG_SECONDS) as response:
             answer = json.load(response)
         assert not answer.get("errors"), answer["errors"]
         return answer["data"]
@@ -94,15 +91,3 @@ class Webserver:
         }
         statuses["unmaterialized"] -= statuses["failed"]  # the webserver counts those twice
         return {name: sorted(keys) for name, keys in statuses.items() if keys}
-
-
-def wait_for(
-    holds: Callable[[], Any], what: str, show: Callable[[], Any] | None = None, every: float = 0.2
-) -> Any:
-    """Waits for a condition, and gives what it gave; fails after `DEADLINE`."""
-    end = time.monotonic() + DEADLINE
-    while not (value := holds()):
-        if time.monotonic() > end:
-            raise AssertionError(f"Waited {DEADLINE} s in vain until {what}. {show() if show else ''}")
-        time.sleep(every)
-    return value

@@ -15,6 +15,7 @@ from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import ModelError
 from tests.engine.kinds import encoded, jpeg, picture
 from tests.engine.shards import assert_same, embedded, make_shard
+from tests.waiting import wait_for
 
 
 def _short_of_memory(model: ClipModel, most: int) -> list[int]:
@@ -96,7 +97,7 @@ def test_memory_does_not_grow_with_the_dataset(
     forward = encoder.submit
 
     def slow(batch: list) -> object:
-        gate.wait(30)
+        gate.wait()
         return forward(batch)
 
     encoder.submit = slow  # type: ignore[method-assign, assignment]
@@ -104,6 +105,7 @@ def test_memory_does_not_grow_with_the_dataset(
         results = embed_shards(listing(), encoder, options)
         thread = threading.Thread(target=lambda: next(results), daemon=True)
         thread.start()
+        wait_for(lambda: len(opened) > 2, "the reader is ahead of the model")
         seen = -1
         while len(opened) != seen:
             seen = len(opened)

@@ -1,7 +1,6 @@
 """The whole engine: each row answered once and in order, whatever becomes of images, shards and memory."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import ShardError
 from tests.engine.kinds import jpeg, shard_at, write_tar
 from tests.engine.shards import alone, assert_same, embedded, make_shard
+from tests.waiting import HANG_SECONDS, wait_for
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,7 @@ def _threads() -> set[threading.Thread]:
 
 
 def _wait_for_the_end_of(before: set[threading.Thread]) -> None:
-    deadline = time.monotonic() + 20
-    while (left := _threads() - before) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not left, f"still alive: {sorted(thread.name for thread in left)}"
+    wait_for(lambda: not _threads() - before, "the threads have ended", lambda: _threads() - before)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
@@ -192,7 +189,7 @@ def test_what_is_done_with_finished_shards_is_done_to_several_at_once(
 ) -> None:
     """Writing is mostly waiting: it must not stop the next shard's, nor what is embedded meanwhile."""
     shards = [make_shard(tmp_path, f"{n}", [jpeg(row) for row in range(10)]) for n in range(9)]
-    together = threading.Barrier(3, timeout=60)
+    together = threading.Barrier(3, timeout=HANG_SECONDS)
 
     def write(result: EmbeddedShard) -> str:
         together.wait()

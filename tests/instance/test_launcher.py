@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -26,7 +27,7 @@ from boring_assets.instance.launcher import WarmRunLauncher
 from boring_assets.instance.worker import is_alive
 from boring_assets.jobs import ALIVE_LOCK
 from boring_assets.tags import range_tags
-from tests.e2e.webserver import wait_for
+from tests.waiting import HANG_SECONDS, wait_for
 
 CODE = """
 import os, time
@@ -41,7 +42,7 @@ def work(context):
     if does == "die":
         os._exit(3)
     if does == "wait":
-        time.sleep(120)
+        time.sleep(3600)
 
 @dg.job(executor_def=dg.in_process_executor)
 def small():
@@ -54,13 +55,13 @@ defs = dg.Definitions(jobs=[small])
 class Project:
     """A code location of one file, and an instance that launches its runs."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, idle_seconds: int) -> None:
         self.home, self.file = root / "home", root / "code.py"
         self.file.write_text(CODE)
         self.home.mkdir()
         (self.home / "dagster.yaml").write_text(
             "run_launcher:\n  module: boring_assets.instance.launcher\n  class: WarmRunLauncher\n"
-            "  config:\n    idle_seconds: 5\ntelemetry:\n  enabled: false\n"
+            f"  config:\n    idle_seconds: {idle_seconds}\ntelemetry:\n  enabled: false\n"
         )
         self.instance = dg.DagsterInstance.from_config(str(self.home))
         assert isinstance(self.instance.run_launcher, WarmRunLauncher)
@@ -106,14 +107,21 @@ class Project:
         return int(run.tags[WORKER_TAG].partition("-")[0])
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
-    made = Project(tmp_path)
-    yield made
+@contextmanager
+def running_project(root: Path, idle_seconds: int) -> Iterator[Project]:
+    project = Project(root, idle_seconds)
+    yield project
     for child in psutil.Process().children(recursive=True):
         if is_running(child) and "boring_assets.instance.worker" in child.cmdline():
             child.kill()
-    made.instance.dispose()
+    project.instance.dispose()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """Its workers stay, however slow the machine is."""
+    with running_project(tmp_path, idle_seconds=3600) as project:
+        yield project
 
 
 def test_one_worker_does_run_after_run_and_does_not_grow(project: Project) -> None:
@@ -125,9 +133,16 @@ def test_one_worker_does_run_after_run_and_does_not_grow(project: Project) -> No
     assert {run.status for run in runs} == {DagsterRunStatus.SUCCESS}
     assert len({run.tags[WORKER_TAG] for run in runs}) == 1
     assert len({process.pid} | {project.pid(run) for run in runs}) == 1
-    wait_for(lambda: not is_running(process), "the idle worker has ended")
-    assert list((project.home / "workers").iterdir()) == []
-    assert project.do().tags[WORKER_TAG] != runs[0].tags[WORKER_TAG]
+
+
+def test_an_idle_worker_ends_after_its_time_and_the_next_run_gets_a_new_one(tmp_path: Path) -> None:
+    with running_project(tmp_path, idle_seconds=1) as project:
+        first = project.finish(project.launch())
+        process = psutil.Process(project.pid(first))
+        wait_for(lambda: not is_running(process), "the idle worker has ended")
+        second = project.finish(project.launch())
+        assert second.status is DagsterRunStatus.SUCCESS
+        assert second.tags[WORKER_TAG] != first.tags[WORKER_TAG]
 
 
 def test_changed_code_is_never_run_from_memory(project: Project) -> None:
@@ -169,7 +184,7 @@ def test_a_run_is_canceled_from_another_process(project: Project) -> None:
         "import dagster, sys; instance = dagster.DagsterInstance.from_config(sys.argv[1]);"
         "assert instance.run_launcher.terminate(sys.argv[2])"
     )
-    subprocess.run([sys.executable, "-c", code, str(project.home), run_id], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, str(project.home), run_id], check=True, timeout=HANG_SECONDS)
     assert project.finish(run_id).status is DagsterRunStatus.CANCELED
     assert project.launcher.terminate(run_id) is False
 
@@ -210,7 +225,7 @@ import fcntl, sys, time
 with open(sys.argv[1], "a+") as lock:
     fcntl.lockf(lock, fcntl.LOCK_SH)
     print("held", flush=True)
-    time.sleep(600)
+    time.sleep(3600)
 """
 
 

@@ -27,6 +27,7 @@ from boring_assets.instance.ray_launcher import concurrent_runs
 from boring_assets.jobs import ALIVE_LOCK
 from boring_assets.tags import POOL, range_tags
 from tests.instance.test_launcher import HOLD, _empty_job
+from tests.waiting import HANG_SECONDS
 
 SECRET = "the-secret-of-the-test"
 _NODE = {
@@ -231,7 +232,7 @@ def test_definitions_load_without_ray() -> None:
         "except ImportError as error:\n    print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "boring_assets[ray]" in done.stdout

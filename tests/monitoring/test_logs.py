@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tests.command_line import PROGRAM, CommandLine
 from tests.seaweed import free_ports
+from tests.waiting import HANG_SECONDS
 
 SECRET = "planted-0123456789"
 
@@ -23,7 +24,7 @@ def run(cli: CommandLine, *arguments: str, **env: str) -> tuple[int, str, list[d
         env=os.environ | cli.env | {"BORING_LOG_FORMAT": "json"} | env,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=HANG_SECONDS,
         check=False,
     )
     return done.returncode, done.stdout, [json.loads(line) for line in done.stderr.splitlines()]

@@ -16,9 +16,10 @@ from boring_assets.errors import SettingsError
 from boring_assets.monitoring.metrics import Metrics
 from boring_assets.sample_data import write_sample_data
 from tests.assets.project import Project
-from tests.e2e.processes import PROJECT, wait_for
+from tests.e2e.processes import PROJECT
 from tests.prometheus import get, monitoring, program
 from tests.seaweed import free_ports
+from tests.waiting import HANG_SECONDS, wait_for
 
 Labels = frozenset[tuple[str, str]]
 PASSWORD = "planted-0123456789"
@@ -182,7 +183,10 @@ def test_a_killed_run_is_seen_until_the_next_one_misses_it(
         "    os._exit(9)\n"
     )
     assert (
-        subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=120).returncode == 9
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], check=False, timeout=HANG_SECONDS
+        ).returncode
+        == 9
     )
     assert total(read_file(tmp_path), "runs_in_progress") == 1
     for module in ("metrics", "metric_families"):

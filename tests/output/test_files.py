@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from boring_assets.output import files
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import check_writable, open_root
 from tests.seaweed import BUCKET, Seaweed
+from tests.waiting import HANG_SECONDS, wait_for
 
 
 def write_slowly(output: str, path: str, fifo: str) -> None:
@@ -41,10 +41,10 @@ def slow_writer(tmp_path: Path) -> object:
         process = context.Process(target=write_slowly, args=(str(tmp_path / "out"), path, str(fifo)))
         process.start()
         started.append(process)
-        deadline = time.monotonic() + 60
-        while not (new := set(staged(tmp_path)) - before) or not next(iter(new)).stat().st_size:
-            assert time.monotonic() < deadline, "the writer has not begun"
-            time.sleep(0.05)
+        wait_for(
+            lambda: any(path.stat().st_size for path in set(staged(tmp_path)) - before),
+            "the writer has begun",
+        )
         return process, fifo
 
     yield start
@@ -72,7 +72,7 @@ def test_only_dead_writers_of_the_same_file_are_swept(tmp_path: Path, slow_write
     assert len(staged(tmp_path)) == 2, "the dead one's is gone; the living one's and the other file's stay"
 
     fifo.write_bytes(b"")
-    alive.join(60)
+    alive.join(HANG_SECONDS)
     assert alive.exitcode == 0
     assert (tmp_path / "out/a/0.parquet").read_bytes() == b"slow"
     write_bytes(root, "a/1.parquet", b"new")

@@ -17,6 +17,7 @@ from boring_assets.storage.root import Root, open_root
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import finished_shard
 from tests.seaweed import Seaweed, free_ports
+from tests.waiting import HANG_SECONDS
 
 FACTS = {"model": "m", "pretrained": "", "weights_digest": "d", "precision": "fp32", "dim": 8}
 
@@ -39,7 +40,7 @@ def test_processes_that_commit_at_once(tmp_path: Path) -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(HANG_SECONDS)
     assert [worker.exitcode for worker in workers] == [0, 0]
     totals = written(open_root(str(tmp_path)))
     assert totals["num_shards"] == 80

@@ -8,6 +8,7 @@ import pytest
 
 from boring_assets.errors import ModelError, SettingsError
 from resources.clip import ClipResource
+from tests.waiting import HANG_SECONDS
 
 
 def test_definitions_load_without_the_gpu_stack() -> None:
@@ -17,7 +18,7 @@ from boring_assets.definitions import defs
 defs.get_repository_def().load_all_definitions()
 print(sorted({"torch", "torchvision", "open_clip", "openvino"} & sys.modules.keys()))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.stdout.strip() == "[]", done.stderr
 
 

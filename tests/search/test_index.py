@@ -25,6 +25,7 @@ from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import finished_shard
 from tests.search.dataset import DIM, FACTS, commit, commit_vectors, contents
 from tests.seaweed import Seaweed
+from tests.waiting import HANG_SECONDS
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_an_update_killed_between_any_two_commits_is_mended_by_the_next(
     process = subprocess.run(
         [sys.executable, "-c", KILLED, output.output_dir, str(commits)],
         env=os.environ,
-        timeout=200,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert process.returncode == -signal.SIGKILL

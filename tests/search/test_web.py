@@ -15,6 +15,7 @@ from PIL import Image
 from tests.command_line import CommandLine
 from tests.search.conftest import HELD_OUT, HOSTILE, Gallery
 from tests.search.dataset import encoded, jpeg, write_shard
+from tests.waiting import HANG_SECONDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -37,7 +38,7 @@ class Server:
     def ask(
         self, path: str, method: str = "GET", body: bytes | None = None, **headers: str
     ) -> tuple[int, bytes, Any]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=120)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=HANG_SECONDS)
         try:
             connection.request(
                 method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
@@ -49,7 +50,7 @@ class Server:
 
     def stop(self) -> None:
         self._process.terminate()
-        self._process.wait(timeout=60)
+        self._process.wait(timeout=HANG_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, server: Server) -> Iterator[Any]:
     """A page that fails its test if a script went wrong, a policy was broken, or another host was asked."""
     page = browser.new_page()
-    page.set_default_timeout(120_000)
+    page.set_default_timeout(1000 * HANG_SECONDS)
     trouble: list[str] = []
     page.on("pageerror", lambda error: trouble.append(str(error)))
     page.on("console", lambda said: trouble.append(said.text) if "Content Security" in said.text else None)

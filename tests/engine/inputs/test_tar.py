@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from boring_assets.engine.inputs.tar import BLOCK, MAX_NAME_BYTES, BlockReader, Member, read_members
 from boring_assets.errors import ShardError
+from tests.waiting import HANG_SECONDS
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 NO_LIMIT = 2**40
@@ -179,7 +180,6 @@ def test_nonsense_in_a_pax_header_is_passed_over(record: bytes) -> None:
     assert ours(_pax(record) + member + END) == [Member("x.jpg", 3, b"abc")]
 
 
-@pytest.mark.timeout(60)
 def test_a_pax_header_of_nothing_but_tiny_records_costs_its_length_and_not_its_square() -> None:
     header = _pax(b"4 =\n" * (MAX_NAME_BYTES // 4))
     member = _header(b"0", b"3") + b"abc".ljust(BLOCK, b"\0")
@@ -231,7 +231,7 @@ def test_a_sparse_member_costs_itself_alone(form: str) -> None:
             Path(folder, name).write_bytes(name.encode() * 100)
         names = ["before.jpg", "sparse.jpg", "sparse2.txt"]
         command = ["tar", "--sparse", f"--format={form}", "-cf", "all.tar", *names]
-        subprocess.run(command, cwd=folder, check=True, timeout=60)
+        subprocess.run(command, cwd=folder, check=True, timeout=HANG_SECONDS)
         data = Path(folder, "all.tar").read_bytes()
     found = {member.name: member.data for member in ours(data)}
     for name in ("before.jpg", "sparse2.txt"):
