@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from boring_assets.sample_data import write_sample_data
+from tests.waiting import HANG_SECONDS
 
 PROJECT = Path(__file__).parents[1]
 
@@ -22,7 +23,9 @@ def test_a_home_of_an_installed_package_has_the_projects_dagster_yaml(tmp_path: 
     for name in ("pyproject.toml", "README.md", "LICENSE", "dagster.yaml"):
         shutil.copy(PROJECT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", installed, source], check=True, capture_output=True, timeout=250)
+    subprocess.run(
+        [*pip, "--target", installed, source], check=True, capture_output=True, timeout=HANG_SECONDS
+    )
     (entry_points,) = installed.glob("boring_assets-*.dist-info/entry_points.txt")
     assert "[dagster_dg_cli.registry_modules]\nboring_assets = boring_assets" in entry_points.read_text()
 
@@ -30,6 +33,8 @@ def test_a_home_of_an_installed_package_has_the_projects_dagster_yaml(tmp_path: 
     code = "from boring_assets.cli import main; main()"
     command = [sys.executable, "-c", code, "register", "--input", "in", "--output", "out"]
     env = {**os.environ, "PYTHONPATH": str(installed), "DAGSTER_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=HANG_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "home" / "dagster.yaml").read_text() == (PROJECT / "dagster.yaml").read_text()

@@ -25,6 +25,7 @@ from dagster._core.remote_origin import (
 )
 
 from boring_assets.definitions import build_definitions
+from boring_assets.instance.launcher import PromptRunCoordinator
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.settings import Settings
 from boring_assets.tags import range_tags
@@ -159,19 +160,21 @@ def test_a_run_gets_a_pod_with_a_gpu(
 
 
 def test_the_pool_alone_limits_how_many_runs_go_at_once(values: dict[str, Any], tmp_path: Path) -> None:
-    """The chart writes its section `concurrency` into dagster.yaml as it is, in Dagster's spelling."""
+    """The chart writes these sections into dagster.yaml as they are, in Dagster's spelling."""
     chart = dict(values["concurrency"])
     assert chart.pop("enabled") is True
-    assert values["dagsterDaemon"]["runCoordinator"]["config"] == {"queuedRunCoordinator": {}}
+    coordinator = values["dagsterDaemon"]["runCoordinator"]["config"]["customRunCoordinator"]
     concurrency = {
         section: {snake(name): value for name, value in fields.items()} for section, fields in chart.items()
     }
-    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"concurrency": concurrency}))
+    config = {"concurrency": concurrency, "run_coordinator": coordinator}
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(config))
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        config = instance.get_concurrency_config()
-        assert config.run_queue_config
-        assert config.run_queue_config.max_concurrent_runs == -1
-        assert config.pool_config.default_pool_limit == 4
+        assert isinstance(instance.run_coordinator, PromptRunCoordinator)
+        limits = instance.get_concurrency_config()
+        assert limits.run_queue_config
+        assert limits.run_queue_config.max_concurrent_runs == -1
+        assert limits.pool_config.default_pool_limit == 4
 
 
 def test_a_setting_that_the_launcher_does_not_know_is_refused(values: dict[str, Any], tmp_path: Path) -> None:

@@ -75,11 +75,13 @@ class Home:
             **os.environ,
             "DAGSTER_HOME": str(self.root / "dagster"),
             "DAGSTER_EVENT_LOG_CONSUMER_DAEMON_INTERVAL_SECONDS": "1",
+            # Dagster's limit of a minute for an answer of the code location judges how busy the machine is.
+            "DAGSTER_GRPC_TIMEOUT_SECONDS": str(waiting.HANG_SECONDS),
             **{f"BORING_{name.upper()}": value for name, value in values.items()},
         }
 
     def set_max_retries(self, count: int) -> None:
-        """Changes how often a failed run is retried: each retry costs a test ten seconds."""
+        """Sets how often a failed run is retried: each retry takes a test ten seconds."""
         config = self.root / "dagster" / "dagster.yaml"
         text = config.read_text()
         assert "max_retries: 2" in text

@@ -25,7 +25,7 @@ from tests.e2e.test_postgres import database, stored
 from tests.postgres import Postgres
 from tests.ray_cluster import RayCluster, node_of
 from tests.seaweed import Seaweed
-from tests.waiting import wait_for
+from tests.waiting import HANG_SECONDS, wait_for
 
 __all__ = ["database"]
 CONFIG = PROJECT / "deploy" / "ray" / "dagster.yaml"
@@ -54,7 +54,7 @@ def home(ray: RayCluster, tmp_path: Path) -> Home:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(2 * HANG_SECONDS)
 def test_runs_on_a_cluster(
     ray: RayCluster, home: Home, database: str, postgres: Postgres, s3: Seaweed, tmp_path: Path
 ) -> None:
