@@ -1,11 +1,11 @@
-"""What a backfill through Dagster's daemon costs: with gaps in its selection, and by section of dagster.yaml.
+"""Times a backfill through Dagster's daemon: with gaps in its selection, without sections of dagster.yaml.
 
     python -m benchmarks.backfill [--shards 50] [--images 2000] [--rounds 2] [SIDE ...]
 
-A side is `contiguous` (one range of partitions), `scattered` (every second shard, so each is a run of its
-own), or one of these without sections of the project's dagster.yaml: `contiguous-storage`,
-`scattered-run_launcher-run_coordinator`. The sides take turns, each in a fresh DAGSTER_HOME, with the
-built-in tiny model on the CPU. The time is from the creation of the first run to the end of the last.
+A side is `contiguous` (one range of partitions), `scattered` (every second shard, so one run for each), or
+one of these without sections of the project's dagster.yaml: `scattered-run_launcher-run_coordinator`. The
+sides take turns, each in a fresh DAGSTER_HOME, with the built-in tiny model on the CPU. The time is from the
+creation of the first run to the end of the last.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.e2e.test_backfill import LAUNCH
 
 
 def write_input(folder: Path, shards: int, images: int) -> list[str]:
-    """Writes one shard of 256 px images and links it under as many names as there are to be shards."""
+    """Writes one shard of 256 px images, copies it to as many shards as asked for, and returns their keys."""
     new = folder / "first"
     write_sample_data(new, 1, images, "webdataset")
     for number in range(shards):
@@ -37,13 +37,17 @@ def write_input(folder: Path, shards: int, images: int) -> list[str]:
 
 
 def measure(source: Path, keys: list[str], without: list[str], runs: int) -> float:
-    """Seconds that a backfill of some partitions takes, in so many runs."""
+    """Returns the seconds that a backfill of some partitions takes, in so many runs."""
     with tempfile.TemporaryDirectory() as root:
         home = processes.Home.make(Path(root))
         config = home.root / "dagster" / "dagster.yaml"
         sections = yaml.safe_load(config.read_text())
+        if unknown := set(without) - sections.keys():
+            raise SystemExit(
+                f"dagster.yaml has no section {', '.join(unknown)}; it has {', '.join(sections)}."
+            )
         config.write_text(
-            yaml.safe_dump({name: its for name, its in sections.items() if name not in without})
+            yaml.safe_dump({name: value for name, value in sections.items() if name not in without})
         )
         home = processes.Home(home.root)  # opens the storage that is configured now
         home.input.rmdir()
@@ -77,18 +81,18 @@ def main() -> None:
         gaps = any(side.startswith("scattered") for side in args.sides)
         keys = write_input(source, args.shards * (2 if gaps else 1), args.images)
         for number in range(args.rounds):
-            for side, its in seconds.items():
+            for side, times in seconds.items():
                 order, *without = side.split("-")
                 scattered = order == "scattered"
                 chosen = keys[::2] if scattered else keys[: args.shards]
                 runs = args.shards if scattered else -(-args.shards // 1000)
-                its.append(measure(source, chosen, without, runs))
-                print(f"round {number + 1}, {side}: {its[-1]:.1f} s", flush=True)
+                times.append(measure(source, chosen, without, runs))
+                print(f"round {number + 1}, {side}: {times[-1]:.1f} s", flush=True)
     first = statistics.median(seconds[args.sides[0]])
     print(f"{args.shards} shards of {args.images} images. {machine()}")
     rows = [["side", "seconds", f"times {args.sides[0]}"]]
-    for side, its in seconds.items():
-        rows.append([side, f"{statistics.median(its):.1f}", f"{statistics.median(its) / first:.2f}"])
+    for side, times in seconds.items():
+        rows.append([side, f"{statistics.median(times):.1f}", f"{statistics.median(times) / first:.2f}"])
     print_table(rows)
 
 

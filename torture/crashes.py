@@ -29,7 +29,7 @@ from torture.report import finish
 from torture.starter import Run, Starter
 
 _MOST_KILLS = 3
-_DEADLINE = 300
+_DEADLINE = 1800  # ends a run that hangs, and judges no speed
 # Of so many runs one decodes in processes, which must end with it.
 _WITH_PROCESSES = 8
 # Of so many runs one is started as users do, by its name and with all its imports.

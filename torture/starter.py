@@ -36,7 +36,7 @@ class Run:
             self.returncode = os.waitstatus_to_exitcode(json.loads(out.readline()))
         return self.returncode
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 1800) -> int:
         """Waits for its end."""
         end = time.monotonic() + seconds
         while (status := self.poll(1)) is None:
