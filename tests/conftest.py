@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No setting, credential or Dagster home of this machine reaches a test, nor one test's the next."""
+    """Removes this machine's settings, credentials and Dagster home, and what another test has set."""
     for name in list(os.environ):
         if name.startswith(("BORING_", "DAGSTER_", "AWS_", "FSSPEC_")):
             monkeypatch.delenv(name)
@@ -51,7 +51,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture
 def s3_env(s3: Seaweed, clean_environment: None, monkeypatch: pytest.MonkeyPatch) -> Seaweed:
-    """The same server, with this process's AWS variables set to its identity with full rights."""
+    """The S3 server, with this process's AWS variables set to the identity with full rights."""
     for name, value in s3.env.items():
         monkeypatch.setenv(name, value)
     return s3
@@ -59,7 +59,7 @@ def s3_env(s3: Seaweed, clean_environment: None, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def s3_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What this process asks of S3 from here on: the name of each request, in order."""
+    """The names of this process's S3 requests from here on, in order."""
     calls: list[str] = []
     call = AioBaseClient._make_api_call
 
@@ -73,7 +73,7 @@ def s3_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """A PostgreSQL server that asks for a password, for the whole session."""
+    """A PostgreSQL server with a password, for the whole session."""
     if program("initdb") is None:
         pytest.skip("no PostgreSQL that this user can run; on Debian: apt-get install postgresql")
     with Postgres() as server:
@@ -90,7 +90,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def unprivileged() -> Iterator[Path]:
-    """A folder of its own for a test that runs as a user whom file modes bind, even when started by root."""
+    """A folder for a test that runs as a user without root's rights, even when root started the tests."""
     nobody = 65534
     with tempfile.TemporaryDirectory() as folder:
         if os.geteuid() != 0:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL on a free local port, with a folder of its own."""
+"""A real PostgreSQL server on a free local port."""
 
 import importlib.util
 import os
@@ -50,7 +50,7 @@ def _owner() -> dict[str, Any]:
 
 @dataclass
 class Postgres:
-    """A running server that asks for its password, which is made anew for each.
+    """A running server with a random password.
 
     It refuses to be root's, so under root it belongs to nobody.
     """
@@ -70,7 +70,7 @@ class Postgres:
         }
 
     def new_database(self) -> str:
-        """Makes an empty database, and gives its name."""
+        """Creates an empty database, and returns its name."""
         name = f"test_{uuid.uuid4().hex[:12]}"
         with self.connection("postgres") as connection, connection.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {name}")

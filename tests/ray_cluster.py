@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine: deploy/ray/start.sh starts each node, its own ids end it."""
+"""A real Ray cluster on this machine; deploy/ray/start.sh starts each node."""
 
 import json
 import os
@@ -23,13 +23,13 @@ _OBJECT_STORE = 80_000_000
 
 @dataclass
 class RayCluster:
-    """Nodes by name; each process of a node carries the name in its environment, and so do the runs' own."""
+    """Nodes by name; each process of a node, runs included, has the name in its environment."""
 
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
     def __enter__(self) -> Self:
-        # Short: Ray puts its sockets there.
+        # A short path: Ray puts sockets there.
         self._folder = tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True)
         self.folder = Path(self._folder.name)
         self._port, dashboard = free_ports(2)
@@ -69,7 +69,7 @@ class RayCluster:
         assert done.returncode == 0, done.stdout
 
     def start_node(self, name: str, gpus: int, cpus: int) -> None:
-        """Has a further node join."""
+        """Starts another node that joins."""
         done = self.join(name, f"--num-gpus={gpus}", f"--num-cpus={cpus}")
         assert done.returncode == 0, done.stdout
 

@@ -1,4 +1,4 @@
-"""A real SeaweedFS with its S3 gateway: one process on free local ports, with a folder of its own."""
+"""A real SeaweedFS server with its S3 gateway, on free local ports."""
 
 import ctypes
 import json
@@ -28,7 +28,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass
 class Seaweed:
-    """A running server. The keys are made anew for each; the bucket `boring` is there.
+    """A running server with random keys and the bucket `boring`.
 
     Attributes:
         endpoint: URL of the S3 gateway.
@@ -139,7 +139,7 @@ class Seaweed:
         ]
 
     def _wait(self) -> None:
-        """Waits until the bucket is made and an object can be written, which needs all four servers."""
+        """Creates the bucket; waits until an object can be written, which needs all four servers."""
         assert self._process is not None
         deadline = time.monotonic() + HANG_SECONDS
         trouble: Exception | None = None
@@ -163,7 +163,7 @@ class Seaweed:
 
 
 def _die_with_parent() -> None:
-    """Has Linux kill this process when its parent ends, even by `kill -9`; runs in the child."""
+    """Makes Linux kill this process when its parent ends, also by `kill -9`; called in the child."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

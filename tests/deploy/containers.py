@@ -1,6 +1,6 @@
 """The services of deploy/docker/compose.yaml as processes of this machine, on free local ports.
 
-What a container would get is given to each: its command, its environment, the files that are mounted into it.
+Each gets what its container would get: command, environment, mounted files.
 """
 
 import os
@@ -69,7 +69,7 @@ class Containers:
     def command(self, service: str, command: list[str]) -> list[str]:
         """A command of a service as it is run here."""
         name, *arguments = [self._here(service, one) for one in command]
-        if name == "server":  # an argument of its image's program; the ports that only it uses are named too
+        if name == "server":  # an argument of the image's program; its inner ports are free ones too
             names = [f"{one}.port{grpc}" for one in ("master", "volume", "filer") for grpc in ("", ".grpc")]
             names += ["s3.port.grpc", "s3.port.iceberg", "s3.port.lance"]
             more = [f"-{one}={port}" for one, port in zip(names, free_ports(len(names)), strict=True)]

@@ -38,11 +38,11 @@ def containers(tmp_path: Path) -> Iterator[Containers]:
         lines = [line for line in example if line.partition("=")[0] not in filled]
         env_file = tmp_path / ".env"
         env_file.write_text("\n".join([*lines, *(f"{name}={value}" for name, value in filled.items())]))
-        made = Containers(tmp_path, env_file)
-        made.ports["5432"] = str(server.port)
+        containers = Containers(tmp_path, env_file)
+        containers.ports["5432"] = str(server.port)
         with server.connection("postgres") as connection, connection.cursor() as cursor:
             cursor.execute("CREATE DATABASE dagster")
-        yield made
+        yield containers
 
 
 def filesystem(containers: Containers) -> s3fs.S3FileSystem:
@@ -63,7 +63,7 @@ def test_all_services_work_together(containers: Containers, tmp_path: Path) -> N
         healthy = dict(
             zip(containers.services, pool.map(containers.is_healthy, containers.services), strict=True)
         )
-        assert [name for name, its in healthy.items() if its] == [
+        assert [name for name, is_healthy in healthy.items() if is_healthy] == [
             "postgres"
         ]  # the others are not started yet
         for names in (("seaweedfs", "code"), ("webserver", "daemon")):
@@ -72,8 +72,8 @@ def test_all_services_work_together(containers: Containers, tmp_path: Path) -> N
             list(pool.map(containers.wait_until_healthy, names))
         fs = filesystem(containers)
         fs.put(f"{tmp_path / 'shards'}/", "boring/input/", recursive=True)
-        said = containers.run("code", "boring-assets", "register")
-        assert said.stdout == "2 shards registered.\n", said.stderr
+        registered = containers.run("code", "boring-assets", "register")
+        assert registered.stdout == "2 shards registered.\n", registered.stderr
 
         server = Webserver(f"http://127.0.0.1:{containers.ports['3000']}/graphql")
         params = {"partitionNames": ["00000", "00001"], "assetSelection": [{"path": ASSET_KEY.path}]}

@@ -62,7 +62,7 @@ def test_the_compose_file_is_valid_and_only_one_daemon_starts() -> None:
     chosen = set(variables["COMPOSE_PROFILES"].split(","))
     for profile, others in (("cpu", "daemon"), ("gpu", "daemon-gpu")):
         active = {profile} | chosen - {"cpu"}
-        started = {name for name, its in profiles.items() if not its or its & active}
+        started = {name for name, of_service in profiles.items() if not of_service or of_service & active}
         assert started == {"webserver", others, "code", "postgres", "seaweedfs"}
     settings = {name for name in variables if name.startswith(PREFIX)}
     assert settings <= {PREFIX + name.upper() for name in Settings.model_fields}
@@ -70,7 +70,7 @@ def test_the_compose_file_is_valid_and_only_one_daemon_starts() -> None:
         PyCompose.from_yaml("services: {code: {imagee: x}}")
 
 
-def test_the_instance_with_postgres_is_else_the_projects_own() -> None:
+def test_the_dagster_yaml_for_postgres_differs_in_storage_and_logs_only() -> None:
     ours = yaml.safe_load((POSTGRES / "dagster.yaml").read_text())
     del ours["storage"], ours["compute_logs"]
     assert ours == yaml.safe_load((PROJECT / "dagster.yaml").read_text())
@@ -79,10 +79,10 @@ def test_the_instance_with_postgres_is_else_the_projects_own() -> None:
 RAY = PROJECT / "deploy" / "ray"
 
 
-def test_the_instance_with_ray_is_else_the_one_with_postgres(
+def test_the_dagster_yaml_for_ray_differs_from_the_one_for_postgres_in_launching_only(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dagster checks the whole file by its schemas, and the launcher's part by dagster-ray's."""
+    """Dagster validates the file, and dagster-ray the launcher's section."""
     text = (RAY / "dagster.yaml").read_text()
     ours, theirs = (yaml.safe_load(one) for one in (text, (POSTGRES / "dagster.yaml").read_text()))
     assert {name for name in ours if ours[name] != theirs[name]} == {

@@ -47,8 +47,8 @@ def script(page: str, folder: Path) -> str:
             lines.append(f".venv/bin/python {path}")
         else:
             text = block.text
-            for said, stands in INSTEAD.items():
-                text = text.replace(said, stands)
+            for written, replacement in INSTEAD.items():
+                text = text.replace(written, replacement)
             lines.append(text)
     return "\n".join(lines) if len(lines) > 1 else ""
 
@@ -95,7 +95,7 @@ def test_commands_in_the_text_have_the_options_that_they_are_given(page: str) ->
 
 
 def check_options(words: list[str], place: str) -> None:
-    """Whether a line's words of this project are its own: commands, their options, modules."""
+    """Checks that the commands, options and modules of this project in a line exist."""
     for at, word in enumerate(words):
         rest = words[at + 1 :]
         if word.endswith("boring-assets") and rest and re.fullmatch(r"[a-z][a-z-]+", rest[0]):

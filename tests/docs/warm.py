@@ -65,7 +65,7 @@ def main(address: str) -> None:
 
 
 def _watch(caller: socket.socket) -> None:
-    """Starts the program, and tells its caller how it ended."""
+    """Starts the program, and sends its exit code to the caller."""
     size, streams, _, _ = socket.recv_fds(caller, 4, 3)
     call = b""
     while len(call) < int.from_bytes(size, "big"):

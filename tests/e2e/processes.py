@@ -1,4 +1,4 @@
-"""A project of its own for a test, and Dagster's real processes over it: webserver, daemon, command line."""
+"""A Dagster home for a test, and Dagster's real processes on it: webserver, daemon, command line."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ class Home:
             (root / name).mkdir(parents=True)
         shutil.copyfile(config, root / "dagster" / "dagster.yaml")
         home = cls(root)
-        home.instance.get_dynamic_partitions("")  # two processes that set up its storage at once can collide
+        home.instance.get_dynamic_partitions("")  # two processes that create its database at once can collide
         return home
 
     @property
@@ -61,7 +61,7 @@ class Home:
         return dg.DagsterInstance.from_config(str(self.root / "dagster"))
 
     def env(self, **settings: str) -> dict[str, str]:
-        """The environment of this project's processes; settings by their names without `BORING_`."""
+        """Returns the environment of this project's processes; settings are named without `BORING_`."""
         values = {
             "input_dir": str(self.input),
             "output_dir": str(self.output),
@@ -88,11 +88,11 @@ class Home:
         config.write_text(text.replace("max_retries: 2", f"max_retries: {count}"))
 
     def stamps(self) -> dict[str, int]:
-        """When each embeddings file was written, in ns."""
+        """Returns when each embeddings file was written, in ns."""
         return {key: path.stat().st_mtime_ns for key, path in self.committed().items()}
 
     def add_shards(self, count: int, first: int = 0, images: int = IMAGES, seed: int = 0) -> list[str]:
-        """Writes complete shards to the input, and gives their keys."""
+        """Writes complete shards to the input, and returns their keys."""
         new = self.root / "new"
         paths = write_sample_data(
             new, count, images, "webdataset", image_size=64, seed=seed, first_shard=first
@@ -116,7 +116,7 @@ class Home:
         register(self.instance, source.discover())
 
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command of the environment to its end."""
+        """Runs one of the environment's programs to its end."""
         return subprocess.run(
             [str(SCRIPTS / command[0]), *command[1:]],
             cwd=PROJECT,
@@ -182,7 +182,7 @@ class Home:
         return "\n".join(log.user_message or "" for log in self.instance.all_logs(run.run_id))
 
     def failure(self, run: dg.DagsterRun) -> str:
-        """What a failed run gives as its reason."""
+        """Returns the error of a failed run."""
         logs = self.instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
         return "\n".join(
             data.user_failure_data.description or ""

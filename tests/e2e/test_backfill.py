@@ -42,7 +42,7 @@ def test_a_backfill_does_just_the_partitions_it_was_given(home: Home) -> None:
         backfill_id = launched["backfillId"]
         with home.daemon():
             home.wait_for_runs(len(chosen) - 1)
-        with home.daemon():  # a backfill outlives its daemon, and a fresh one looks at it at once
+        with home.daemon():  # a backfill outlives its daemon, and a new daemon looks at it at once
             wait_for(
                 lambda: backfill(server, backfill_id)["status"] not in ("REQUESTED", "COMPLETED"),
                 "the backfill is complete",

@@ -34,13 +34,13 @@ def test_one_partition_then_a_range(home: Home) -> None:
     home.check_committed(["00003"])
     assert home.materialized(home.runs()[-1]) == {"00003": 1}
 
-    for first, last, said in (
+    for first, last, message in (
         ("00002", "00000", "its range ends before it starts"),
         ("00000", "no-such-shard", "no-such-shard"),
     ):
         done = execute_range(home, first, last)
         assert done.returncode != 0
-        assert said in done.stderr + done.stdout
+        assert message in done.stderr + done.stdout
         home.check_committed(["00003"])
 
     done = execute_range(home, "00000", "00002")

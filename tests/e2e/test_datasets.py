@@ -24,13 +24,13 @@ IMAGES = 3
 
 
 def add_dataset(root: Path, name: str, shards: int, seed: int) -> tuple[Dataset, Home, list[str]]:
-    """A dataset with settings of its own; gives also the folders of its input and output, and its keys."""
-    its = Home(root / name)
-    paths = write_sample_data(its.input, shards, IMAGES, "webdataset", image_size=64, seed=seed)
+    """Writes a dataset with its own settings; returns it, its folders, and the keys of its shards."""
+    folders = Home(root / name)
+    paths = write_sample_data(folders.input, shards, IMAGES, "webdataset", image_size=64, seed=seed)
     (root / f"{name}.py").write_text(DEFINITIONS)
-    said = {**own(its), "partitions_per_run": 10}
-    (root / f"{name}.toml").write_text("".join(f"{key} = {value!r}\n" for key, value in said.items()))
-    return Dataset(name), its, [path.stem for path in paths]
+    settings = {**settings_of(folders), "partitions_per_run": 10}
+    (root / f"{name}.toml").write_text("".join(f"{key} = {value!r}\n" for key, value in settings.items()))
+    return Dataset(name), folders, [path.stem for path in paths]
 
 
 @pytest.mark.slow
@@ -39,10 +39,11 @@ def test_two_datasets_share_a_daemon_and_its_device_and_nothing_else(home: Home)
     two, second, twos = add_dataset(home.root, "part_2", 6, seed=2)
     workspace = home.root / "workspace.yaml"
     entries = [
-        {"python_file": {"relative_path": f"{its.name}.py", "location_name": its.name}} for its in (one, two)
+        {"python_file": {"relative_path": f"{dataset.name}.py", "location_name": dataset.name}}
+        for dataset in (one, two)
     ]
     workspace.write_text(yaml.safe_dump({"load_from": entries}))
-    done = home.run("boring-assets", "register", **own(first))
+    done = home.run("boring-assets", "register", **settings_of(first))
     assert done.returncode == 0, done.stderr
     assert (one.keys(home.instance), two.keys(home.instance)) == (ones, [])
 
@@ -63,22 +64,26 @@ def test_two_datasets_share_a_daemon_and_its_device_and_nothing_else(home: Home)
     runs = home.runs()
     assert {run.status for run in runs} == {DagsterRunStatus.SUCCESS}
     assert home.instance.get_dynamic_partitions("shards") == []
-    for its, where, keys in ((one, first, ones), (two, second, twos)):
-        assert its.keys(home.instance) == keys
-        made = home.instance.fetch_materializations(its.embeddings, limit=100).records
-        assert sorted(str(record.partition_key) for record in made) == keys
-        uris = {str(record.asset_materialization.metadata["source_uri"].value) for record in made}
+    for dataset, where, keys in ((one, first, ones), (two, second, twos)):
+        assert dataset.keys(home.instance) == keys
+        records = home.instance.fetch_materializations(dataset.embeddings, limit=100).records
+        assert sorted(str(record.partition_key) for record in records) == keys
+        uris = {str(record.asset_materialization.metadata["source_uri"].value) for record in records}
         assert all(str(where.input) in uri for uri in uris)
         where.check_committed(keys, images=IMAGES)
     home.check_one_at_a_time()  # the pool is the instance's: both datasets wait for one device
-    status = home.run("boring-assets", "status", **own(second))
+    status = home.run("boring-assets", "status", **settings_of(second))
     assert status.returncode == 0, status.stdout + status.stderr
     assert status.stdout.split()[:2] == ["done", "6"]
 
 
-def own(its: Home) -> dict[str, str]:
-    """What a terminal for one dataset has in its environment."""
-    return {"dataset": its.root.name, "input_dir": str(its.input), "output_dir": str(its.output)}
+def settings_of(folders: Home) -> dict[str, str]:
+    """Returns the settings of one dataset's command line."""
+    return {
+        "dataset": folders.root.name,
+        "input_dir": str(folders.input),
+        "output_dir": str(folders.output),
+    }
 
 
 def test_the_document_has_the_file_that_is_tried_here() -> None:

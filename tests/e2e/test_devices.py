@@ -1,4 +1,4 @@
-"""Concurrent runs under the real daemon, each on a device of its own; CPU devices stand for GPUs."""
+"""Two runs at once under the real daemon, each on its own device; CPU devices stand for GPUs."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ DEVICES = "cpu:0,cpu:1"
 
 @pytest.fixture
 def locks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the locks: short, since Dagster puts its sockets there too."""
+    """The folder of the locks; its path is short because Dagster puts sockets there too."""
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield Path(folder)

@@ -21,7 +21,7 @@ def updates(home: Home) -> list[tuple[int, int]]:
         for event in home.events(run)
         if event.asset_key.path == [FOLDER]
     ]
-    return [(said["shards_added"].value, said["dagster/row_count"].value) for said in events]
+    return [(metadata["shards_added"].value, metadata["dagster/row_count"].value) for metadata in events]
 
 
 @pytest.mark.slow
@@ -46,8 +46,10 @@ def test_the_index_follows_the_embeddings(home: Home, tmp_path: Path) -> None:
         name = next(name for name in tar.getnames() if name.endswith(".jpg"))
         tar.extract(name, tmp_path, filter="data")
     call = CommandLine(tmp_path)
-    said = call("search", "--image", tmp_path / name, "--output", home.output, "--json", "--no-update").stdout
-    first = json.loads(said)[0]
+    found = call(
+        "search", "--image", tmp_path / name, "--output", home.output, "--json", "--no-update"
+    ).stdout
+    first = json.loads(found)[0]
     assert (first["partition"], first["key"]) == ("00000", Path(name).stem)
     assert first["score"] == pytest.approx(1, abs=0.01)
     rows = lancedb.connect(home.output / FOLDER).open_table(TABLE)

@@ -14,8 +14,8 @@ from tests.e2e.webserver import LOCATION, Webserver
 from tests.waiting import wait_for
 
 SHARDS = 60
-UNTOLD = 6
-"""Most shards that are written and whose events are not stored yet: see `engine.pipeline`."""
+MAX_UNREPORTED = 6
+"""Most shards that are written before their events are stored: see `engine.pipeline`."""
 LAUNCH = """mutation($params: ExecutionParams!) { launchRun(executionParams: $params) {
     __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
 
@@ -57,7 +57,7 @@ def test_a_killed_run_is_retried_and_loses_nothing(home: Home) -> None:
     assert set(done.values()) == {1}
     # Writing is but a few shards ahead of the events, so the kill cost no more than those events.
     assert set(done) <= adopted
-    assert len(adopted) <= len(done) + UNTOLD
+    assert len(adopted) <= len(done) + MAX_UNREPORTED
     assert home.materialized(retry) == dict.fromkeys(keys, 1)
     assert home.messages(retry).count(f"{SHARDS - len(adopted)} shards on cpu") == 1
     home.check_committed(keys, images=4)

@@ -35,9 +35,9 @@ def test_runs_of_the_daemon_are_counted_logged_and_alerted(home: Home, receiver:
 
     log = (home.root / "logs" / "dagster-daemon.txt").read_text()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    made = [line for line in lines if line.get("event") == "ASSET_MATERIALIZATION"]
-    assert sorted(line["partition"] for line in made) == ["00000", "00001"]
-    assert {line["run_id"] for line in made} == {run.run_id}
+    materializations = [line for line in lines if line.get("event") == "ASSET_MATERIALIZATION"]
+    assert sorted(line["partition"] for line in materializations) == ["00000", "00001"]
+    assert {line["run_id"] for line in materializations} == {run.run_id}
 
     (sent,) = receiver.got
     assert sent["text"].startswith("Too many images fail: ")

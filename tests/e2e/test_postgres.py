@@ -1,6 +1,6 @@
 """One PostgreSQL and one bucket of logs, shared by a webserver, a daemon and other machines' command lines.
 
-A machine is a Dagster home of its own here: what is not in the database is on that machine alone.
+Each Dagster home stands for a machine: only the database and the bucket are shared.
 """
 
 import os
@@ -35,13 +35,13 @@ def database(postgres: Postgres, s3_env: Seaweed, monkeypatch: pytest.MonkeyPatc
 
 def machine(root: Path, shared: Home | None = None) -> Home:
     """A home on the shared database, and where it is not the first one, with the first one's data."""
-    made = Home.make(root, CONFIG)
+    home = Home.make(root, CONFIG)
     if shared:
-        made.input.rmdir()
-        made.input.symlink_to(shared.input)
+        home.input.rmdir()
+        home.input.symlink_to(shared.input)
         shared.output.mkdir(exist_ok=True)
-        made.output.symlink_to(shared.output)
-    return made
+        home.output.symlink_to(shared.output)
+    return home
 
 
 @contextmanager
@@ -84,8 +84,8 @@ def test_a_daemon_and_two_command_lines_at_once(
     with home.webserver() as server, home.daemon():
         server.turn_on("new_shards")
         with embed(others[0]) as one, embed(others[1]) as two:
-            said = [process.communicate(timeout=HANG_SECONDS)[0] for process in (one, two)]
-        assert (one.returncode, two.returncode) == (0, 0), said
+            outputs = [process.communicate(timeout=HANG_SECONDS)[0] for process in (one, two)]
+        assert (one.returncode, two.returncode) == (0, 0), outputs
         late = home.add_shards(2, first=12, images=4)  # these are for the sensor alone
         wait_for(
             lambda: (

@@ -45,12 +45,12 @@ def ray(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
 
 @pytest.fixture
 def home(ray: RayCluster, tmp_path: Path) -> Home:
-    made = Home.make(tmp_path, CONFIG)
-    config = made.root / "dagster" / "dagster.yaml"
+    home = Home.make(tmp_path, CONFIG)
+    config = home.root / "dagster" / "dagster.yaml"
     text = config.read_text()
     assert "poll_interval_seconds: 15" in text
     config.write_text(text.replace("poll_interval_seconds: 15", "poll_interval_seconds: 2"))
-    return made
+    return home
 
 
 @pytest.mark.slow
@@ -86,7 +86,9 @@ def two_runs_get_two_gpus_and_one_is_killed(
 
     victim = home.instance.get_run_by_id(next(iter(processes)))
     assert victim
-    its = keys[:SHARDS] if victim.tags["dagster/asset_partition_range_start"] == keys[0] else keys[SHARDS:]
+    victim_keys = (
+        keys[:SHARDS] if victim.tags["dagster/asset_partition_range_start"] == keys[0] else keys[SHARDS:]
+    )
     before = stop_half_way(home, victim, processes[victim.run_id])
     processes[victim.run_id].kill()
 
@@ -95,16 +97,16 @@ def two_runs_get_two_gpus_and_one_is_killed(
     first = [run for run in runs if run.run_id in processes]
     used = [{event.metadata["device"].value for event in home.events(run)} for run in first]
     assert sorted(used, key=str) == [{"cpu:0"}, {"cpu:1"}]
-    check_retry(home, victim, its, before)
+    check_retry(home, victim, victim_keys, before)
 
 
 def a_node_is_lost(ray: RayCluster, home: Home, server: Webserver, keys: list[str]) -> None:
     ray.start_node("other", gpus=1, cpus=CPUS)
-    mine, its = keys[:SHARDS], keys[SHARDS:]
-    both = launch(server, mine, '{"num_gpus": 2, "num_cpus": 3}')
+    keys_of_both, victim_keys = keys[:SHARDS], keys[SHARDS:]
+    both = launch(server, keys_of_both, '{"num_gpus": 2, "num_cpus": 3}')
     env = wait_for(lambda: ray.run_processes().get(both), "a run has both GPUs of the head").environ()
     assert (env["CUDA_VISIBLE_DEVICES"], env["BORING_DECODE_WORKERS"]) == ("0,1", "3")
-    lost = launch(server, its)
+    lost = launch(server, victim_keys)
     process = wait_for(lambda: ray.run_processes().get(lost), "a run is executed on the other node")
     assert node_of(process) == "other"
     assert process.environ()["CUDA_VISIBLE_DEVICES"] == "0"
@@ -117,7 +119,7 @@ def a_node_is_lost(ray: RayCluster, home: Home, server: Webserver, keys: list[st
 
     runs = home.wait_for_runs(6)
     assert sorted(run.status.value for run in runs[3:]) == ["FAILURE", "SUCCESS", "SUCCESS"]
-    check_retry(home, victim, its, before)
+    check_retry(home, victim, victim_keys, before)
     assert limit(home) == 2
 
 
@@ -142,7 +144,7 @@ def stop_half_way(home: Home, run: DagsterRun, process: psutil.Process) -> dict[
 
 
 def check_retry(home: Home, victim: DagsterRun, keys: list[str], before: dict[str, int]) -> None:
-    """The run failed, and its retry took over what it had committed, and did the rest."""
+    """The run failed; its retry kept what the run had committed, and did the rest."""
     assert home.instance.get_run_by_id(victim.run_id).status is DagsterRunStatus.FAILURE
     (retry,) = [run for run in home.runs() if run.parent_run_id == victim.run_id]
     assert home.materialized(retry) == dict.fromkeys(keys, 1)

@@ -20,8 +20,8 @@ def torture(part: str, *options: str) -> str:
 @pytest.mark.heavy
 def test_killed_runs_lose_nothing() -> None:
     """On S3, whose commits have more steps; the local disk has `make torture` and test_killed_run.py."""
-    said = torture("crashes", "--kills", "2", "--storage", "s3", "--shards", "4", "--images", "12")
-    assert "s3: kills  " in said
+    output = torture("crashes", "--kills", "2", "--storage", "s3", "--shards", "4", "--images", "12")
+    assert "s3: kills  " in output
 
 
 @pytest.mark.heavy

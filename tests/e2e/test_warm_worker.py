@@ -35,7 +35,7 @@ def test_a_run_is_canceled_then_done_and_another_outlives_a_reboot(home: Home) -
             wait_for(lambda: len(home.committed()) > len(keys), "a shard is committed", every=0.02)
             run = home.instance.get_run_by_id(run_id)
             assert run
-            # Ended only with the daemon: with it, nobody is left who could tell of its end.
+            # It ends only with the daemon, so no process is left that could report its end.
             psutil.Process(int(run.tags[WORKER_TAG].partition("-")[0])).suspend()
         *_, stuck = home.runs()
         assert stuck.status is DagsterRunStatus.STARTED

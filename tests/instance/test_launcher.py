@@ -1,4 +1,4 @@
-"""Runs of a small job through the launcher, in its real worker processes."""
+"""Runs of a small job through the launcher, in real worker processes."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What a run asks of Ray, and how its job is judged; an HTTP server stands where Ray's head would be.
+"""What a run requests from Ray, and when its job counts as failed; an HTTP server stands for Ray's head.
 
 tests/e2e/test_ray.py has the real one.
 """
@@ -82,10 +82,10 @@ class Head:
 
 @pytest.fixture
 def head() -> Iterator[Head]:
-    made = Head()
-    with made.server as server:
+    head = Head()
+    with head.server as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield made
+        yield head
         server.shutdown()
 
 
