@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from boring_assets.errors import StorageError
-from boring_assets.output import files
+from boring_assets.storage import files
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import check_writable, open_root
 from tests.seaweed import BUCKET, Seaweed
