@@ -8,7 +8,7 @@ import pytest
 
 from boring_assets.definitions import build_definitions
 from boring_assets.instance.homes import open_instance
-from boring_assets.jobs import embed_job
+from boring_assets.jobs import EMBED_JOB
 from boring_assets.settings import Settings
 from boring_assets.tags import range_tags
 from partitions.shards import SHARDS
@@ -51,7 +51,7 @@ def test_a_run_of_many_partitions_opens_few_connections(
     instance.add_dynamic_partitions(SHARDS.name, keys)
     before = sessions(postgres, database)
     run = instance.create_run_for_job(
-        build_definitions(Settings()).resolve_job_def(embed_job.name), tags=range_tags(keys[0], keys[-1])
+        build_definitions(Settings()).resolve_job_def(EMBED_JOB), tags=range_tags(keys[0], keys[-1])
     )
     planned = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED
     assert len(instance.all_logs(run.run_id, of_type=planned)) == len(keys)
