@@ -1,1 +1,1 @@
-"""What an asset needs from outside: the CLIP model, storage, and the embeddings' IO manager."""
+"""Dagster resources: the CLIP model, the input, and the IO manager of the output."""

@@ -56,10 +56,7 @@ class Written:
 
 
 class EmbeddingsIOManager(dg.ConfigurableIOManager):
-    """Writes finished shards, and gives them to later assets as lazy polars frames.
-
-    The backend follows the output URI's scheme: a path, `file://`, `s3://`, or any other of fsspec.
-    """
+    """The output: where embeddings are written and read, by the scheme of its URI, and their type."""
 
     output_dir: str = config_field("output_dir")
     output_dtype: str = config_field("output_dtype")
