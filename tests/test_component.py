@@ -5,6 +5,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 
 import boring_assets
 from boring_assets.datasets import Dataset
@@ -118,6 +120,12 @@ class Embedded:
             component(folder, dataset="laion", batch_size=32), dg.Definitions(assets=[row_counts, total])
         )
 
+    def outdated(self, partition: str) -> list[str]:
+        """Why the UI calls a partition outdated."""
+        graph = self.defs.resolve_asset_graph()
+        resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
+        return [cause.reason for cause in resolver.get_stale_causes(self.key, partition)]
+
     def run(
         self, *keys: str, config: dict[str, Any] | None = None, **where: Any
     ) -> dg.ExecuteInProcessResult:
@@ -146,6 +154,7 @@ def test_downstream_assets_run_in_the_same_run_and_in_their_own(embedded: Embedd
     assert [event.partition for event in events] == ["00001", "00002", "00003"], "each partition once"
     assert all("contact_sheet" in event.metadata for event in events)
 
+    assert embedded.outdated("00001") == []
     embedded.rows.clear()
     assert embedded.run("row_counts", partition_key="00002").success
     assert embedded.rows == {"00002": 6}

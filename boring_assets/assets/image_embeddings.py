@@ -82,7 +82,8 @@ def define_image_embeddings(
             counted = metrics.run(output, home, progress, context.log.warning)
             with counted as counts:
                 run = _Run(context, source, clip, embeddings, code_version, counts, progress)
-                yield from run.materialize()
+                for event in run.materialize():
+                    yield dataset.with_provenance(event)
             yield all_committed()
         except BoringError as error:
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
