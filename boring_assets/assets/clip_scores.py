@@ -7,7 +7,7 @@ Columns: `row` (of the input shard), `key`, `clip_score` (null without a caption
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import dagster as dg
 import numpy as np
@@ -40,7 +40,7 @@ def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinit
         deps=[dataset.embeddings],
         backfill_policy=backfill_policy(settings),
         output_required=False,
-        dagster_type=dg.Nothing,
+        dagster_type=cast(dg.DagsterType, dg.Nothing),
         pool=POOL,
         kinds={"pytorch", "parquet"},
         required_resource_keys=dataset.resource_keys("clip", "embeddings"),
