@@ -124,7 +124,10 @@ class Embedded:
         """Why the UI calls a partition outdated."""
         graph = self.defs.resolve_asset_graph()
         resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
-        return [cause.reason for cause in resolver.get_stale_causes(self.key, partition)]
+        return [
+            cause.reason
+            for cause in resolver.get_stale_causes(dg.AssetKey(["laion", "image_embeddings"]), partition)
+        ]
 
     def run(
         self, *keys: str, config: dict[str, Any] | None = None, **where: Any
