@@ -144,23 +144,20 @@ def _check_failed(rows: np.ndarray, reasons: Counter[str], facts: Mapping[str, A
 
 
 def _check_input_rows(embedded: np.ndarray, failed: np.ndarray, rows: int) -> Iterator[Finding]:
-    """Every input row is embedded or failed, once, and embeddings stand in input order."""
+    """Every input row is embedded or failed, once, and embeddings are in input order."""
     # A null makes floats of the whole column.
     if embedded.dtype != np.int64 or ((embedded < 0) | (embedded >= rows)).any():
         yield Finding(Kind.ROWS, f"its embeddings name rows that its shard of {rows:,} rows does not have.")
         return
+    problems = []
     if (np.diff(embedded) <= 0).any():
-        yield Finding(
-            Kind.ROWS, "its embeddings are not in the order of the input's rows, or name one twice."
-        )
-    both = np.intersect1d(embedded, failed)
-    if len(both):
-        yield Finding(Kind.ROWS, f"{len(both):,} rows are embedded and failed; the first is row {both[0]}.")
-    lost = np.setdiff1d(np.arange(rows), np.concatenate([embedded, failed]))
-    if len(lost):
-        yield Finding(
-            Kind.ROWS, f"{len(lost):,} rows are neither embedded nor failed; the first is row {lost[0]}."
-        )
+        problems.append("its embeddings are not in the order of the input's rows, or name one twice")
+    if len(both := np.intersect1d(embedded, failed)):
+        problems.append(f"{len(both):,} rows are embedded and failed, the first is row {both[0]}")
+    if len(lost := np.setdiff1d(np.arange(rows), np.concatenate([embedded, failed]))):
+        problems.append(f"{len(lost):,} rows are neither embedded nor failed, the first is row {lost[0]}")
+    if problems:
+        yield Finding(Kind.ROWS, f"{'; '.join(problems)}.")
 
 
 def _check_repeated(repeated: int, facts: Mapping[str, Any]) -> Iterator[Finding]:
