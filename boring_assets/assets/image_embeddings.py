@@ -172,10 +172,10 @@ class _Run:
         known = dict(zip(shards, self._facts_of(shards), strict=True))
         current = {shard: facts for shard, facts in known.items() if self._is_current(shard, facts)}
         todo = [shard for shard in shards if shard not in current]
+        self._committed.update(shard.key for shard in current)  # a run that was killed has not counted them
         if current:  # what is adopted stays, so it must be of the model of all that stays
             self._refuse_to_mix(next(iter(current.values())), todo)
         for shard, facts in current.items():
-            self._committed.add(shard.key)  # a run that was killed at its end has not counted it
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
             uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
             asset = self._context.asset_key
@@ -226,8 +226,7 @@ class _Run:
         run = self._context.run
         if run.tags.get(REDO_TAG) != "true":
             replaced = backfilled(self._context.instance, run.tags, self._context.asset_key)
-            adopted = self._committed if run.tags.get(RESUME_TAG) == "true" else set()
-            refuse_to_mix(self._embeddings, facts, (replaced - adopted) | {shard.key for shard in todo})
+            refuse_to_mix(self._embeddings, facts, (replaced - self._committed) | {one.key for one in todo})
 
     def _commit(
         self, result: EmbeddedShard, facts: dict[str, Any], device: str
