@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.pictures import jpegs, write_shards
 from boring_assets.engine.decoding.decode import Limits, Preprocess
-from boring_assets.engine.decoding.decoders import make_decoders
+from boring_assets.engine.decoding.decoders import start_decoders
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.pipeline import EmbeddedShard, Options, Progress, embed_shards
@@ -111,7 +111,7 @@ def end_to_end(
 def decode_only(numbers: Preprocess, workers: int, seconds: float = 4.0) -> float:
     """Images a second of the engine's decoders alone."""
     pictures = jpegs()
-    decoders = make_decoders(workers, CHUNK_IMAGES, numbers, Limits(), 2**30)
+    decoders = start_decoders(workers, CHUNK_IMAGES, numbers, Limits(), 2**30)
     chunks = [pictures[i : i + CHUNK_IMAGES] for i in range(0, len(pictures), CHUNK_IMAGES)]
     for future in [decoders.submit(chunks[0]) for _ in range(4 * workers)]:
         future.result()  # the workers are up

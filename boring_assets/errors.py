@@ -1,19 +1,19 @@
-"""Every error that the project raises on purpose.
+"""The errors that the project raises.
 
     BoringError
     ├── SettingsError     a setting or an argument is missing or wrong
     ├── StorageError      a URI cannot be listed, read or written
-    ├── ShardError        one shard cannot be read at all; costs that shard alone
-    ├── ModelError        the model, or the device for it, cannot be had; stops a run
-    └── RunError          a Dagster run that the command line started did not end well
+    ├── ShardError        one shard cannot be read; the other shards of the run go on
+    ├── ModelError        the model or its device is not available; stops a run
+    └── RunError          a Dagster run that the command line started has failed
 
-A message names the culprit, says what was expected, and how to mend it. A bad *sample* is never an
-exception: it is a recorded failure with a reason (see `boring_assets.engine.samples.Reason`).
+A message names the culprit, what was expected, and the fix. A bad *sample* is never an exception: it is a
+recorded failure with a reason (see `boring_assets.engine.samples.Reason`).
 """
 
 
 class BoringError(Exception):
-    """Base of the family: catch this one to catch them all."""
+    """The base class of all errors of this project."""
 
 
 class SettingsError(BoringError):
@@ -25,19 +25,19 @@ class StorageError(BoringError):
 
 
 class ShardError(BoringError):
-    """One shard cannot be read at all; the other shards of a run go on."""
+    """One shard cannot be read. The other shards of the run go on."""
 
 
 class ModelError(BoringError):
-    """The model, or the device for it, cannot be had."""
+    """The model or its device is not available."""
 
 
 class RunError(BoringError):
-    """A Dagster run that the command line started did not end well."""
+    """A Dagster run that the command line started has failed."""
 
 
-def without_family(text: str) -> str:
-    """A message as Dagster shows it (`ModelError: ...`), without the name of this family's class."""
+def without_class_name(text: str) -> str:
+    """Removes the name of our error class from a message as Dagster shows it (`ModelError: ...`)."""
     name, separator, rest = text.partition(": ")
-    family = {one.__name__ for one in BoringError.__subclasses__()}
-    return rest if separator and name in family else text
+    names = {error.__name__ for error in BoringError.__subclasses__()}
+    return rest if separator and name in names else text

@@ -1,9 +1,9 @@
-"""Takes secrets out of texts that others have written: error messages, above all."""
+"""Removes secrets from texts, e.g. from error messages of other libraries."""
 
 import os
 import re
 
-# A variable of such a name holds a secret: AWS_SECRET_ACCESS_KEY, HF_TOKEN, PGPASSWORD, ...
+# A variable with such a name holds a secret: AWS_SECRET_ACCESS_KEY, HF_TOKEN, PGPASSWORD, ...
 _NAMES = re.compile(
     r"SECRET|TOKEN|PASSW|ACCOUNT_KEY|STORAGE_KEY|API_KEY|CONNECTION_STRING|WEBHOOK", re.IGNORECASE
 )
@@ -19,7 +19,7 @@ CREDENTIALS = re.compile(r"://[^/@]*:(?!\d+(/|$)).*@|(?i:[?&][\w-]*(signature|si
 
 
 def without_secrets(text: str) -> str:
-    """The text without the secrets of the environment, the credentials of URLs, and their queries."""
+    """Returns the text without secrets from the environment, credentials in URLs, and URL queries."""
     text = _USER_INFO.sub("<credentials>@", text)
     text = _LOOSE.sub(r"\1<hidden>", _QUERY.sub("?<hidden>", text))
     for name, value in os.environ.items():
@@ -29,7 +29,7 @@ def without_secrets(text: str) -> str:
 
 
 def without_secret_causes(error: BaseException) -> BaseException:
-    """The error, its chain of causes cut before one whose text holds a secret: Dagster stores all of it."""
+    """Cuts the error's causes before one whose text holds a secret, since Dagster stores all of them."""
     one: BaseException | None = error
     while one is not None:
         cause = one.__cause__ or (None if one.__suppress_context__ else one.__context__)

@@ -168,7 +168,7 @@ def test_an_endpoint_that_does_not_answer(refused: Callable[..., str], s3: Seawe
 def test_an_output_that_may_only_be_read(refused: Callable[..., str], s3: Seaweed) -> None:
     target = s3.new_prefix()
     said = refused(s3.env_of(s3.reader_key, s3.reader_secret), target=target)
-    assert f"Cannot write {target}: the credentials are wrong or may not do this" in said
+    assert f"Cannot write {target}: the credentials are wrong or lack permission" in said
 
 
 def test_a_run_that_succeeds_stores_no_secret_either(

@@ -1,4 +1,4 @@
-"""Fills batches across shard boundaries, gives them to the encoder, and gives the shards their rows."""
+"""Fills batches across shard boundaries, runs the encoder, and assigns the embeddings to their shards."""
 
 import time
 from collections import deque
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _Batch = list[tuple[Job, list[int]]]
-"""Whose images a batch holds, in order: rows of one shard after another."""
+"""The shards and rows of a batch's images, in order."""
 
 
 class Batcher:
-    """Fills batches, gives them to the encoder, and gives the shards their rows."""
+    """Fills batches, runs the encoder, and assigns the embeddings to their shards."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class Batcher:
         self._pieces: list[Tensor] = []
         self._batch: _Batch = []
         self._count = 0
-        self._size = encoder.batch_size  # of this batch; the encoder's own may shrink while it is filled
+        self._size = encoder.batch_size  # of this batch; the encoder's batch size may shrink meanwhile
         self._pending: deque[tuple[Pending, _Batch]] = deque()
         self._last_answer = time.monotonic()
 
     def run(self) -> None:
-        """Works until the decoders have no more, then finishes what is under way."""
+        """Runs until the decoders have no more chunks, then finishes the batches in flight."""
         self._encoder.prepare_thread()
         for chunk, decoded in self._chunks():
             self._take(chunk, decoded)
@@ -76,7 +76,7 @@ class Batcher:
             self._take_pixels(chunk, decoded)
         if chunk.error is None:
             self._finish(job)
-        elif not job.closed:  # else its rows were all answered, and `checked` tells the error
+        elif not job.closed:  # else all rows have answers, and `checked` holds the error
             job.closed = True
             self._finished.put(FailedShard(job.shard, chunk.error))
 
@@ -130,7 +130,7 @@ class Batcher:
             self._finish(job)
 
     def _finish(self, job: Job) -> None:
-        """Hands the shard over when its last row is answered."""
+        """Passes the shard on when its last row has an answer."""
         if job.closed or not job.complete:
             return
         job.closed = True
@@ -157,12 +157,12 @@ class Batcher:
 
 
 def _wait(chunk: Chunk) -> Decoded | None:
-    """The chunk's pixels; None where it has no images."""
+    """Returns the chunk's pixels, or None if it has no images."""
     try:
         return chunk.decoded.result() if chunk.decoded else None
     except BrokenProcessPool as error:
         raise ModelError(
-            f"Decoding processes die again and again, at {chunk.job.shard.uri}: something kills them, or the "
-            "machine is out of memory. Run again; where memory is short, lower BORING_DECODE_WORKERS or "
+            f"Decoding processes keep dying at {chunk.job.shard.uri}: something kills them, or the "
+            "machine is out of memory. Run again. If memory is short, lower BORING_DECODE_WORKERS or "
             "BORING_READ_AHEAD_MB."
         ) from error

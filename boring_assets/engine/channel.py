@@ -1,4 +1,4 @@
-"""A queue between threads that is bounded by weight and lets go of its users when it is closed."""
+"""A queue between threads that is bounded by weight and can be closed from either side."""
 
 import threading
 from collections import deque
@@ -8,17 +8,17 @@ T = TypeVar("T")
 
 
 class Closed(Exception):
-    """The other side has left."""
+    """The other side has closed the channel."""
 
 
 class Channel(Generic[T]):
-    """First in, first out, between one or more writers and readers."""
+    """A first-in, first-out queue between writers and readers."""
 
     def __init__(self, limit: int) -> None:
-        """Makes an empty channel.
+        """Creates an empty channel.
 
         Args:
-            limit: Most weight that it holds; a single item heavier than that still passes, alone.
+            limit: Maximum weight that it holds. A single heavier item still passes, alone.
         """
         self._limit = limit
         self._items: deque[tuple[T, int]] = deque()
@@ -29,11 +29,11 @@ class Channel(Generic[T]):
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody has closed it."""
+        """Whether the channel is open."""
         return self._open
 
     def put(self, item: T, weight: int = 1) -> None:
-        """Adds an item, once there is room for it.
+        """Adds an item as soon as there is room.
 
         Raises:
             Closed: The channel was closed.
@@ -48,10 +48,10 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T:
-        """Takes the oldest item, once there is one.
+        """Takes the oldest item as soon as there is one.
 
         Raises:
-            Closed: The channel was closed and is empty. Where it was closed with an error, that error.
+            Closed: The channel was closed and is empty. If it was closed with an error, that error is raised.
         """
         with self._changed:
             while self._open and not self._items:
@@ -66,10 +66,10 @@ class Channel(Generic[T]):
             return item
 
     def close(self, error: BaseException | None = None) -> None:
-        """Ends it for both sides; what it holds can still be taken, unless there is an error.
+        """Closes both sides. Readers still get the items in it, unless there is an error.
 
         Args:
-            error: What readers are given instead of items.
+            error: What readers raise instead of getting items.
         """
         with self._changed:
             self._open = False

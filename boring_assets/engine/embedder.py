@@ -1,4 +1,4 @@
-"""The engine for other people's pipelines: encoded images in, embeddings or reasons out, in order."""
+"""The engine for other pipelines (Ray Data, Daft): encoded images in, embeddings or failures out."""
 
 import os
 import threading
@@ -21,12 +21,12 @@ _CHUNK = 16
 
 
 class Answer(NamedTuple):
-    """What became of one image.
+    """The result for one image.
 
     Attributes:
-        embedding: float32 [dim], L2-normalized; None where the image failed.
-        reason: Why it failed, one of `Reason`; None where it is embedded.
-        detail: What exactly was wrong with it; None where it is embedded.
+        embedding: float32 [dim], L2-normalized; None if the image failed.
+        reason: Why it failed, one of `Reason`; None if it is embedded.
+        detail: The details of the failure; None if it is embedded.
     """
 
     embedding: np.ndarray | None
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 
 class Embedder:
-    """A model on its device with the decoders that feed it; make one a process, and keep it.
+    """A model on its device, with its decoders. Create one per process and keep it.
 
     Attributes:
         dim: Length of an embedding.
@@ -53,15 +53,15 @@ class Embedder:
         """Loads the model.
 
         Args:
-            model: See `load_model`, as the next.
+            model: Name or directory; see `load_model`.
             pretrained: Tag or checkpoint of the weights.
-            device: See `Encoder`, as the next two.
-            precision: Arithmetic of the model.
-            batch_size: Images in a batch.
-            limits: The most that one image may cost.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`; see `Encoder`.
+            precision: `auto`, `fp32`, `bf16` or `fp16`.
+            batch_size: Images in a batch, or `auto`.
+            limits: Limits for one image.
 
         Raises:
-            ModelError: The model or the device cannot be had.
+            ModelError: The model or the device is not available.
         """
         loaded = load_model(model, pretrained)
         self._encoder = Encoder(loaded, device, precision, batch_size)
@@ -71,24 +71,23 @@ class Embedder:
         self.dim = self._encoder.dim
 
     def embed(self, images: Sequence[bytes | None]) -> list[Answer]:
-        """Embeds some images; any thread may call, one at a time is served.
+        """Embeds images. Threads may share the embedder; their calls run one after another.
 
         Args:
-            images: Encoded images of any supported format; None stands for one that is missing. All that are
-                given are decoded into memory bit by bit, so any number may be.
+            images: Encoded images of any supported format, any number; None for a missing image.
 
         Returns:
-            For each image, in order, its embedding or why it has none.
+            For each image, in order, its embedding or why it failed.
 
         Raises:
-            ModelError: The device cannot go on.
+            ModelError: The device has failed.
         """
         answers: list[Answer | None] = [None] * len(images)
         pending: deque[tuple[Pending, list[int]]] = deque()
         with self._one_at_a_time:
             start = 0
             while start < len(images):
-                size = self._encoder.batch_size  # it shrinks when memory runs out
+                size = self._encoder.batch_size  # shrinks when memory runs out
                 pieces, rows = self._decode(images, range(start, min(start + size, len(images))), answers)
                 start += size
                 if rows:
@@ -103,11 +102,11 @@ class Embedder:
     def _decode(
         self, images: Sequence[bytes | None], rows: range, answers: list[Answer | None]
     ) -> "tuple[list[Tensor], list[int]]":
-        """Pixels of some images and which ones they are; those that fail are answered."""
+        """Returns the pixels of some images and their rows. Writes failures to `answers`."""
         there = []
         for row in rows:
             if images[row] is None:
-                answers[row] = _failed(Failure(Reason.MISSING_IMAGE, "there is no image"))
+                answers[row] = _failed(Failure(Reason.MISSING_IMAGE, "the image is missing"))
             else:
                 there.append(row)
         chunks = [there[at : at + _CHUNK] for at in range(0, len(there), _CHUNK)]

@@ -1,17 +1,17 @@
-"""Shards in, embedded shards out: reading, decoding and the model at once, each in threads of its own.
+"""Embeds shards: reading, decoding, the model and writing run at the same time, in threads of their own.
 
     reader (1 thread)      opens shards ahead of time and streams their images
       │ chunks of images
     decoders (N threads)   bytes to uint8 pixels, or a reason
       │ in order, bounded by bytes
-    encoder (1 thread)     fills batches across shard boundaries, gives each shard its rows back
+    encoder (1 thread)     fills batches across shard boundaries, returns each shard's rows
       │ finished shards, bounded by bytes
-    finishers (4 threads)  what the caller wants done with each: writing and committing it
+    finishers (4 threads)  call `then` with each finished shard: write and commit it
       │ in order
     the caller
 
-Each row is answered exactly once, with an embedding or a failure, and a shard is finished when its last
-row is. Shards share batches, so many small ones cost what one large one costs.
+Each row gets exactly one answer, an embedding or a failure. A shard is finished when its last row has one.
+Shards share batches, so many small shards cost as much as one large shard.
 """
 
 import threading
@@ -71,27 +71,26 @@ def embed_shards(
     check: Callable[[Shard], None] | None = None,
     then: Callable[[EmbeddedShard], Any] | None = None,
 ) -> Iterator[Any]:
-    """Embeds shards; each is given back as soon as it is finished.
+    """Embeds shards, and yields each as soon as it is finished.
 
     Args:
-        shards: Which ones, in order.
+        shards: The shards, in order.
         encoder: The model on its device.
-        options: How much of the machine to take.
-        fetcher: Fetches images behind URLs; by default only those below the dataset's own root.
-        progress: Counted up as batches are answered.
-        check: Called for each shard that was read to its end, in another thread; raises ShardError where it
-            is no longer what it was. Its answer is waited for off the model's path.
-        then: Called for each finished shard, for several at once in threads of their own; what it returns is
-            given back in the shard's place.
+        options: How much of the machine to use.
+        fetcher: Fetches images by URL. By default only below the input's own root.
+        progress: Counts the samples.
+        check: Called in another thread for each shard after it was read. Raises ShardError if the shard has
+            changed.
+        then: Called for each finished shard, in several threads. Its result is yielded in place of the shard.
 
     Yields:
         Each shard once, nearly in order: its embeddings, or why it could not be read. With `max_rows`,
-        shards past the limit are left out. When the caller leaves, calls of `then` that have begun are
-        waited for.
+        shards past the limit are left out. If the caller stops early, calls of `then` that have started
+        are completed.
 
     Raises:
-        ModelError: The device cannot go on.
-        Exception: What `then` raised, or `check`, if that was no ShardError.
+        ModelError: The device has failed.
+        Exception: What `then` raised, or what `check` raised other than ShardError.
     """
     options = options or Options()
     fetcher = fetcher or Fetcher(max_bytes=options.limits.bytes)
@@ -125,12 +124,12 @@ def _finish(
     answers: Channel[Future[Any]],
     then: Callable[[EmbeddedShard], Any] | None,
 ) -> None:
-    """Does with each finished shard what the caller wants done, with some of them at once."""
+    """Calls `then` with each finished shard, several at a time."""
 
     def answer(result: EmbeddedShard | FailedShard) -> Any:
-        if not answers.is_open:  # the caller has left
+        if not answers.is_open:  # the caller has stopped
             return None
-        result = _confirmed(result)
+        result = _check_unchanged(result)
         return then(result) if then and isinstance(result, EmbeddedShard) else result
 
     with ThreadPoolExecutor(_FINISHERS, "finish") as pool, suppress(Closed):
@@ -139,15 +138,17 @@ def _finish(
                 answers.put(pool.submit(answer, finished.get()))
         except Closed:
             pass
-        except BaseException as error:  # of the reader or the encoder: told after what was finished before it
+        except (
+            BaseException
+        ) as error:  # of the reader or the encoder: raised after the shards that were finished before it
             last: Future[Any] = Future()
             last.set_exception(error)
             answers.put(last)
     answers.close()
 
 
-def _confirmed(result: EmbeddedShard | FailedShard) -> EmbeddedShard | FailedShard:
-    """A shard whose source was found unchanged after it was read; otherwise it has failed."""
+def _check_unchanged(result: EmbeddedShard | FailedShard) -> EmbeddedShard | FailedShard:
+    """Returns the shard if its source was unchanged after reading, else a failed shard."""
     if isinstance(result, FailedShard) or result.checked is None:
         return result
     try:
@@ -158,7 +159,7 @@ def _confirmed(result: EmbeddedShard | FailedShard) -> EmbeddedShard | FailedSha
 
 
 def _run(work: Callable[[], None], *channels: Channel) -> None:
-    """A thread's body: an error of its own reaches the caller; a closed channel just ends it."""
+    """Runs a thread's work. An error closes the channels and so reaches the caller."""
     try:
         work()
     except Closed:

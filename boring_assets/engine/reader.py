@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from boring_assets.engine.channel import Channel, Closed
-from boring_assets.engine.decoding.decoders import Decoded, make_decoders
+from boring_assets.engine.decoding.decoders import Decoded, start_decoders
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.sources import OpenShard, open_shard
 from boring_assets.engine.job import Job
@@ -81,7 +81,7 @@ class Reader:
         self._pixel_bytes = numbers.height * numbers.width * 3
         most = max(_AHEAD_IMAGES, _AHEAD_BATCHES * encoder.batch_size)
         self._least_bytes = options.read_ahead_bytes // most
-        self._decoders = make_decoders(
+        self._decoders = start_decoders(
             options.decode_workers, CHUNK_IMAGES, numbers, options.limits, options.read_ahead_bytes
         )
 

@@ -1,4 +1,4 @@
-"""What the pipeline is asked for and what it gives back."""
+"""The options, the progress and the results of the pipeline."""
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -13,14 +13,14 @@ from boring_assets.errors import ShardError
 
 @dataclass(frozen=True)
 class Options:
-    """How much of the machine the pipeline takes.
+    """How much of the machine the pipeline uses.
 
     Attributes:
-        decode_workers: How many decode at once; above four they are processes.
-        read_ahead_bytes: Most bytes of images, encoded and decoded, waiting for the model.
-        limits: The most that one image may cost.
-        max_rows: Most rows over all shards, for trying things out; None takes all.
-        previews: Most decoded images of a shard that are kept for people to look at.
+        decode_workers: Images decoded at the same time. Up to 4 use threads, more use processes.
+        read_ahead_bytes: Maximum size of images, encoded and decoded, that wait for the model.
+        limits: Limits for one image and one shard.
+        max_rows: Maximum rows over all shards, for trials. None means all.
+        previews: Decoded images of a shard to keep for its contact sheet.
     """
 
     decode_workers: int = 2
@@ -35,17 +35,17 @@ class EmbeddedShard:
     """A finished shard: `rows.num_rows == len(embedded) + len(failures)`.
 
     Attributes:
-        shard: Which one.
+        shard: The shard.
         rows: Every column but the image bytes, in input order.
-        columns: Which of its columns is its `url`, `key` and `caption`.
-        embedded: int64 [n], the embedded rows in rising order.
+        columns: Names of its columns for `url`, `key` and `caption`.
+        embedded: int64 [n], the row numbers of the embedded samples, ascending.
         embeddings: float32 [n, dim], L2-normalized, one for each of `embedded`.
-        failures: What became of every other row, by row.
-        seconds: Its share of the run's time; where shards share a batch, by their part of it.
-        image_bytes: Encoded bytes of its images.
+        failures: Why each other row failed, by row number.
+        seconds: Its share of the run's time. Shards that share a batch share its time.
+        image_bytes: Size of its encoded images.
         cut: Rows of the shard that `max_rows` left out.
-        checked: Ends when its source was looked at after it was read; with an error where it had changed.
-        previews: Some embedded rows, and their pixels as the model saw them, uint8 [height, width, 3].
+        checked: Done when the source was checked after reading. Holds an error if it has changed.
+        previews: Some embedded rows with the pixels that the model got, uint8 [height, width, 3].
     """
 
     shard: Shard
@@ -63,7 +63,7 @@ class EmbeddedShard:
 
 @dataclass(frozen=True)
 class FailedShard:
-    """A shard that could not be read; nothing of it is embedded."""
+    """A shard that could not be read. None of its samples are embedded."""
 
     shard: Shard
     error: ShardError
@@ -71,13 +71,13 @@ class FailedShard:
 
 @dataclass
 class Progress:
-    """What a run has done so far; any thread may read it.
+    """Counts of a run so far. Any thread may read them.
 
     Attributes:
-        embedded: Samples embedded.
-        failed: Samples failed.
-        starved_seconds: How long the model waited for pixels, its first batch left out.
-        blocked_seconds: How long it waited until finished shards were written, where those were too many.
+        embedded: Embedded samples.
+        failed: Failed samples.
+        starved_seconds: Time that the model waited for pixels, without its first batch.
+        blocked_seconds: Time that the model waited for finished shards to be written.
     """
 
     embedded: int = 0

@@ -1,4 +1,4 @@
-"""What the engine reads and answers: shards, limits, and what can become of a sample."""
+"""Shards, and why samples fail."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,7 +7,7 @@ from fsspec import AbstractFileSystem
 
 
 class Reason(StrEnum):
-    """Why a sample failed; the value is what stands in the failures file."""
+    """Why a sample failed, as written to the failures file."""
 
     NOT_DOWNLOADED = "not_downloaded"
     MISSING_IMAGE = "missing_image"
@@ -20,24 +20,24 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Failure:
-    """What became of a sample that could not be embedded."""
+    """Why a sample could not be embedded."""
 
     reason: Reason
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)  # a catalogue holds a hundred thousand of them
+@dataclass(frozen=True, slots=True)  # there can be a hundred thousand of them in memory
 class Shard:
-    """One input parquet file, and how to reach it.
+    """One input shard, and how to open it.
 
     Attributes:
         key: Its partition key: the path below the input root, without `.parquet`, e.g. `part-1/00017`.
-        uri: Its full URI, for people and for the output's metadata.
-        fs: The filesystem that it lies on.
+        uri: Its full URI, for messages and the output's metadata.
+        fs: Its filesystem.
         path: Its path on that filesystem.
-        root: Path of the dataset's root on that filesystem, without a trailing slash; image URLs below
-            it are allowed.
-        version: Its source version: changes when the parquet or the tar beside it changes.
+        root: Path of the input's root on that filesystem, without a trailing slash. Image URLs below it are
+            allowed.
+        version: Its source version, which changes with the parquet or the tar beside it.
     """
 
     key: str

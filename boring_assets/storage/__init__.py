@@ -1,1 +1,1 @@
-"""Any URI as a filesystem, with errors that name the fix."""
+"""Opens any URI as a filesystem, and explains storage errors."""

@@ -1,4 +1,4 @@
-"""What is said when storage cannot be reached: which URI, why, and the fix."""
+"""Explains why storage cannot be reached: which URI, why, and the fix."""
 
 import errno
 import os
@@ -42,15 +42,15 @@ _UNREACHABLE = {
 
 
 def storage_error(error: BaseException, uri: str, doing: str) -> StorageError:
-    """Says what went wrong with storage, and how to mend it.
+    """Returns a StorageError that says what went wrong and how to fix it.
 
     Args:
-        error: What the filesystem raised; its causes are looked at too.
-        uri: What could not be reached; goes into the message.
-        doing: The verb of what was tried: `read`, `write`, `list`, ...
+        error: What the filesystem raised. Its causes are searched too.
+        uri: What could not be reached, for the message.
+        doing: What was tried: `read`, `write`, `list`, ...
 
     Returns:
-        The error to raise `from error`. Its message holds no secret.
+        The error to raise `from error`. Its message contains no secrets.
     """
     if isinstance(error, StorageError):
         return error
@@ -60,19 +60,19 @@ def storage_error(error: BaseException, uri: str, doing: str) -> StorageError:
     numbers = {one.errno for one in chain if isinstance(one, OSError)}
     why = _explain(chain, codes, names, numbers, uri) or (
         f"{without_secrets(f'{type(error).__name__}: {error}')}. "
-        "See that the storage is up and the URI right, and try again."
+        "Check that the storage is up and the URI is right, then try again."
     )
     return StorageError(f"Cannot {doing} {uri}: {why}")
 
 
 def is_down(error: BaseException) -> bool:
-    """Whether an error says that the storage as a whole refuses or does not answer, and not one file's fault.
+    """Whether an error concerns the whole storage (credentials, network), and not one file.
 
     Args:
-        error: What was raised; its causes are looked at too.
+        error: What was raised. Its causes are searched too.
 
     Returns:
-        True where whatever is read next would meet the same.
+        True if every further request would fail in the same way.
     """
     chain = list(causes(error))
     codes = {str(_response(one).get("Code", "")) for one in chain}
@@ -84,47 +84,49 @@ def _explain(
     chain: list[BaseException], codes: set[str], names: set[str], numbers: set[int | None], uri: str
 ) -> str:
     bucket = urlsplit(uri).netloc or uri
-    said = ", ".join(sorted(codes))
+    codes_text = ", ".join(sorted(codes))
     if names & _NO_CREDENTIALS:
         return (
             "no usable credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_PROFILE, or run where a role is attached (for other clouds: log in by their own tool)."
+            "AWS_PROFILE, or run on a machine with an IAM role (other clouds: log in with their own tool)."
         )
     if codes & _WRONG_CREDENTIALS:
         return (
-            f"the storage refused the credentials ({said}). Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
-            f"AWS_SESSION_TOKEN or AWS_PROFILE, and that they belong to {_endpoint()}."
+            f"the storage refused the credentials ({codes_text}). Check AWS_ACCESS_KEY_ID, "
+            f"AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN or AWS_PROFILE, and that they belong to {_endpoint()}."
         )
     if "RequestTimeTooSkewed" in codes:
-        return "this machine's clock is wrong (RequestTimeTooSkewed). Set it right."
+        return "this machine's clock is wrong (RequestTimeTooSkewed). Set the clock."
     if codes & _WRONG_REGION:
-        return f"the bucket {bucket} lies in another region ({said}). Set AWS_REGION to the bucket's region."
+        return (
+            f"the bucket {bucket} is in another region ({codes_text}). Set AWS_REGION to the bucket's region."
+        )
     if "NoSuchBucket" in codes:
         return f"there is no bucket {bucket} at {_endpoint()}. Check its name, or create it."
     if codes & {"AccessDenied", "AllAccessDisabled", "403", "Forbidden"}:
         return (
-            f"the credentials are wrong or may not do this ({said}). Check them, and that they allow "
-            "listing and reading the input, and writing and deleting below the output."
+            f"the credentials are wrong or lack permission ({codes_text}). They need to list and read the "
+            "input, and to write and delete below the output."
         )
     if any(isinstance(one, ValueError) and "Invalid endpoint" in str(one) for one in chain):
-        return f"{_endpoint()} is no URL of a server. Expected is one like `https://host:port`."
+        return f"{_endpoint()} is not a server URL. Expected a URL such as `https://host:port`."
     if names & _UNREACHABLE:
         return (
             f"the server does not answer at {_endpoint()}. Check AWS_ENDPOINT_URL, the network, "
-            "and that the server is up."
+            "and that the server is running."
         )
     if errno.ENOSPC in numbers or errno.EDQUOT in numbers:
-        return "the disk or the quota is full. Free some space, or choose another place."
+        return "the disk or the quota is full. Free some space, or choose another output."
     if errno.EROFS in numbers:
-        return "the filesystem is read-only. Choose another place, or mount it for writing."
+        return "the filesystem is read-only. Choose another output, or mount it for writing."
     if "PermissionError" in names:
-        return "permission denied. Check who owns it and its mode, or run as a user who may."
+        return "permission denied. Check who owns it and its mode, or run as another user."
     if "NotADirectoryError" in names or "FileExistsError" in names:
         return "a part of the path is a file, not a folder. Choose another path, or move the file."
     if "IsADirectoryError" in names:
         return "it is a folder, not a file. Choose another path, or move the folder."
     if "FileNotFoundError" in names:
-        return "there is nothing at that place. Check the spelling, and that something was written there."
+        return "nothing exists there. Check the spelling, and that something was written there."
     return ""
 
 

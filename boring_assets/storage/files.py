@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, on a local disk and on object storage."""
+"""Writes files atomically, on local disks and on object storage."""
 
 import fcntl
 import hashlib
@@ -16,22 +16,22 @@ from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root
 
 _STAGING = ".staging"
-# s3fs sends what is at least twice a chunk of this size in parts.
+# s3fs uploads in parts from twice this size.
 _MULTIPART_BYTES = 100 * 2**20
 _TRIES = 5
 
 
 def write_bytes(root: Root, path: str, data: bytes | pa.Buffer, **conditions: str) -> None:
-    """Writes a file whole or not at all; what an earlier try for the same file left behind is swept.
+    """Writes a file atomically, and removes what an earlier attempt at the same file has left.
 
     Args:
         root: The output.
         path: The file's path below it.
-        data: What goes into it.
-        conditions: Further arguments of S3's PutObject.
+        data: Its content.
+        conditions: Further arguments of S3's PutObject, e.g. `IfMatch`.
 
     Raises:
-        StorageError: It cannot be written; what was there before is untouched.
+        StorageError: It cannot be written. An existing file stays as it is.
     """
     target = f"{root.path}/{path}"
     try:
@@ -46,12 +46,12 @@ def write_bytes(root: Root, path: str, data: bytes | pa.Buffer, **conditions: st
 
 
 def _write_parts(root: Root, target: str, data: bytes) -> None:
-    """Sends a large object; a process that died in the middle of that has left parts that cost money.
+    """Uploads a large object in parts, after it aborts unfinished uploads of it, whose parts cost money.
 
-    Another run may be at work on the same object. Its upload is ended here, and it begins again.
+    If another run is uploading the same object, its upload is aborted too, and it starts again.
     """
     bucket, key, _ = root.fs.split_path(target)
-    # Who may write may not always list uploads, and one may have just ended; what fails here costs no run.
+    # Not everyone who can write can also list uploads, and an upload may have just ended.
     with suppress(OSError):
         found = root.fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
         for upload in found.get("Uploads", []):
@@ -83,14 +83,14 @@ def _write_local(root: Path, path: str, data: bytes | pa.Buffer) -> None:
 
 @contextmanager
 def _staged(staging: Path, prefix: str) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Opens a staging file that is locked as long as its writer lives; gone in the end, if not renamed."""
+    """Opens a staging file that stays locked while its writer lives. It is removed unless it is renamed."""
     while True:
         name = staging / f"{prefix}-{uuid.uuid4().hex}"
         with name.open("xb") as file:
             try:
                 _lock(file)
                 if os.fstat(file.fileno()).st_nlink == 0:
-                    continue  # swept between its making and its lock
+                    continue  # removed before it was locked
                 yield name, file
             except BaseException:
                 name.unlink(missing_ok=True)
@@ -99,23 +99,23 @@ def _staged(staging: Path, prefix: str) -> Iterator[tuple[Path, IO[bytes]]]:
 
 
 def _sweep(staging: Path, prefix: str) -> None:
-    """Removes the staging files of one target whose writers have died: nobody holds their locks."""
+    """Removes the staging files of one target that no writer has locked: their writers have died."""
     for stale in staging.glob(f"{prefix}-*"):
-        with suppress(OSError), stale.open("r+b") as file:  # it was renamed, or its writer lives
+        with suppress(OSError), stale.open("r+b") as file:  # renamed, or still locked
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             stale.unlink()
 
 
 def _lock(file: IO[bytes]) -> None:
-    with suppress(OSError):  # a filesystem without locks: nobody else can lock it, so nobody sweeps it
+    with suppress(OSError):  # a filesystem without locks: then nobody removes it either
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def version_of(info: Mapping[str, Any]) -> str:
-    """What changes with a file: its ETag, or size, time and inode.
+    """Returns what changes with a file: its ETag, or size, time and inode.
 
     Args:
-        info: What its filesystem says of it.
+        info: The file's entry in a listing.
     """
     tag = str(info.get("ETag") or info.get("etag") or "").strip('"')
     return tag or "-".join(str(info.get(name, "")) for name in ("size", "mtime", "created", "ino"))

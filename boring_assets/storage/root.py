@@ -1,8 +1,8 @@
-"""A URI or a path, to a filesystem; credentials and endpoints follow the environment, never the URI.
+"""Opens a URI or a path as a filesystem. Credentials and endpoints come from the environment, never the URI.
 
-Every backend of fsspec works by its scheme. For S3, region, profile, role and endpoint follow AWS's own
-variables and files, `AWS_ENDPOINT_URL` among them. Other options of a backend go in fsspec's own variables,
-e.g. `FSSPEC_S3='{"anon": true}'` for a public bucket.
+The URI's scheme selects the fsspec backend. For S3, AWS's own variables and files set region, profile, role
+and endpoint (`AWS_ENDPOINT_URL`). fsspec's own variables set other options, e.g.
+`FSSPEC_S3='{"anon": true}'` for a public bucket.
 """
 
 import os
@@ -25,11 +25,11 @@ _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "
 
 @dataclass(frozen=True)
 class Root:
-    """A folder, or a bucket with or without a prefix, that was opened.
+    """An opened folder, bucket or bucket prefix.
 
     Attributes:
-        uri: Its full URI, for people; no trailing slash, unless it is the root of its filesystem.
-        fs: The filesystem that it lies on.
+        uri: Its full URI, for messages. No trailing slash, except for the root of a filesystem.
+        fs: Its filesystem.
         path: Its path on that filesystem, without a trailing slash.
     """
 
@@ -39,18 +39,18 @@ class Root:
 
 
 def open_root(uri: str) -> Root:
-    """Opens the place that a path or a URI names; nothing is read yet.
+    """Opens a path or a URI. Nothing is read yet.
 
     Args:
         uri: A path (`~` and relative ones are resolved), or a URI that fsspec knows: `file://`, `s3://`,
             `gs://`, `az://`, `memory://`, ...
 
     Returns:
-        The root. Local folders below it are made as files are written; listings are never cached.
+        The root. Local folders below it are created when files are written. Listings are never cached.
 
     Raises:
-        SettingsError: The URI is empty, malformed, of an unknown scheme, of one whose package is not
-            installed, or holds a password.
+        SettingsError: The URI is empty, malformed or holds a password, or its scheme is unknown or needs a
+            package that is not installed.
         StorageError: The filesystem cannot be set up.
     """
     scheme = _scheme(uri)
@@ -67,10 +67,12 @@ def open_root(uri: str) -> Root:
     except ValueError as error:
         if "Protocol not known" in str(error):
             raise SettingsError(
-                f"{uri} has the scheme {scheme!r}, which is not known. "
+                f"{uri} has the scheme {scheme!r}, which is unknown. "
                 "Give a path, or a URI such as s3://bucket/prefix, gs://..., az://... or file:///..."
             ) from error
-        raise SettingsError(f"{uri} is no usable URI: {error}. Expected is s3://bucket/prefix.") from error
+        raise SettingsError(
+            f"{uri} is not a valid URI: {error}. Expected a URI such as s3://bucket/prefix."
+        ) from error
     except Exception as error:
         raise storage_error(error, uri, "open") from error
     path = path.rstrip("/") or fs.root_marker
@@ -78,13 +80,13 @@ def open_root(uri: str) -> Root:
 
 
 def check_readable(root: Root) -> None:
-    """Checks that a root is there, and is a folder or a prefix.
+    """Checks that a root exists, is a folder or a prefix, and can be read.
 
     Args:
-        root: What to look at; on object storage a prefix with nothing below it does not exist.
+        root: On object storage, a prefix with nothing below it does not exist.
 
     Raises:
-        StorageError: It is missing, is a file, or may not be read.
+        StorageError: It is missing, is a file, or cannot be read.
     """
     try:
         info = root.fs.info(root.path)
@@ -94,38 +96,38 @@ def check_readable(root: Root) -> None:
         raise storage_error(error, root.uri, "read") from error
     if info["type"] != "directory":
         raise StorageError(
-            f"{root.uri} is a file, not a folder. Give the folder (or bucket prefix) that holds it."
+            f"{root.uri} is a file, not a folder. Give the folder or bucket prefix that holds it."
         )
 
 
 def check_writable(root: Root) -> None:
-    """Writes and removes a small hidden file, so that a run fails before its work and not after it.
+    """Writes and removes a small hidden file, so that a run with a read-only output fails before it embeds.
 
     Args:
-        root: Where the output goes; a local folder is made when it is missing, a bucket is not.
+        root: The output. A missing local folder is created, a missing bucket is not.
 
     Raises:
-        StorageError: It cannot be written, or what was written cannot be removed.
+        StorageError: The file cannot be written or removed.
     """
-    # Always the same name: what a run that was killed here has left, the next one removes.
+    # Always the same name, so that the next run removes what a killed run has left.
     probe = f"{root.path.rstrip('/')}/.write-check"
     try:
-        root.fs.pipe_file(probe, b"boring_assets looks whether it may write here\n")
-        with suppress(FileNotFoundError):  # another run that looks at the same time was faster
+        root.fs.pipe_file(probe, b"boring_assets checks that it can write here\n")
+        with suppress(FileNotFoundError):  # another run has removed it
             root.fs.rm_file(probe)
     except Exception as error:
         raise storage_error(error, root.uri, "write") from error
 
 
 def check_refusal(error: BaseException, root: Root) -> None:
-    """Finds out whether a refusal was meant for one file or for all: S3 does not say so to a HEAD.
+    """Raises if everything below a root is refused, and not one file alone. S3 does not say which to a HEAD.
 
     Args:
-        error: What was raised for a file.
-        root: What the file lies below; where the error was a refusal, it is asked for one name.
+        error: The error of one file.
+        root: The root of that file. If the error was a refusal, one name is listed below it.
 
     Raises:
-        StorageError: Nothing below the root may be read.
+        StorageError: Nothing below the root can be read.
     """
     if hasattr(root.fs, "call_s3") and any(isinstance(one, PermissionError) for one in causes(error)):
         bucket, prefix, _ = root.fs.split_path(root.path)
@@ -138,11 +140,13 @@ def check_refusal(error: BaseException, root: Root) -> None:
 def _scheme(uri: str) -> str:
     """The URI's scheme; empty for a path."""
     if not uri.strip():
-        raise SettingsError("An input or output is empty. Give a path, or a URI such as s3://bucket/prefix.")
+        raise SettingsError(
+            "The input or the output is empty. Give a path, or a URI such as s3://bucket/prefix."
+        )
     scheme, separator, rest = uri.partition("://")
     if not separator:
         if match := re.match(r"([a-z][a-z0-9]+):/", uri):
-            raise SettingsError(f"{uri} is no URI: after {match[1]}: come two slashes, e.g. {match[1]}://...")
+            raise SettingsError(f"{uri} is not a URI: write {match[1]}://...")
         return ""
     if CREDENTIALS.search(uri):
         raise SettingsError(
@@ -150,33 +154,33 @@ def _scheme(uri: str) -> str:
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE (other clouds: their own variables)."
         )
     if scheme in ("s3", "s3a") and not rest.partition("/")[0]:
-        raise SettingsError(f"{uri} names no bucket. Expected is s3://bucket or s3://bucket/prefix.")
+        raise SettingsError(f"{uri} has no bucket. Expected s3://bucket or s3://bucket/prefix.")
     return scheme
 
 
 def _options(scheme: str) -> dict[str, Any]:
-    """Options of a remote filesystem; for S3, only what botocore and s3fs do not do by themselves."""
+    """Options of a remote filesystem. For S3, only what botocore and s3fs do not set themselves."""
     options: dict[str, Any] = {"use_listings_cache": False}
     if scheme not in ("s3", "s3a"):
         return options
     import s3fs.core
 
-    # s3fs tries five times what breaks off on the way; with this, also what a server calls its own fault.
-    s3fs.core.set_custom_error_handler(_may_pass)
-    # Seconds, and connections for reading ahead. A server that is silent is given up after ten times that.
+    # s3fs retries broken connections five times. With this it also retries server errors.
+    s3fs.core.set_custom_error_handler(_is_transient)
+    # Time-outs in seconds, and connections for reading ahead. A silent server is given up after ten times.
     config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 15, "max_pool_connections": 32}
     if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
         config["retries"] = {"mode": "standard", "total_max_attempts": 2}
     options["config_kwargs"] = config
-    # botocore, unlike AWS's other SDKs, reads AWS_DEFAULT_REGION alone.
+    # botocore, unlike AWS's other SDKs, reads only AWS_DEFAULT_REGION.
     region = os.environ.get("AWS_REGION")
     if region and not os.environ.get("AWS_DEFAULT_REGION"):
         options["client_kwargs"] = {"region_name": region}
     return options
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether S3 has answered with a status from 500 up, or the connection was refused or reset."""
+def _is_transient(error: Exception) -> bool:
+    """Whether S3 answered with a status of 500 or more, or the connection was refused or reset."""
     from botocore.exceptions import ConnectionError as NotConnected
 
     if isinstance(error, NotConnected):

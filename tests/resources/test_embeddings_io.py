@@ -257,7 +257,7 @@ def test_values_can_be_loaded_by_hand(manager: EmbeddingsIOManager) -> None:
         )
     assert len(keys_of(manager.scan())) == 6
     assert keys_of(manager.scan("0", FAILURES)) == ["0-6", "0-7"]
-    with pytest.raises(StorageError, match="nothing at that place"):
+    with pytest.raises(StorageError, match="nothing exists there"):
         EmbeddingsIOManager(output_dir=f"{manager.output_dir}/none").scan()
 
 

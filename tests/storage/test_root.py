@@ -152,7 +152,7 @@ def test_a_reader_may_read_and_not_write(s3: Seaweed, server: Callable[[str, str
     root = open_root(prefix)
     check_readable(root)
     assert [shard.key for shard in discover(root, quiet_seconds=-1e6).shards] == ["0"]
-    with refused(prefix, says="may not do this (AccessDenied)", never=(s3.reader_secret,)):
+    with refused(prefix, says="lack permission (AccessDenied)", never=(s3.reader_secret,)):
         check_writable(root)
 
 
@@ -201,7 +201,7 @@ def test_local_trouble_is_named(tmp_path: Path) -> None:
         check_writable(blocked)
     missing = open_root(str(tmp_path / "missing"))
     for look in (_discover, check_readable):
-        with refused(missing.uri, says="nothing at that place"):
+        with refused(missing.uri, says="nothing exists there"):
             look(missing)
     assert not Path(missing.path).exists()
 

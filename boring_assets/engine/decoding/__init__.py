@@ -1,1 +1,1 @@
-"""Encoded image bytes to uint8 pixels, within limits, in threads or processes."""
+"""Decodes images to uint8 pixels, within limits, in threads or processes."""

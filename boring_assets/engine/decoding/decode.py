@@ -1,9 +1,9 @@
-"""Encoded image bytes to the uint8 pixels that the model wants, or the reason why not.
+"""Decodes image bytes to the uint8 pixels that the model takes, or to a failure.
 
-The result is that of open_clip's own preprocess: resize, crop or pad, convert to RGB, in that order. An
-ordinary JPEG takes a fast way, libjpeg-turbo and torch's antialiased uint8 resize, which differs from
-Pillow's by at most 2 levels in 255. Everything else, and every JPEG that the fast way refuses, goes
-through Pillow step by step as open_clip does it.
+The result is that of open_clip's preprocess: resize, crop or pad, convert to RGB, in that order. Ordinary
+JPEGs take a fast path, libjpeg-turbo and torch's antialiased uint8 resize, which differs from Pillow by at
+most 2 levels in 255. All other images, and JPEGs that the fast path refuses, go through Pillow in the same
+steps as in open_clip.
 """
 
 import re
@@ -29,25 +29,26 @@ from boring_assets.engine.samples import Failure, Reason
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What Pillow warns of is either a failure of ours, or nothing to us.
+# What Pillow warns about is either a recorded failure or harmless.
 _NO_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-# Decoded pixels that images of one size may hold together while they are resized.
+# Maximum decoded pixels of a group of equally sized images that are resized together.
 _GROUP_PIXELS = 4 * 2**20
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """A model's preprocess numbers, as open_clip keeps them with each model.
+    """A model's preprocess configuration, from open_clip.
 
     Attributes:
-        height: Rows of pixels that the model takes.
-        width: Columns of pixels that the model takes.
-        resize_mode: `shortest` side to the size then centre crop, `longest` side then pad, or `squash`.
+        height: Height of the model's input, in pixels.
+        width: Width of the model's input, in pixels.
+        resize_mode: `shortest` (resize the shorter side, then centre crop), `longest` (resize the longer
+            side, then pad) or `squash`.
         interpolation: `bicubic` or `bilinear`, always antialiased.
-        mean: Subtracted from pixels in 0..1, by channel.
-        std: Divided by afterwards, by channel.
-        fill: Grey level, 0..255, that pads where `longest` leaves room.
+        mean: Subtracted from pixels in 0..1, per channel.
+        std: Divisor after that, per channel.
+        fill: Grey level, 0..255, of the padding of `longest`.
     """
 
     height: int
@@ -66,13 +67,13 @@ class Preprocess:
             config: The mapping with `size`, `mean`, `std`, `interpolation`, `resize_mode`, `fill_color`.
 
         Returns:
-            The same numbers, complete.
+            The complete configuration.
         """
         size = config["size"]
         height, width = (size, size) if isinstance(size, int) else size
         mode = config.get("resize_mode") or "shortest"
-        # open_clip takes `random` for bicubic outside training, and resizes bicubic, whatever is said, to
-        # the shortest side of a size that is not square.
+        # Outside training, open_clip takes `random` as bicubic, and always resizes bicubic where it resizes
+        # the shortest side to a size that is not square.
         bilinear = config.get("interpolation") == "bilinear" and (mode != "shortest" or height == width)
         return cls(
             height=height,
@@ -85,11 +86,11 @@ class Preprocess:
         )
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image is resized to before it is cropped or padded."""
+        """Returns height and width after the resize, before crop or padding."""
         if self.resize_mode == "squash":
             return self.height, self.width
         if self.resize_mode == "shortest" and self.height == self.width:
-            # torchvision's Resize(int) cuts the longer side down; open_clip's own ResizeKeepRatio rounds.
+            # torchvision's Resize(int) floors the longer side; open_clip's ResizeKeepRatio rounds.
             short, size = min(height, width), self.height
             return (size * height // short, size) if height > width else (size, size * width // short)
         pick = max if self.resize_mode == "longest" else min
@@ -98,21 +99,21 @@ class Preprocess:
 
 
 def decode(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Failure":
-    """Decodes one image to the model's size.
+    """Decodes one image to the model's input size.
 
     Args:
-        data: The encoded image, of any of the formats of `limits`; what its name says does not matter.
-        preprocess: The model's numbers.
-        limits: The most that the image may cost.
+        data: The encoded image, in any format of `limits`. Its file name does not matter.
+        preprocess: The model's preprocess configuration.
+        limits: Limits for one image.
 
     Returns:
-        uint8 [height, width, 3], RGB; or a failure with its reason. Never raises for bad data.
+        uint8 [height, width, 3], RGB, or a failure. Never raises for bad data.
     """
     return decode_all([data], preprocess, limits)[0]
 
 
 def decode_all(images: Sequence[bytes], preprocess: Preprocess, limits: Limits) -> "list[Tensor | Failure]":
-    """Decodes some images, each as `decode` does; JPEGs of one size share the fixed cost of resizing."""
+    """Decodes several images like `decode`. JPEGs of equal size share the fixed cost of a resize."""
     answers: list[Tensor | Failure | None] = [_refuse(image, limits) for image in images]
     groups: dict[tuple[int, int], list[int]] = {}
     for number, image in enumerate(images):
@@ -140,7 +141,7 @@ def _refuse(data: bytes, limits: Limits) -> Failure | None:
 
 
 def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> tuple[int, int] | None:
-    """Height and width of a JPEG that the fast way may have, where it is open_clip's equal."""
+    """Returns height and width of a JPEG for which the fast path equals open_clip, else None."""
     if data[:3] != _JPEG_MAGIC:
         return None
     try:
@@ -160,7 +161,7 @@ def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> tup
 def _decode_jpegs(
     images: list[bytes], size: tuple[int, int], preprocess: Preprocess
 ) -> "list[Tensor | None]":
-    """The fast way for JPEGs of one size; None for each that it will not have."""
+    """Decodes JPEGs of one size by the fast path. None for each that it refuses."""
     import torch
 
     buffer = np.empty((len(images), *size, 3), np.uint8)
@@ -169,7 +170,7 @@ def _decode_jpegs(
     for image in images:
         try:
             simplejpeg.decode_jpeg(image, buffer=buffer[filled])
-        except ValueError:  # strict: also refuses what Pillow can mend, and Pillow then has the last word
+        except ValueError:  # strict: it also refuses damage that Pillow can repair, so Pillow tries next
             places.append(None)
         else:
             places.append(filled)
@@ -177,7 +178,7 @@ def _decode_jpegs(
     pixels = torch.from_numpy(buffer[:filled])
     target = preprocess.resized(*size)
     if target != size and filled:
-        # As channels-last [n, 3, h, w] it takes torch's vectorised way and comes back channels-last.
+        # A channels-last [n, 3, h, w] tensor takes torch's vectorised code and stays channels-last.
         pixels = torch.nn.functional.interpolate(
             pixels.permute(0, 3, 1, 2), size=target, mode=preprocess.interpolation, antialias=True
         ).permute(0, 2, 3, 1)
@@ -186,7 +187,7 @@ def _decode_jpegs(
 
 
 def _crop_or_pad(images: "Tensor", preprocess: Preprocess) -> "Tensor":
-    """uint8 [n, h, w, 3] to [n, height, width, 3], with torchvision's and open_clip's rounding."""
+    """Crops or pads uint8 [n, h, w, 3] to [n, height, width, 3], with open_clip's rounding."""
     import torch
 
     count, height, width = images.shape[:3]
@@ -202,19 +203,19 @@ def _crop_or_pad(images: "Tensor", preprocess: Preprocess) -> "Tensor":
 
 
 def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Failure":
-    """open_clip's own steps, on Pillow's image and in its own mode."""
+    """Decodes in the same steps as open_clip, on a Pillow image in its own mode."""
     import torch
 
-    if _NO_WARNINGS not in warnings.filters:  # others may have put back the filters of before our import
+    if _NO_WARNINGS not in warnings.filters:  # another library may have reset the filters
         warnings.filterwarnings("ignore", module=_NO_WARNINGS[3].pattern)
-    # Pillow's own limit also guards what lies inside a file, such as the tiles of a TIFF.
+    # Pillow's own limit also applies inside a file, e.g. to the tiles of a TIFF.
     Image.MAX_IMAGE_PIXELS = limits.pixels
     try:
         check_cells(data)
         with Image.open(MeteredFile(data, limits.seconds), formats=limits.formats) as image:
             width, height = image.size
             check_size(height, width, preprocess.resized(height, width), limits)
-            if image.format == "TIFF":  # libtiff decodes whole tiles, which Pillow does not look at
+            if image.format == "TIFF":  # libtiff decodes whole tiles, whose size Pillow does not check
                 tile = image.tag_v2.get(323, 1), image.tag_v2.get(322, 1)  # type: ignore[attr-defined]
                 check_size(*tile, tile, limits)
             if image.format in ("JPEG", "MPO"):
@@ -226,7 +227,7 @@ def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> 
     except UnidentifiedImageError:
         formats = ", ".join(limits.formats)
         return Failure(Reason.DECODE_ERROR, f"not one of {formats}: it begins with {data[:16]!r}")
-    # Pillow's plug-ins raise nearly any exception for damaged bytes; each is that image's failure.
+    # Pillow's plug-ins raise nearly any exception for damaged bytes. Each is a failure of this image.
     except Exception as error:
         return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])
     return torch.from_numpy(np.array(pixels, dtype=np.uint8))

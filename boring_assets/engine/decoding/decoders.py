@@ -1,7 +1,7 @@
-"""Decoding in parallel: threads where there are few, processes where there are many.
+"""Decodes in parallel: in threads up to four workers, in processes above.
 
-Decoding releases Python's lock, but the calls around it do not: on 16 cores 8 threads decode no more than
-5 times what one does. Processes scale; their pixels come back in shared memory, without a copy.
+Decoding releases the GIL, but the calls around it do not: on 16 cores, 8 threads decode only 5 times as fast
+as one. Processes scale. They return pixels in shared memory, without a copy.
 """
 
 import os
@@ -25,7 +25,7 @@ from boring_assets.engine.samples import Failure
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Up to so many workers threads do as well as processes, and start at once.
+# Up to this many workers, threads are as fast as processes and start at once.
 MOST_THREADS = 4
 
 
@@ -33,8 +33,8 @@ class Decoded(NamedTuple):
     """A decoded chunk.
 
     Attributes:
-        pixels: uint8 [n, height, width, 3], the decoded images in order.
-        answers: For each image of the chunk None, or why it is not among them.
+        pixels: uint8 [n, height, width, 3], the decoded images in order, without failures.
+        answers: For each image of the chunk None, or why it failed.
     """
 
     pixels: "Tensor"
@@ -42,35 +42,35 @@ class Decoded(NamedTuple):
 
 
 class Decoders(Protocol):
-    """Something that decodes chunks of images in parallel."""
+    """Decodes chunks of images in parallel."""
 
     def submit(self, images: "Sequence[bytes]") -> "Future[Decoded]":
-        """Begins to decode some images.
+        """Starts to decode some images.
 
         Args:
             images: Encoded images, at most `chunk` of them.
 
         Returns:
-            Their pixels, and why the others failed.
+            A future with their pixels and failures.
         """
         ...
 
     def close(self, *, cancel: bool) -> None:
-        """Ends the workers once they are done, or, with `cancel`, as soon as they can."""
+        """Stops the workers when they are done or, with `cancel`, as soon as possible."""
         ...
 
 
-def make_decoders(
+def start_decoders(
     workers: int, chunk: int, preprocess: Preprocess, limits: Limits, pixel_bytes: int
 ) -> Decoders:
-    """Starts decoders of the kind that suits their number.
+    """Starts decoding threads, or processes for more than four workers.
 
     Args:
-        workers: How many work at once.
-        chunk: Most images in one call of `submit`.
-        preprocess: The model's numbers.
-        limits: The most that one image may cost.
-        pixel_bytes: About how many bytes of decoded pixels wait at most.
+        workers: Number of threads or processes.
+        chunk: Maximum images in one call of `submit`.
+        preprocess: The model's preprocess configuration.
+        limits: Limits for one image.
+        pixel_bytes: Approximate size of the decoded pixels that may wait for the model.
 
     Returns:
         The decoders.
@@ -84,7 +84,7 @@ class ThreadDecoders:
     """Decodes in threads of this process."""
 
     def __init__(self, workers: int, preprocess: Preprocess, limits: Limits) -> None:
-        """Starts nothing before the first image comes."""
+        """Threads start with the first image."""
         self._preprocess, self._limits = preprocess, limits
         self._pool = ThreadPoolExecutor(workers, "decode", initializer=_one_thread)
 
@@ -98,23 +98,23 @@ class ThreadDecoders:
 
 
 class ProcessDecoders:
-    """Decodes in processes of their own, into slots of shared memory.
+    """Decodes in processes, into slots of shared memory.
 
-    A process that dies takes the pool with it, and nobody knows at which image. The pool is started again,
-    and what it had in hand is decoded by one process alone, beside the others: first chunk by chunk, and
-    where that process dies too, image by image. An image at which it dies a third time is what kills it.
+    If a process dies, the pool breaks, and which image killed it is unknown. The pool is started again. The
+    chunks that were being decoded go to a separate process, chunk by chunk and then, if it dies too, image by
+    image. An image at which that process dies as well is recorded as failed.
     """
 
     def __init__(
         self, workers: int, chunk: int, preprocess: Preprocess, limits: Limits, pixel_bytes: int
     ) -> None:
-        """Sets the shared memory up; the processes start with the first images."""
+        """Creates the shared memory. Processes start with the first images."""
         self._shape = (chunk, preprocess.height, preprocess.width, 3)
         self._slot_bytes = int(np.prod(self._shape))
         slots = max(2 * workers, pixel_bytes // self._slot_bytes)
         self._memory = SharedMemory(create=True, size=slots * self._slot_bytes)
-        # The last one used comes first: memory that is never touched is never taken. A deque, since a slot
-        # may be freed wherever Python collects garbage.
+        # Last used, first reused: untouched memory is never allocated. A deque is safe to append to from any
+        # thread, and a slot is freed wherever Python collects garbage.
         self._free = deque(range(slots))
         start_server()
         self._new_pool = partial(
@@ -132,7 +132,7 @@ class ProcessDecoders:
         try:
             slot = self._free.pop()
         except IndexError:
-            slot = -1  # the pixels come back by the pipe: slower, but nobody can wait for anybody
+            slot = -1  # no slot is free: pixels return through the pipe, which is slower but cannot deadlock
         done: Future[Decoded] = Future()
         try:
             work = self._pool.submit(_decode_into, images, slot)
@@ -145,10 +145,10 @@ class ProcessDecoders:
     def _receive(
         self, pool: ProcessPoolExecutor, images: "Sequence[bytes]", slot: int, done: "Future", work: "Future"
     ) -> None:
-        """Turns a worker's answer into tensors over its slot; it is free again when all of them are gone."""
+        """Returns a worker's answer as tensors over its slot, which is freed with the last of them."""
         error = work.exception() if not work.cancelled() else None
         if isinstance(error, BrokenProcessPool):
-            self._rescuer.rescue(images, done, partial(self._bury, pool, slot))
+            self._rescuer.rescue(images, done, partial(self._free_after_pool, pool, slot))
             return
         if work.cancelled() or error:
             if slot >= 0:
@@ -161,15 +161,15 @@ class ProcessDecoders:
             weakref.finalize(pixels, self._free.append, slot).atexit = False
         done.set_result(_decoded(pixels, answers))
 
-    def _bury(self, pool: ProcessPoolExecutor, slot: int) -> None:
-        """Frees a slot of a broken pool; its other processes write to theirs until they have ended."""
+    def _free_after_pool(self, pool: ProcessPoolExecutor, slot: int) -> None:
+        """Frees a slot of a broken pool after its other processes, which may still write, have ended."""
         pool.shutdown(wait=True)
         if slot >= 0:
             self._free.append(slot)
 
     def close(self, *, cancel: bool) -> None:
         """See `Decoders`."""
-        # A process that starts late must still find the memory, so all of them have ended before it goes.
+        # A process that starts late still needs the memory, so all processes end before it is removed.
         self._pool.shutdown(wait=True, cancel_futures=cancel)
         self._rescuer.close(cancel=cancel)
         self._memory.unlink()
@@ -182,9 +182,9 @@ def _decoded(pixels: np.ndarray, answers: list[Failure | None]) -> Decoded:
 
 
 def start_server() -> None:
-    """Starts the process that decoding processes are forked from; done early, its imports cost no time.
+    """Starts the server process that decoding processes are forked from. Its imports then run early.
 
-    A plain fork would copy CUDA's state and held locks. The server is a clean process that has torch.
+    A plain fork would copy CUDA's state and held locks. The server is a clean process with torch imported.
     """
     preload = ["boring_assets.engine.decoding.terminable", "torch", __name__]
     get_context("forkserver").set_forkserver_preload(preload)
@@ -192,7 +192,7 @@ def start_server() -> None:
 
 
 def _one_thread() -> None:
-    """A decoder takes one core; torch would give each of its calls all of them."""
+    """Limits torch to one thread, since each decoder uses one core."""
     import torch
 
     torch.set_num_threads(1)
@@ -206,7 +206,7 @@ def _decode_all(images: "Sequence[bytes]", preprocess: Preprocess, limits: Limit
 def _fill(
     pixels: np.ndarray, images: "Sequence[bytes]", preprocess: Preprocess, limits: Limits
 ) -> list[Failure | None]:
-    """Decodes images to the front of an array, in order, failures left out."""
+    """Decodes images into the start of an array, in order, without failures."""
     answers: list[Failure | None] = []
     filled = 0
     for decoded in decode_all(images, preprocess, limits):
@@ -220,7 +220,7 @@ def _fill(
 
 
 class _Worker:
-    """What a worker process keeps: the shared memory, and how to decode."""
+    """State of a worker process: the shared memory and the configuration."""
 
     memory: SharedMemory
     shape: tuple[int, ...]
@@ -236,7 +236,7 @@ def _attach(name: str, shape: tuple[int, ...], preprocess: Preprocess, limits: L
 
 
 def _die_with_parent() -> None:
-    """Ends this process when the run is killed; it would wait for images for ever, and hold the memory."""
+    """Ends this process if the run is killed. Otherwise it would wait forever and keep the shared memory."""
     run = parent_process()
     assert run is not None
     run.join()
@@ -244,7 +244,7 @@ def _die_with_parent() -> None:
 
 
 def _decode_into(images: "Sequence[bytes]", slot: int) -> "tuple[np.ndarray | None, list[Failure | None]]":
-    """Decodes images into a slot; without one, returns the pixels."""
+    """Decodes images into a slot, or returns the pixels if the slot is -1."""
     if slot >= 0:
         offset = slot * int(np.prod(_Worker.shape))
         pixels = np.ndarray(_Worker.shape, np.uint8, _Worker.memory.buf, offset)

@@ -1,4 +1,4 @@
-"""Decodes what a broken pool of processes had in hand, by one process that may die as often as it must."""
+"""Decodes the chunks of a broken process pool in one separate process, to find the image that kills it."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -12,12 +12,12 @@ from boring_assets.engine.samples import Failure, Reason
 
 log = logging.getLogger(__name__)
 Answers = list[Failure | None]
-# So many deaths, with no image decoded in between, are not the images' doing.
+# If a process dies this often without decoding any image, the images are not the cause.
 _MOST_DEATHS = 40
 
 
 class Rescuer:
-    """First chunk by chunk, and where the process dies too, image by image."""
+    """Decodes chunk by chunk and, if the process dies, image by image."""
 
     def __init__(
         self,
@@ -25,12 +25,12 @@ class Rescuer:
         decode: Callable[[Sequence[bytes], int], tuple[np.ndarray | None, Answers]],
         answer: Callable[[np.ndarray, Answers], Any],
     ) -> None:
-        """Starts nothing before it is needed.
+        """The process starts with the first call of `rescue`.
 
         Args:
-            new_pool: Starts a pool of so many processes.
-            decode: What a process does with images and no slot (-1): their pixels, and why others failed.
-            answer: Makes of that what `rescue` sets in the end.
+            new_pool: Starts a process pool of a given size.
+            decode: Run in the process with images and slot -1; returns pixels and failures.
+            answer: Converts these to the result of `rescue`.
         """
         self._new_pool, self._work, self._answer = new_pool, decode, answer
         self._pool: ProcessPoolExecutor | None = None
@@ -38,12 +38,12 @@ class Rescuer:
         self._deaths = 0
 
     def rescue(self, images: Sequence[bytes], done: Future, first: Callable[[], None]) -> None:
-        """Begins to decode some images.
+        """Starts to decode some images.
 
         Args:
             images: Encoded images.
-            done: Is set in the end; to BrokenProcessPool where no process lives long enough for any image.
-            first: Called before, in the rescuer's own thread.
+            done: Gets the result, or BrokenProcessPool if no process lives long enough to decode any image.
+            first: Called before that, in the rescuer's thread.
         """
 
         def work() -> None:
@@ -55,13 +55,13 @@ class Rescuer:
 
         try:
             waiting = self._thread.submit(work)
-        except RuntimeError:  # closed: nobody wants it any more
+        except RuntimeError:  # closed: the result is no longer needed
             done.cancel()
         else:
             waiting.add_done_callback(lambda ended: ended.cancelled() and done.cancel())
 
     def close(self, *, cancel: bool) -> None:
-        """Ends the process, once it is done or, with `cancel`, as soon as it can."""
+        """Stops the process when it is done or, with `cancel`, as soon as possible."""
         self._thread.shutdown(wait=True, cancel_futures=cancel)
         if self._pool:
             self._pool.shutdown(wait=True)
@@ -76,14 +76,14 @@ class Rescuer:
             alone = self._try([image])
             if alone is None:
                 log.warning("An image killed its decoder three times; it is recorded as a decode_error.")
-                answers.append(Failure(Reason.DECODE_ERROR, "the decoder's process died at it"))
+                answers.append(Failure(Reason.DECODE_ERROR, "the decoding process died at this image"))
             else:
                 pixels.append(alone[0])
                 answers += alone[1]
         return np.concatenate([part for part in pixels if len(part)] or pixels[:1]), answers
 
     def _try(self, images: Sequence[bytes]) -> tuple[np.ndarray, Answers] | None:
-        """The images' pixels, failures left out, and answers; None where the process died at them."""
+        """Returns pixels and failures, or None if the process died."""
         self._pool = self._pool or self._new_pool(1)
         try:
             pixels, answers = self._pool.submit(self._work, images, -1).result()

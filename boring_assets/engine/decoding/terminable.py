@@ -1,8 +1,8 @@
-"""Imported first by the server that decoding processes are forked from: they can be terminated.
+"""Resets SIGTERM in the server that decoding processes are forked from, so that they can be terminated.
 
-A broken pool ends its processes by SIGTERM, and waits at full speed for those that still live. Whoever
-started the run may ignore that signal, as Dagster does where SIGINT is ignored, and every process after it
-inherits that. A process that resets it for itself may be terminated before it comes to do so.
+A broken process pool terminates its processes with SIGTERM and waits for them in a busy loop. The parent may
+ignore that signal (Dagster does where SIGINT is ignored), and child processes inherit this. A child that
+resets the signal itself could be terminated before it does so.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""Small pictures for people: decoded within limits and encoded anew, so none of the original's bytes pass."""
+"""Thumbnails: decoded within limits and encoded again, so that no original bytes reach a browser."""
 
 import hashlib
 import io
@@ -13,15 +13,15 @@ SIDE = 224
 
 
 def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
-    """Makes a small JPEG of an encoded image.
+    """Returns a small JPEG of an encoded image.
 
     Args:
-        data: The image, of any format that Pillow reads.
-        limits: The most that it may cost.
+        data: The image, in any format that Pillow reads.
+        limits: Limits for one image.
         side: Longest side of the thumbnail, in pixels.
 
     Returns:
-        A JPEG without metadata, or why there is none. Never raises for bad data.
+        A JPEG without metadata, or a failure. Never raises for bad data.
     """
     if len(data) > limits.bytes:
         return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
@@ -31,7 +31,7 @@ def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
                 return Failure(
                     Reason.TOO_LARGE, f"{image.width} x {image.height} pixels; the limit is {limits.pixels}"
                 )
-            image.draft("RGB", (2 * side, 2 * side))  # lets a JPEG be decoded at a fraction of its size
+            image.draft("RGB", (2 * side, 2 * side))  # decodes a JPEG at a fraction of its size
             small = ImageOps.exif_transpose(image)
             small.thumbnail((side, side))
             out = io.BytesIO()
@@ -45,7 +45,7 @@ def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
 
 
 def pixel_digest(data: bytes, limits: Limits) -> str | None:
-    """What images of equal pixels share, whatever their formats; None where there is no decoding them."""
+    """Returns a digest of the pixels, equal for equal pixels in any format, or None if decoding fails."""
     if len(data) > limits.bytes:
         return None
     try:

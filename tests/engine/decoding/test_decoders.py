@@ -69,8 +69,8 @@ def test_slots_are_used_again_and_the_memory_is_given_back(images: list[bytes]) 
 
 
 def test_the_kind_follows_the_number() -> None:
-    few = decoders.make_decoders(4, 16, NUMBERS, Limits(), 2**20)
-    many = decoders.make_decoders(5, 16, NUMBERS, Limits(), 2**20)
+    few = decoders.start_decoders(4, 16, NUMBERS, Limits(), 2**20)
+    many = decoders.start_decoders(5, 16, NUMBERS, Limits(), 2**20)
     try:
         assert isinstance(few, ThreadDecoders)
         assert isinstance(many, ProcessDecoders)
@@ -120,7 +120,7 @@ def test_an_image_that_kills_its_decoder_costs_itself(
         assert not good or np.array_equal(pixels.numpy(), np.stack(good)), number
         for image, answer, one in zip(chunk, answers, expected, strict=True):
             if image == DEADLY:
-                assert answer == Failure(Reason.DECODE_ERROR, "the decoder's process died at it")
+                assert answer == Failure(Reason.DECODE_ERROR, "the decoding process died at this image")
             else:
                 assert (answer is None) == (not isinstance(one, Failure))
     assert len(mine.submit(images).result(HANG_SECONDS).pixels) == len(images) - 2, "and it works on"
