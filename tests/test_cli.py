@@ -96,7 +96,7 @@ def test_input_and_output_are_positions_and_the_earlier_flags_are_still_taken(cl
         (("in", "file"), ["Cannot write", "/file: a part of the path is a file", "Choose another path"]),
         (("in", "file/below"), ["/file/below: a part of the path is a file", "Choose another path"]),
         (("", "out"), ["Set BORING_INPUT_DIR (INPUT) to the folder"]),
-        (("in", "ftps3://out"), ["'ftps3', which is not known", "s3://bucket/prefix"]),
+        (("in", "ftps3://out"), ["'ftps3', which is unknown", "s3://bucket/prefix"]),
         (("in", "out", "--batch-size", "0"), ["BORING_BATCH_SIZE (--batch-size) is '0'", "greater than 0"]),
         (("in", "out", "--batch-size", "x"), ["BORING_BATCH_SIZE (--batch-size) is 'x'", "'auto'"]),
         (("in", "out", "--max-samples", "-1"), ["BORING_MAX_SAMPLES (--max-samples) is '-1'"]),

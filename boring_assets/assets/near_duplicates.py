@@ -15,7 +15,7 @@ from boring_assets.engine.samples import Failure
 from boring_assets.errors import BoringError, StorageError
 from boring_assets.output.files import write_table
 from boring_assets.search.duplicates import find_duplicates
-from boring_assets.search.lance import FOLDER, open_table, told
+from boring_assets.search.lance import FOLDER, open_table, storage_errors
 from boring_assets.search.pictures import Pictures
 from boring_assets.settings import Settings
 from resources.clip import ClipResource
@@ -52,7 +52,7 @@ def define_near_duplicates(settings: Settings, dataset: Dataset) -> dg.AssetsDef
             table = open_table(root)
             if table is None:
                 raise StorageError(f"There is no index below {root.uri}. Materialize embedding_index first.")
-            with told(root, "read"):
+            with storage_errors(root, "read"):
                 found = find_duplicates(table, threshold, digest if source.input_dir else None)
             write_table(root, FILE, found)
         except BoringError as error:

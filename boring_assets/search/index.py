@@ -19,7 +19,7 @@ import pyarrow as pa
 from boring_assets.errors import StorageError
 from boring_assets.output.files import EMBEDDINGS, file_versions
 from boring_assets.output.schema import read_facts
-from boring_assets.search.lance import TABLE, connect, open_table, told
+from boring_assets.search.lance import TABLE, connect, open_table, storage_errors
 from boring_assets.search.rows import OWN, VECTOR, Peek, load_rows, peek, schema_of, widest
 from boring_assets.storage.root import Root
 
@@ -108,7 +108,7 @@ def update_index(
     _remove(root, table, _plan(root, table, current).superfluous, done)
     if done.added or done.removed or done.rebuilt:
         _write(root, table, lambda: _optimize(table, say))
-    with told(root, "read"):
+    with storage_errors(root, "read"):
         done.rows = table.count_rows()
     return done
 
@@ -139,7 +139,7 @@ def _loads(root: Root, table: Any) -> dict[str, set[str]]:
     """The loads of each partition that the table has rows of."""
     loads: dict[str, set[str]] = defaultdict(set)
     columns = ["partition", "load"]
-    with told(root, "read"):
+    with storage_errors(root, "read"):
         for batch in table.search().select(columns).to_batches(_SCANNED):
             pairs = pa.table(batch).group_by(columns).aggregate([])
             for partition, load in zip(*(pairs[name].to_pylist() for name in columns), strict=True):
@@ -185,7 +185,7 @@ def _create(root: Root, peeks: dict[str, Peek]) -> Any:
     about = {name: facts.get(name) for name in ("model", "pretrained", "weights_digest", "dim")}
     about["rows"] = _ROWS
     schema = schema_of(widest(each.columns.kinds for each in same), facts, json.dumps(about).encode())
-    with told(root, "write"):
+    with storage_errors(root, "write"):
         return connect(root).create_table(TABLE, schema=schema, mode="overwrite")
 
 
@@ -249,7 +249,7 @@ def _remove(root: Root, table: Any, superfluous: dict[str, str], done: Update) -
 
 def _write(root: Root, table: Any, work: Callable[[], object]) -> None:
     """Commits to the table; what another update has overtaken is tried again on what that one left."""
-    with told(root, "write"):
+    with storage_errors(root, "write"):
         for left in reversed(range(_TRIES)):
             try:
                 work()

@@ -1,5 +1,6 @@
-"""LanceDB over the project's output: opened with the same URI and the same credentials."""
+"""Opens LanceDB in the output, with the output's URI and credentials."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,19 +15,18 @@ if TYPE_CHECKING:
 
 FOLDER = "embedding_index"
 TABLE = "images"
-_SCHEMES = ("file", "s3", "gs", "az", "abfs", "abfss")
 
 
 def connect(root: Root) -> "lancedb.DBConnection":
-    """Opens the output's database; nothing is written.
+    """Opens the output's LanceDB database. Nothing is written.
 
     Args:
         root: The output.
 
     Raises:
-        SettingsError: LanceDB is not installed, or knows no such storage.
+        SettingsError: LanceDB is not installed, or does not support the storage.
     """
-    # Its warnings are of its own making: a table that is created did not exist before.
+    # It warns that a table which it is to create does not exist.
     os.environ.setdefault("LANCEDB_LOG", "error")
     try:
         import lancedb
@@ -34,17 +34,28 @@ def connect(root: Root) -> "lancedb.DBConnection":
         raise SettingsError(
             'Search needs LanceDB, which is not installed. Install it: pip install "boring_assets[search]".'
         ) from error
+    uri, options = _location(root)
+    return lancedb.connect(uri, storage_options=options)
+
+
+def _location(root: Root) -> tuple[str, dict[str, str] | None]:
+    """Returns the URI and the storage options by which LanceDB opens the output."""
     scheme = root.uri.partition("://")[0]
-    if scheme not in _SCHEMES:
-        raise SettingsError(
-            f"The index cannot lie at {root.uri}: LanceDB writes to local disks, s3://, gs:// and az://."
-        )
-    uri = f"{root.path if scheme == 'file' else root.uri}/{FOLDER}"
-    return lancedb.connect(uri, storage_options=_options() if scheme == "s3" else None)
+    if scheme in ("file", "local"):
+        return f"{root.path}/{FOLDER}", None
+    if scheme in ("s3", "s3a"):
+        return f"s3://{root.path}/{FOLDER}", _s3_options()
+    if scheme in ("gs", "gcs"):
+        return f"gs://{root.path}/{FOLDER}", _gcs_options()
+    if scheme in ("az", "abfs", "abfss"):
+        return f"az://{root.path}/{FOLDER}", _azure_options(root.fs)
+    raise SettingsError(
+        f"The index cannot be written to {root.uri}: LanceDB supports local disks, s3://, gs:// and az://."
+    )
 
 
-def _options() -> dict[str, str]:
-    """What LanceDB does not take from AWS's variables by itself; keys, profiles and roles it does."""
+def _s3_options() -> dict[str, str]:
+    """Options that LanceDB does not read from AWS's variables. It reads keys, profiles and roles itself."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     options = {"region": region} if region else {}
@@ -53,15 +64,46 @@ def _options() -> dict[str, str]:
     return options
 
 
+def _azure_options(fs: Any) -> dict[str, str]:
+    """The credentials of adlfs, which LanceDB cannot read from a connection string.
+
+    The parts of a connection string are described at
+    https://learn.microsoft.com/azure/storage/common/storage-configure-connection-string.
+    """
+    pairs = (part.partition("=") for part in (fs.connection_string or "").split(";"))
+    parts = {name.strip(): value for name, _, value in pairs}
+    endpoint = parts.get("BlobEndpoint", "")
+    options = {
+        "account_name": parts.get("AccountName") or fs.account_name,
+        "account_key": parts.get("AccountKey") or fs.account_key,
+        "sas_token": parts.get("SharedAccessSignature") or fs.sas_token,
+        "client_id": fs.client_id,
+        "client_secret": fs.client_secret,
+        "tenant_id": fs.tenant_id,
+        "endpoint": endpoint,
+        "allow_http": str(endpoint.startswith("http://")).lower(),
+    }
+    return {name: value for name, value in options.items() if value}
+
+
+def _gcs_options() -> dict[str, str] | None:
+    """The address of a GCS emulator. LanceDB reads Google's own credentials itself."""
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if not emulator:
+        return None
+    account = {"gcs_base_url": emulator, "disable_oauth": True, "client_email": "", "private_key": ""}
+    return {"service_account_key": json.dumps({**account, "private_key_id": ""}), "allow_http": "true"}
+
+
 def open_table(root: Root) -> Any:
-    """The index's table, or None where there is none yet.
+    """Returns the index's table, or None if there is none yet.
 
     Raises:
-        SettingsError: LanceDB is not installed, or knows no such storage.
+        SettingsError: LanceDB is not installed, or does not support the storage.
         StorageError: It cannot be read.
     """
     database = connect(root)
-    with told(root, "read"):
+    with storage_errors(root, "read"):
         try:
             return database.open_table(TABLE)
         except ValueError as error:
@@ -71,12 +113,12 @@ def open_table(root: Root) -> Any:
 
 
 @contextmanager
-def told(root: Root, doing: str) -> Iterator[None]:
-    """Turns what LanceDB raises into a StorageError that names the index.
+def storage_errors(root: Root, doing: str) -> Iterator[None]:
+    """Raises LanceDB's errors as a StorageError that names the index.
 
     Args:
         root: The output.
-        doing: The verb of what was tried.
+        doing: What was tried: `read` or `write`.
     """
     try:
         yield

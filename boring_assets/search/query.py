@@ -16,7 +16,7 @@ from boring_assets.engine.decoding.decode import Limits, decode
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
 from boring_assets.search.index import has_vector_index, model_of, quote
-from boring_assets.search.lance import open_table, told
+from boring_assets.search.lance import open_table, storage_errors
 from boring_assets.search.rows import VECTOR
 from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
@@ -93,7 +93,7 @@ class Searcher:
 
     def refresh(self) -> None:
         """Looks at the index as it is now; without this call it stays as it was when it was opened."""
-        with told(self._root, "read"):
+        with storage_errors(self._root, "read"):
             self._table.checkout_latest()
 
     @property
@@ -103,7 +103,7 @@ class Searcher:
 
     def count(self) -> int:
         """Rows of the index."""
-        with told(self._root, "read"):
+        with storage_errors(self._root, "read"):
             return int(self._table.count_rows())
 
     def of_text(self, text: str) -> np.ndarray:
@@ -154,7 +154,7 @@ class Searcher:
         return np.array(found[VECTOR][0].as_py(), np.float32)
 
     def _rows(self, where: str, what: str) -> pa.Table:
-        with told(self._root, "read"):
+        with storage_errors(self._root, "read"):
             found = self._table.search().where(where).limit(2).to_arrow()
         if not found.num_rows:
             raise SettingsError(f"There is no picture with {what} in the index.")
@@ -189,7 +189,7 @@ class Searcher:
         if where:
             ask = ask.where(where)
         try:
-            with told(self._root, "read"):
+            with storage_errors(self._root, "read"):
                 found = ask.select([*self.columns, "_distance"]).limit(limit).offset(offset).to_arrow()
         except StorageError as error:
             if where and isinstance(error.__cause__, ValueError):

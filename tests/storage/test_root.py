@@ -165,7 +165,7 @@ def test_a_server_that_does_not_answer(s3: Seaweed, aws: SetEnv) -> None:
 
 def test_an_endpoint_that_is_no_url(s3: Seaweed, aws: SetEnv) -> None:
     aws(**s3.env | {"AWS_ENDPOINT_URL": "localhost:8333"})
-    with refused("s3://bucket/x", says="AWS_ENDPOINT_URL=localhost:8333 is no URL"):
+    with refused("s3://bucket/x", says="AWS_ENDPOINT_URL=localhost:8333 is not a server URL"):
         check_readable(open_root("s3://bucket/x"))
 
 
