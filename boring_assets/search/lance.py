@@ -35,7 +35,8 @@ def connect(root: Root) -> "lancedb.DBConnection":
             'Search needs LanceDB, which is not installed. Install it: pip install "boring_assets[search]".'
         ) from error
     uri, options = _location(root)
-    return lancedb.connect(uri, storage_options=options)
+    with storage_errors(root, "read"):
+        return lancedb.connect(uri, storage_options=options)
 
 
 def _location(root: Root) -> tuple[str, dict[str, str] | None]:

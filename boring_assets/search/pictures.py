@@ -34,14 +34,20 @@ class Pictures:
         self._shards: OrderedDict[str, tuple[float, Lookup]] = OrderedDict()
         self._made: OrderedDict[tuple[str, str | None, int], bytes | Failure] = OrderedDict()
 
-    def thumbnail(self, partition: str, key: str | None, row: int) -> bytes | Failure:
-        """A small JPEG of a picture, or why there is none.
+    def thumbnail(
+        self, partition: str, key: str | None, row: int, side: int | None = None
+    ) -> bytes | Failure:
+        """Returns a JPEG of a picture, or why there is none.
 
         Args:
             partition: Its partition key.
             key: Its key; None where the input has none.
             row: Its row in the partition's input shard.
+            side: Longest side in pixels; None is a thumbnail, which is kept in memory.
         """
+        if side is not None:
+            data = self.read(partition, key, row)
+            return data if isinstance(data, Failure) else thumbnail(data, self._limits, side)
         name = (partition, key, row)
         with self._lock:
             if name in self._made:

@@ -33,6 +33,9 @@ _HIDDEN = ("load", VECTOR)
 _PROBES = 64
 _REFINE = 10
 
+# Rows that `count_values` reads.
+_COUNTED = 1_000_000
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -105,6 +108,50 @@ class Searcher:
         """Rows of the index."""
         with storage_errors(self._root, "read"):
             return int(self._table.count_rows())
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self._table.schema.field(VECTOR).type.list_size)
+
+    def sample(self, *, limit: int = 10, offset: int = 0, where: str = "") -> list[Hit]:
+        """Returns pictures from all over the dataset, in a fixed order, with a score of 0.
+
+        Args:
+            limit: Most pictures.
+            offset: Pictures to skip.
+            where: A condition in LanceDB's SQL. With one, the pictures come in the order of the index.
+
+        Raises:
+            StorageError: The index cannot be read.
+        """
+        with storage_errors(self._root, "read"):
+            if where:
+                asked = self._table.search().where(where).limit(limit).offset(offset)
+            else:
+                rows = _spread(self._table.count_rows(), offset, limit)
+                asked = self._table.take_offsets(rows)
+            found = asked.select([*self.columns]).to_arrow()
+        return [_hit(row, 0.0) for row in found.to_pylist()]
+
+    def count_values(self, column: str, most: int = 20) -> list[tuple[Any, int]]:
+        """Returns the most frequent values of a column with their counts, over the first million rows.
+
+        Args:
+            column: One of `columns`.
+            most: Most values.
+
+        Raises:
+            SettingsError: There is no such column.
+            StorageError: The index cannot be read.
+        """
+        if column not in self.columns:
+            raise SettingsError(f"There is no column {column!r}. The columns are {', '.join(self.columns)}.")
+        with storage_errors(self._root, "read"):
+            values = self._table.search().select([column]).limit(_COUNTED).to_arrow()[column].drop_null()
+        counts = values.value_counts().to_pylist()
+        ordered = sorted(counts, key=lambda pair: -pair["counts"])
+        return [(pair["values"], pair["counts"]) for pair in ordered[:most]]
 
     def of_text(self, text: str) -> np.ndarray:
         """float32 [dim], the embedding of a text."""
@@ -230,6 +277,14 @@ class Searcher:
         from boring_assets.engine.model.encoder import Encoder
 
         return Encoder(self._model, self._settings.device, self._settings.precision, batch_size=1)
+
+
+def _spread(count: int, offset: int, limit: int) -> list[int]:
+    """Row numbers from all over a table: each row once, neighbours far apart (steps of the golden ratio)."""
+    step = max(1, round(count * 0.618))
+    while math.gcd(step, count) > 1:
+        step += 1
+    return [number * step % count for number in range(offset, min(offset + limit, count))]
 
 
 def _hit(row: dict[str, Any], score: float) -> Hit:

@@ -1,24 +1,25 @@
-"""The web page: search by text or by a picture, on this machine alone unless told otherwise.
+"""The search page's server, by default for this machine only.
 
-Strangers' pages must not use it through a visitor's browser: the Host header must be a name that is allowed
-(against DNS rebinding), a picture is taken from this page's own origin alone, and the content security policy
-allows nothing but this page's own files. Pictures come from the source shards, as thumbnails encoded anew.
+Other web pages must not use it through a visitor's browser: the Host header must be an allowed name (against
+DNS rebinding), uploads must come from the page's own origin, and the content security policy allows only the
+page's own files. Pictures come from the input's shards and are encoded again.
 """
 
-import secrets
-from collections import OrderedDict
+import io
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
-from urllib.parse import urlencode, urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError, SettingsError
-from boring_assets.search.page import PLACEHOLDER, open_pictures, render
-from boring_assets.search.query import Hit, Operator, Searcher, condition, to_json
-from boring_assets.search.question import MOST_PAGE, SIZES, Question
+from boring_assets.search.page import PLACEHOLDER, open_pictures
+from boring_assets.search.query import Hit, Searcher, condition, to_json
+from boring_assets.search.request import SearchRequest, Term, pack_vector, unpack_vector
 from boring_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 LOOPBACK = ("127.0.0.1", "localhost")
-_PICTURES = 200
+_STATIC = Path(__file__).parent / "static"
+_LARGE = 1024  # longest side of the large picture, in pixels
+_DOWNLOADS = {"csv": "text/csv", "json": "application/json", "parquet": "application/vnd.apache.parquet"}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -40,139 +43,168 @@ _HEADERS = {
 
 
 class Site:
-    """What the page's requests are answered with. Starlette calls it from many threads."""
+    """Answers the page's requests. Starlette calls it from many threads."""
 
     def __init__(self, settings: Settings, searcher: Searcher) -> None:
-        self._searcher, self._most_bytes = searcher, settings.max_image_bytes
+        self._searcher, self._settings = searcher, settings
         self._pictures = open_pictures(settings)
-        self._given: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._model = "loading"
+        threading.Thread(target=self._load_model, name="load-model", daemon=True).start()
 
-    def page(self, request: "Request") -> "Response":
-        """`GET /`: the form, and the results of what it asks for."""
-        from starlette.responses import HTMLResponse
-
-        question, hits, message, status = Question("", "", "", None, [], -1.0, SIZES[0], 1), [], "", 200
+    def _load_model(self) -> None:
+        """Loads the model beside the first requests, and encodes a text so that the first search is fast."""
         try:
-            self._searcher.refresh()
-            question = Question.read(request.query_params)
-            hits = self._find(question, question.size + 1)
+            self._searcher.of_text("a picture")
+            self._model = "ready"
         except BoringError as error:
-            message, status = str(error), 400
-        text = render(
-            "search.html",
-            question=question,
-            hits=hits[: question.size],
-            more=len(hits) > question.size and question.page < MOST_PAGE,
-            asked=question.asked,
-            message=message,
-            columns=list(self._searcher.columns),
-            operators=get_args(Operator),
-            sizes=SIZES,
-            count=self._searcher.count(),
-            picture=lambda hit: "/thumbnail?" + urlencode(_place(hit)),
-            like=lambda hit: "/?" + urlencode({"partition": hit.partition, "row": hit.row}),
-            turn=lambda step: question.url(question.page + step),
+            self._model = str(error)
+
+    def info(self, request: "Request") -> "Response":
+        """`GET /api/info`: the dataset, the filter columns, and whether the model is `ready` or `loading`."""
+        self._searcher.refresh()
+        output = self._settings.output_dir.rstrip("/").rpartition("/")[2]
+        return _json(
+            {
+                "name": self._settings.dataset or output,
+                "count": self._searcher.count(),
+                "columns": {name: str(kind) for name, kind in self._searcher.columns.items()},
+                "model": self._model,
+            }
         )
-        return HTMLResponse(text, status)
 
     def search(self, request: "Request") -> "Response":
-        """`GET /search.json`: the same question, as JSON."""
+        """`GET /api/search`: results of a search, or a sample of the dataset if there is no term."""
         from starlette.responses import Response
 
-        try:
-            question = Question.read(request.query_params)
-            return Response(to_json(self._find(question, question.size)), media_type="application/json")
-        except BoringError as error:
-            return _error(str(error), 400)
+        return Response(to_json(self._find(request)), media_type="application/json")
 
-    def thumbnail(self, request: "Request") -> "Response":
-        """`GET /thumbnail`: a small JPEG of one picture, or a placeholder with status 404."""
+    def values(self, request: "Request") -> "Response":
+        """`GET /api/values?column=C`: the most frequent values of a column, with their counts."""
+        return _json(self._searcher.count_values(request.query_params.get("column", "")))
+
+    def download(self, request: "Request") -> "Response":
+        """`GET /api/download?format=csv|json|parquet`: the results of a search as a file."""
+        from starlette.responses import Response
+
+        kind = request.query_params.get("format", "csv")
+        if kind not in _DOWNLOADS:
+            raise SettingsError(f"format is one of {', '.join(_DOWNLOADS)}.")
+        hits = self._find(request)
+        data = to_json(hits).encode() if kind == "json" else _table_bytes(hits, kind)
+        headers = {"Content-Disposition": f'attachment; filename="search.{kind}"'}
+        return Response(data, media_type=_DOWNLOADS[kind], headers=headers)
+
+    def picture(self, request: "Request") -> "Response":
+        """`GET /api/picture`: a JPEG of one picture, or a placeholder with status 404."""
         from starlette.responses import Response
 
         params = request.query_params
-        row = params.get("row", "0")
-        made: bytes | Failure = Failure(Reason.MISSING_IMAGE, "no row")
+        row, side = params.get("row", ""), _LARGE if "large" in params else None
+        jpeg: bytes | Failure = Failure(Reason.MISSING_IMAGE, "no row")
         if row.isdecimal() and len(row) < 12:
-            made = self._pictures.thumbnail(params.get("partition", ""), params.get("key"), int(row))
-        if isinstance(made, Failure):
+            jpeg = self._pictures.thumbnail(params.get("partition", ""), params.get("key"), int(row), side)
+        if isinstance(jpeg, Failure):
             return Response(PLACEHOLDER, 404, media_type="image/svg+xml")
-        return Response(made, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
-    async def picture(self, request: "Request") -> "Response":
-        """`POST /picture`: takes a picture, and gives the name by which a page can ask for it."""
+    async def embed(self, request: "Request") -> "Response":
+        """`POST /api/embed`: embeds a picture, and returns its vector for the page's URL."""
         from starlette.concurrency import run_in_threadpool
-        from starlette.responses import JSONResponse
 
         origin = request.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-            return _error("Pictures are taken from this page alone.", 403)
+            return _error("Only this page may send pictures.", 403)
+        limit = self._settings.max_image_bytes
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
-            if len(body) > self._most_bytes:
-                return _error(f"The picture is too large: the limit is {self._most_bytes:,} bytes.", 413)
-        found = await run_in_threadpool(self._searcher.of_picture, bytes(body))
-        if isinstance(found, Failure):
-            return _error("This is no picture that can be read, or it is too large.", 415)
-        name = secrets.token_urlsafe(12)
-        self._given[name] = found
-        while len(self._given) > _PICTURES:
-            self._given.popitem(last=False)
-        return JSONResponse({"picture": name})
+            if len(body) > limit:
+                return _error(f"The picture is too large: the limit is {limit:,} bytes.", 413)
+        vector = await run_in_threadpool(self._searcher.of_picture, bytes(body))
+        if isinstance(vector, Failure):
+            return _error(f"This picture cannot be read: {vector.detail}.", 415)
+        return _json({"vector": pack_vector(vector)})
 
-    def _find(self, question: Question, limit: int) -> list[Hit]:
-        if not question.asked:
-            return []
-        if question.picture:
-            vector = self._given.get(question.picture)
-            if vector is None:
-                raise SettingsError("That picture is forgotten. Drop it again.")
-        elif question.row is not None:
-            vector = self._searcher.of_row(question.partition, question.row)
-        else:
-            vector = self._searcher.of_text(question.text)
+    def _find(self, request: "Request") -> list[Hit]:
+        asked = SearchRequest.read(request.query_params)
+        where = condition(self._searcher.columns, asked.filters)
+        if not asked.terms:
+            return self._searcher.sample(limit=asked.limit, offset=asked.offset, where=where)
+        vector = sum(term.weight * self._vector(term) for term in asked.terms)
+        norm = float(np.linalg.norm(vector))
+        if norm < 1e-6:
+            raise SettingsError("The terms cancel each other out. Change a weight.")
         return self._searcher.nearest(
-            vector,
-            limit=limit,
-            offset=question.offset,
-            where=condition(self._searcher.columns, question.filters),
-            least_score=question.least_score,
+            (vector / norm).astype(np.float32),
+            limit=asked.limit,
+            offset=asked.offset,
+            where=where,
+            least_score=asked.least_score,
         )
 
+    def _vector(self, term: Term) -> np.ndarray:
+        """float32 [dim], the embedding of a term."""
+        if term.kind == "text":
+            return self._searcher.of_text(term.value)
+        if term.kind == "picture":
+            return unpack_vector(term.value, self._searcher.dim)
+        partition, _, row = term.value.rpartition(":")
+        if not row.isdecimal() or len(row) > 12:
+            raise SettingsError("A row term is `row:WEIGHT:PARTITION:ROW`.")
+        return self._searcher.of_row(partition, int(row))
 
-def _place(hit: Hit) -> dict[str, object]:
-    return {"partition": hit.partition, "row": hit.row} | ({} if hit.key is None else {"key": hit.key})
+
+def _table_bytes(hits: list[Hit], kind: str) -> bytes:
+    import polars as pl
+
+    frame = pl.DataFrame([hit.as_json() for hit in hits], infer_schema_length=None)
+    out = io.BytesIO()
+    if kind == "csv":
+        frame.write_csv(out)
+    else:
+        frame.write_parquet(out)
+    return out.getvalue()
+
+
+def _json(content: object, status: int = 200) -> "Response":
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(content, status)
 
 
 def _error(text: str, status: int) -> "Response":
-    from starlette.responses import JSONResponse
-
-    return JSONResponse({"error": text}, status)
+    return _json({"error": text}, status)
 
 
 def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) -> "Starlette":
-    """The web application.
+    """Returns the web application.
 
     Args:
-        settings: Where the pictures are, and the limits.
-        searcher: Answers the questions.
-        allowed_hosts: Names that a request's Host header may have, without ports; `*` allows all.
+        settings: The input, for the pictures, and the limits.
+        searcher: Answers the searches.
+        allowed_hosts: Names that the Host header may have, without ports. `*` allows all.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import FileResponse
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
     site = Site(settings, searcher)
+    index: Callable[..., Any] = lambda request: FileResponse(_STATIC / "index.html")  # noqa: E731
     return Starlette(
         routes=[
-            Route("/", site.page),
-            Route("/search.json", site.search),
-            Route("/thumbnail", site.thumbnail),
-            Route("/picture", site.picture, methods=["POST"]),
-            Mount("/static", StaticFiles(directory=Path(__file__).parent / "static")),
+            Route("/", index),
+            Route("/api/info", site.info),
+            Route("/api/search", site.search),
+            Route("/api/values", site.values),
+            Route("/api/download", site.download),
+            Route("/api/picture", site.picture),
+            Route("/api/embed", site.embed, methods=["POST"]),
+            Mount("/static", StaticFiles(directory=_STATIC)),
         ],
+        exception_handlers={BoringError: lambda request, error: _error(str(error), 400)},
         middleware=[
             Middleware(_Headers),
             Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False),
@@ -181,7 +213,7 @@ def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) 
 
 
 class _Headers:
-    """Adds the security headers to every answer."""
+    """Adds the security headers to every response."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -200,14 +232,14 @@ class _Headers:
 def listen(
     settings: Settings, searcher: Searcher, host: str, port: int, more_hosts: tuple[str, ...] = ()
 ) -> None:
-    """Serves the page until it is interrupted.
+    """Serves the page until Ctrl-C.
 
     Args:
         settings: See `build_app`.
         searcher: See `build_app`.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one.
-        more_hosts: Names besides the loopback ones and `host` by which the page may be asked for.
+        port: Port to listen on. 0 takes a free one.
+        more_hosts: Allowed host names besides `host` and the loopback names.
 
     Raises:
         SettingsError: The web server is not installed, or cannot listen there.
@@ -221,7 +253,7 @@ def listen(
         import uvicorn
     except ImportError as error:
         raise SettingsError(
-            'The web page needs uvicorn and Starlette. Install them: pip install "boring_assets[search]".'
+            'The search page needs uvicorn and Starlette. Install them: pip install "boring_assets[search]".'
         ) from error
     app = build_app(settings, searcher, [*LOOPBACK, host, *more_hosts])
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -230,7 +262,7 @@ def listen(
     except OSError as error:
         raise SettingsError(f"Cannot listen on {host}:{port}: {error}. Choose another --port.") from error
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"Search at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends it)")
+    click.echo(f"Search at http://{shown}:{listener.getsockname()[1]} (stop with Ctrl-C)")
     config = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=100)
-    with suppress(KeyboardInterrupt):  # the way that it is meant to end
+    with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
