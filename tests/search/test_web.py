@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from PIL import Image
 
@@ -98,44 +99,65 @@ def page(browser: Any, server: Server) -> Iterator[Any]:
     assert trouble == []
 
 
-def captions(page: Any) -> list[str]:
-    return page.locator(".caption").all_inner_texts()
+def cards(page: Any) -> list[str]:
+    """The captions of all results that are loaded."""
+    page.wait_for_selector(".card")
+    return page.locator(".card .caption").all_inner_texts()
 
 
-def loaded(page: Any) -> int:
-    """How many pictures the browser shows, once it has loaded all that are in view."""
-    page.wait_for_function("() => [...document.images].slice(0, 4).every(image => image.complete)")
-    return page.evaluate("[...document.images].filter(image => image.naturalWidth > 0).length")
+def search(page: Any, text: str) -> list[str]:
+    page.fill("#text", text)
+    page.press("#text", "Enter")
+    page.wait_for_function("() => [...document.querySelectorAll('.score')].some((each) => each.textContent)")
+    return cards(page)
 
 
-def test_search_by_text_with_pages_and_similar_ones(page: Any) -> None:
+def test_it_starts_with_a_sample_and_finds_by_text(page: Any) -> None:
+    assert len(set(cards(page))) > 1, "a sample of the whole dataset"
     wanted = HELD_OUT[3].caption
-    page.fill("input[name=q]", wanted)
-    page.press("input[name=q]", "Enter")
-    page.wait_for_selector(".results")
-    first = captions(page)
-    assert first[0] == wanted
-    assert len(first) == 24
-    assert loaded(page) >= 4
-    page.click("text=Next page")
-    page.wait_for_url("**page=2**")
-    second = captions(page)
-    assert len(second) == 24
-    assert page.get_attribute(".results", "start") == "25"
-    page.click("text=Previous page")
-    page.wait_for_url("**page=1**")
-    assert captions(page) == first
-    page.locator(".like").nth(5).click()
-    page.wait_for_url("**row=**")
-    assert captions(page)[0] == first[5]
+    assert search(page, wanted)[0] == wanted
+    page.wait_for_function("() => document.querySelector('.card img').naturalWidth > 0")
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)
+    assert page.input_value("#text") == wanted
+    assert cards(page)[0] == wanted, "a link is a search"
 
 
-def test_search_by_a_chosen_and_by_a_dropped_picture(page: Any, gallery: Gallery, tmp_path: Path) -> None:
+def test_results_load_as_one_scrolls(page: Any, server: Server) -> None:
+    page.goto(f"{server.url}/?filter=partition:%3D:many")
+    assert len(cards(page)) < 1200
+    while (count := page.locator(".card").count()) < 1200:
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        page.wait_for_function(f"() => document.querySelectorAll('.card').length > {count}")
+    assert len(set(cards(page))) == 1200, "each picture once"
+
+
+def test_a_picture_opens_and_leads_to_more_and_less_like_it(page: Any) -> None:
+    captions = search(page, "red circle")
+    page.locator(".card").nth(2).click()
+    page.wait_for_function("() => document.getElementById('large').naturalWidth > 0")
+    assert page.inner_text("#caption") == captions[2]
+    assert "00" in page.inner_text("#facts")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#caption") == captions[3]
+    page.click("#only")
+    page.wait_for_url("**row%3A1**")
+    page.wait_for_function(
+        f"() => document.querySelector('.card .caption')?.textContent === {json.dumps(captions[3])}"
+    )
+    page.locator(".card").nth(1).click()
+    page.click("#less")
+    page.wait_for_selector(".chip.minus")
+    assert cards(page)
+
+
+def test_a_chosen_and_a_dropped_picture_search(page: Any, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(jpeg(HELD_OUT[3], 99, 200))
     page.set_input_files("#picture", picture)
-    page.wait_for_selector(".results")
-    assert captions(page)[0] == HELD_OUT[3].caption
+    page.wait_for_url("**picture**")
+    assert cards(page)[0] == HELD_OUT[3].caption
 
     drop = """(bytes) => {
         const data = new DataTransfer();
@@ -146,83 +168,106 @@ def test_search_by_a_chosen_and_by_a_dropped_picture(page: Any, gallery: Gallery
     before = page.url
     page.evaluate(drop, list(jpeg(HELD_OUT[20], 98, 200)))
     page.wait_for_url(lambda url: url != before)
-    page.wait_for_selector(".results")
-    assert captions(page)[0] == HELD_OUT[20].caption
-
+    link = page.url
+    page.goto("about:blank")
+    page.goto(link)
+    assert cards(page)[0] == HELD_OUT[20].caption, "the link holds the picture's embedding"
     page.evaluate(drop, list(b"<svg onload=alert(1)>"))
-    page.locator("#message", has_text="no picture").wait_for()
+    page.locator("#message.error", has_text="cannot be read").wait_for()
 
 
-def test_filters_empty_results_and_wrong_ones(page: Any) -> None:
-    page.click("summary")
-    page.fill("input[name=q]", "red circle")
-    page.select_option("select[name=column]", "caption")
-    page.fill("input[name=value]", "CIRCLE")
-    page.click("button")
-    page.wait_for_selector(".results")
-    assert captions(page)
-    assert all("circle" in caption for caption in captions(page))
-    page.locator("input[name=value]").first.fill("nowhere to be found")
-    page.click("button")
-    page.wait_for_selector(".empty")
-    assert page.inner_text(".empty") == "No picture fits."
-    page.locator("select[name=column]").first.select_option("meta_width")
-    page.locator("select[name=operator]").first.select_option(">=")
-    page.click("button")
-    page.locator("#message", has_text="is a number").wait_for()
+def test_filters_are_chips_with_counted_values(page: Any) -> None:
+    cards(page)
+    page.click("#add-filter")
+    page.select_option("#column", "partition")
+    page.locator("#values button", has_text="many").wait_for()
+    assert "1,200" in page.inner_text("#values")
+    page.locator("#values button", has_text="00001").click()
+    page.wait_for_url("**filter=partition**")
+    assert page.locator("#filters .chip").count() == 2, "the filter, and a button for another"
+    page.click("#add-filter")
+    page.select_option("#column", "caption")
+    page.fill("#value", "nowhere to be found")
+    page.click("#choose .primary")
+    page.wait_for_selector("#empty:not([hidden])")
+    assert "Remove one" in page.inner_text("#empty")
 
 
-def test_a_thousand_results(page: Any, server: Server) -> None:
-    page.goto(f"{server.url}/?q=red&n=1000&column=partition&operator=%3D&value=many")
-    assert len(captions(page)) == 1000
-    assert len(set(captions(page))) == 1000
-    page.locator("li").nth(999).scroll_into_view_if_needed()
-    page.wait_for_function("() => document.images[999].complete && document.images[999].naturalWidth > 0")
-    page.click("text=Next page")
-    page.wait_for_url("**page=2**")
-    assert len(captions(page)) == 200
-    assert not page.locator("text=Next page").count()
+def test_it_fits_a_phone_in_the_dark(browser: Any, server: Server) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page.set_default_timeout(120_000)
+    page.goto(f"{server.url}/?q=two+red+circles")
+    cards(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    red, green, blue = map(
+        int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]
+    )
+    assert max(red, green, blue) < 64
+    page.locator(".card").first.click()
+    page.wait_for_selector("#detail[open]")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
 
 
 def test_foreign_text_stays_text(page: Any, server: Server) -> None:
-    page.goto(
-        f"{server.url}/?q=%22%3E%3Cscript%3Edocument.title=1%3C/script%3E&column=meta_width&operator=%3D&value=7777"
-    )
-    assert captions(page) == [HOSTILE] * 2
+    page.goto(f"{server.url}/?q=%22%3E%3Cscript%3Edocument.title=1%3C/script%3E&filter=meta_width:%3D:7777")
+    assert cards(page) == [HOSTILE] * 2
+    page.locator(".card").first.click()
+    assert page.inner_text("#caption") == HOSTILE
     assert page.title() != "1"
-    assert page.locator(".results script, .results p img").count() == 0
-    assert page.input_value("input[name=q]") == '"><script>document.title=1</script>'
+    assert page.locator(".results script, #detail script, #caption img").count() == 0
 
 
 def test_a_picture_whose_source_is_gone_has_a_placeholder(page: Any, server: Server) -> None:
-    page.goto(f"{server.url}/?q=red&column=meta_width&operator=%3D&value=8888")
-    assert captions(page) == ["it is gone"]
-    assert loaded(page) == 1
+    page.goto(f"{server.url}/?q=red&filter=meta_width:%3D:8888")
+    assert cards(page) == ["it is gone"]
     source = page.get_attribute(".results img", "src")
     status, body, headers = server.ask(source)
     assert (status, headers["Content-Type"]) == (404, "image/svg+xml")
     assert body.startswith(b"<svg")
 
 
-def test_the_json_of_the_page(server: Server, gallery: Gallery) -> None:
-    status, body, _ = server.ask("/search.json?q=two+red+circles&n=3")
+def test_the_results_of_the_page_and_its_downloads(server: Server, gallery: Gallery) -> None:
+    status, body, _ = server.ask("/api/search?q=two+red+circles&n=3")
     assert status == 200
-    told = gallery.call(
+    printed = gallery.call(
         "search", "two red circles", "--output", gallery.output, "--limit", 3, "--json"
     ).stdout
-    assert [hit["key"] for hit in json.loads(body)] == [hit["key"] for hit in json.loads(told)]
+    keys = [hit["key"] for hit in json.loads(printed)]
+    assert [hit["key"] for hit in json.loads(body)] == keys
+    tables = {
+        kind: server.ask(f"/api/download?q=two+red+circles&n=3&format={kind}")[1]
+        for kind in ("csv", "json", "parquet")
+    }
+    assert pl.read_csv(tables["csv"])["key"].to_list() == keys
+    assert pl.read_parquet(tables["parquet"])["key"].to_list() == keys
+    assert [hit["key"] for hit in json.loads(tables["json"])] == keys
+
+
+def test_a_lost_server_is_said(gallery: Gallery, browser: Any) -> None:
+    mine = Server(gallery.call, "--output", gallery.output, "--input", gallery.input, "--no-update")
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(mine.url)
+    cards(page)
+    mine.stop()
+    page.fill("#text", "red")
+    page.press("#text", "Enter")
+    page.locator("#message.error", has_text="boring-assets serve").wait_for()
+    page.close()
 
 
 def test_strangers_are_refused(server: Server, gallery: Gallery) -> None:
     assert server.ask("/", Host="evil.example")[0] == 400  # DNS rebinding
     assert (
-        server.ask("/thumbnail?partition=00000&key=000000000", Host=f"evil.example:{server.port}")[0] == 400
+        server.ask("/api/picture?partition=00000&key=000000000&row=0", Host=f"evil.example:{server.port}")[0]
+        == 400
     )
     assert server.ask("/", Host="localhost")[0] == 200
     picture = gallery.picture
-    assert server.ask("/picture", "POST", picture, Origin="https://evil.example")[0] == 403
-    assert server.ask("/picture", "POST", picture, Origin=server.url)[0] == 200
-    assert server.ask("/picture", "POST", picture)[0] == 200
+    assert server.ask("/api/embed", "POST", picture, Origin="https://evil.example")[0] == 403
+    assert server.ask("/api/embed", "POST", picture, Origin=server.url)[0] == 200
+    assert server.ask("/api/embed", "POST", picture)[0] == 200
     _, _, headers = server.ask("/")
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -230,29 +275,36 @@ def test_strangers_are_refused(server: Server, gallery: Gallery) -> None:
 
 
 def test_hostile_requests_are_answered_and_cost_nothing_else(server: Server) -> None:
-    assert server.ask("/picture", "POST", b"\0" * (2**20 + 1))[0] == 413
+    assert server.ask("/api/embed", "POST", b"\0" * (2**20 + 1))[0] == 413
     bomb = encoded(Image.new("1", (30_000, 30_000)), "PNG")
     for body in (bomb, b"", b"GIF89a", jpeg(HELD_OUT[0], 1)[:100]):
-        status, said, _ = server.ask("/picture", "POST", body)
+        status, said, _ = server.ask("/api/embed", "POST", body)
         assert status == 415
         assert json.loads(said).keys() == {"error"}
     for query in (
         "n=0",
         "n=99999999",
-        "page=0",
-        "page=x",
+        "offset=-1",
+        "n=x",
         "q=" + "x" * 2000,
-        "picture=nope",
-        "partition=a'&row=1",
+        "term=picture:1:nope",
+        "term=picture:nan:AAAA",
+        "term=row:1:a':1",
+        "term=row:1:a:-1",
+        "term=sql:1:x",
+        "filter=nothing",
+        "filter=secret:=:1",
+        "&".join(["q=a"] * 100),
+        "term=text:1:red&term=text:-1:red",
     ):
-        assert server.ask(f"/?{query}")[0] == 400, query
+        assert server.ask(f"/api/search?{query}")[0] == 400, query
     for query in (
-        "partition=../../etc&key=passwd",
-        "partition=00000&key=..%2F..%2Fx",
+        "partition=../../etc&key=passwd&row=0",
+        "partition=00000&key=..%2F..%2Fx&row=0",
         "partition=00000&row=-1",
         "x=y",
     ):
-        assert server.ask(f"/thumbnail?{query}")[0] == 404, query
+        assert server.ask(f"/api/picture?{query}")[0] == 404, query
     for path in ("/static/../web.py", "/static/%2e%2e/web.py", "/static//etc/passwd"):
         assert server.ask(path)[0] == 404, path
     assert server.ask("/")[0] == 200
