@@ -130,7 +130,7 @@ class Site:
         where = condition(self._searcher.columns, asked.filters)
         if not asked.terms:
             return self._searcher.sample(limit=asked.limit, offset=asked.offset, where=where)
-        vector = sum(term.weight * self._vector(term) for term in asked.terms)
+        vector = np.sum([term.weight * self._vector(term) for term in asked.terms], axis=0)
         norm = float(np.linalg.norm(vector))
         if norm < 1e-6:
             raise SettingsError("The terms cancel each other out. Change a weight.")
