@@ -35,7 +35,7 @@ test: .venv/installed-test
 	$(BIN)/python $(PYTEST) -m "not heavy"
 
 # The tests that `make test` leaves out: Ray, containers, PostgreSQL, a browser, torture, the documents' commands.
-test-all: .venv/installed-test
+test-all: .venv/installed-test .venv/azurite
 	$(BIN)/python $(PYTEST) -m heavy
 
 # The tests of what Dagster can change, with the newest Dagster that installs; everything else as in constraints.txt.
@@ -90,6 +90,10 @@ $(DEMO)/input: | .venv/installed
 	@echo "Installing what the tests need; the first time this takes minutes."
 	@$(PIP) -e '.[test]'
 	@touch $@
+
+# The emulator of Azure's storage comes from npm.
+.venv/azurite: | .venv/installed
+	@npm install --silent --no-audit --no-fund --prefix $@ azurite@3.35.0
 
 clean:
 	rm -rf $(DEMO) .venv .venv-newest build site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -16,7 +16,7 @@ from tests.seaweed import Seaweed
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 
-HEAVY_FIXTURES = {"browser", "containers", "postgres", "ray"}
+HEAVY_FIXTURES = {"browser", "cloud", "containers", "postgres", "ray"}
 """A test that uses one of these is `heavy`: `make test` leaves it to `make test-all`."""
 
 
