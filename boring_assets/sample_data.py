@@ -1,7 +1,7 @@
-"""Sample shards laid out as img2dataset writes them, of pictures drawn on the spot: no download needed.
+"""Sample shards of generated pictures, laid out as img2dataset writes them.
 
-The layouts, columns, types and the order of writing are those of img2dataset 1.47's own output. Equal
-arguments give equal bytes.
+The layouts, columns, types and the order of writing are those of img2dataset 1.47. Equal arguments give equal
+bytes.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import io
 import json
 import math
 import tarfile
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.errors import SettingsError
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.files import write_bytes
+from boring_assets.storage.root import Root
 from boring_assets.tiny.pictures import all_combinations, draw
 
 Layout = Literal["webdataset", "files", "parquet"]
@@ -44,7 +48,7 @@ _BREAKS: tuple[Callable[[bytes], bytes] | None, ...] = (
     lambda image: _HTML,
     lambda image: b"",
 )
-"""What becomes of the image of a sample that is broken on purpose, in turn."""
+"""What is done to the image of a sample that is broken on purpose, in turn."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def write_sample_data(
     image, an HTML page, and an empty image.
 
     Args:
-        root: The folder to write to; made where missing.
+        root: The folder to write to; created where missing.
         num_shards: How many shards.
         samples_per_shard: Rows in each shard.
         layout: Where the images go: `webdataset` (a tar beside the parquet), `files` (a folder beside
@@ -120,6 +124,41 @@ def write_sample_data(
         _write_parquet(paths[-1], samples, encode_format if layout == "parquet" else None)
         stats.write_text(json.dumps(_stats(samples), indent=4))
     return paths
+
+
+def upload_sample_data(
+    root: Root, num_shards: int, samples_per_shard: int, layout: Layout, first_shard: int = 0, **options: Any
+) -> int:
+    """Writes the same shards as `write_sample_data` below a URI, each by a temporary folder.
+
+    Args:
+        root: Where to write to.
+        num_shards: How many shards.
+        samples_per_shard: Rows in each shard.
+        layout: Where the images go.
+        first_shard: Number of the first shard.
+        options: The others of `write_sample_data`.
+
+    Returns:
+        How many shards there are.
+
+    Raises:
+        SettingsError: An argument is out of its range.
+        StorageError: The URI cannot be written to.
+    """
+    for number in range(first_shard, first_shard + num_shards):
+        with tempfile.TemporaryDirectory() as folder:
+            write_sample_data(Path(folder), 1, samples_per_shard, layout, first_shard=number, **options)
+            stats = f"{number:05d}_stats.json"
+            try:
+                if root.fs.exists(f"{root.path}/{stats}"):  # it says that a shard is complete
+                    root.fs.rm_file(f"{root.path}/{stats}")
+            except Exception as error:
+                raise storage_error(error, f"{root.uri}/{stats}", "write") from error
+            files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != stats)
+            for path in (*files, Path(folder, stats)):
+                write_bytes(root, path.relative_to(folder).as_posix(), path.read_bytes())
+    return num_shards
 
 
 def _check(

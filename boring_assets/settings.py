@@ -48,6 +48,21 @@ class Settings(BaseSettings):
     )
     output_dir: str = Field("", description="URI or path below which embeddings and failures are written.")
 
+    image_column: str = Field(
+        "",
+        description="Column of the images; of TFRecord files the feature, of tars the members' extension "
+        "(`left.png`). Empty finds it by the usual names, or by its bytes.",
+    )
+    key_column: str = Field("", description="Column of the keys. Empty finds it by the usual names.")
+    caption_column: str = Field(
+        "",
+        description="Column of the captions; of tars also an extension. Empty finds it by the usual names.",
+    )
+    url_column: str = Field("", description="Column of the URLs. Empty finds it by the usual names.")
+    keep_image_columns: bool = Field(
+        False, description="Whether image columns that are not embedded are copied to the output as `meta_*`."
+    )
+
     model: str = Field(
         "ViT-B-32",
         description="open_clip model name, `hf-hub:` name, local model directory, or `boring-tiny`.",
@@ -195,8 +210,10 @@ class Settings(BaseSettings):
     )
 
     def embedding_version(self) -> str:
-        """The settings that decide an embedding's numbers; partitions made with other ones are stale."""
-        return "-".join((self.model, self.pretrained, self.precision, self.output_dtype))
+        """The settings that decide what is embedded and its numbers; partitions of other ones are stale."""
+        names = ("image_column", "key_column", "caption_column", "url_column")
+        columns = [f"{name}={value}" for name in names if (value := getattr(self, name))]
+        return "-".join((self.model, self.pretrained, self.precision, self.output_dtype, *columns))
 
     @field_validator("input_dir", "output_dir", "model", "pretrained", "allowed_url_prefixes")
     @classmethod

@@ -1,1 +1,1 @@
-"""Shards as dynamic partitions: how they are named, found and told apart when they change."""
+"""Shards as dynamic partitions: their keys, how they are found, and their versions."""

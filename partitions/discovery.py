@@ -1,57 +1,91 @@
-"""Which shards lie below an input, which of them are still being written, and which version each has.
+"""Finds the shards below an input, with their versions, and tells which of them are still being written.
 
-A shard is a parquet; where a folder has none, each of its tars and TFRecord files.
-img2dataset writes `NNNNN_stats.json` after everything else of a shard: a shard with it is complete.
-One without it counts as complete when nobody has touched it for a quiet time.
+A shard is a parquet file, or a tar or TFRecord file without a parquet. img2dataset writes `NNNNN_stats.json`
+after everything else of a shard: a shard with it is complete. A tar on its own is complete when it has its
+end mark. Any other shard is complete when it has not changed for a quiet time.
 """
 
 import hashlib
+import posixpath
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.engine.samples import Shard
+from boring_assets.engine.samples import USUAL_NAMES, ColumnNames, Shard
 from boring_assets.errors import ShardError, StorageError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_readable
 from partitions.listing import File, file_of, list_files, local_file
+from partitions.other_files import is_archive, suffix_of, what_to_do
 from partitions.own_files import is_marker, output_around, own_files
-from partitions.shards import BARE, SUFFIX, check_key, key_of, uri_of
+from partitions.shards import LONE_SUFFIXES, SUFFIX, check_key, key_of, lone_stem, uri_of
 
 _TAR = ".tar"
 _STATS = "_stats.json"
+_BESIDE_PARQUET = (_TAR, ".tfrecord")
+_MAX_OTHER_SUFFIXES = 100
+_PARALLEL_READS = 16
+_END_MARK = bytes(512)
 
 
 @dataclass(frozen=True)
 class Discovery:
-    """What one look at an input found.
+    """What one listing of an input found.
 
     Attributes:
         shards: The complete shards, sorted by key.
-        growing: Keys of the parquet files that are not complete yet, sorted.
-        refused: Path of each parquet file that cannot be a partition, and of each folder that cannot be
-            read, and why.
+        growing: Keys of the shards that are not complete yet, sorted.
+        refused: Path of each file that cannot be a shard although it looks like one, and of each folder that
+            cannot be read, and why.
+        others: Files of other kinds: one path for each ending of a name.
     """
 
     shards: list[Shard]
     growing: list[str]
     refused: dict[str, str]
+    others: dict[str, str] = field(default_factory=dict)
+
+    def explain_empty(self, uri: str) -> str:
+        """Why there are no complete shards: what the input holds instead, and what to do.
+
+        Args:
+            uri: The input's URI.
+        """
+        parts = [f"There are no complete shards below {uri}."]
+        if self.growing:
+            count = f"{len(self.growing)} shards" if len(self.growing) > 1 else "One shard"
+            parts.append(
+                f"{count} may still be growing: without a `_stats.json`, a shard is complete when it is "
+                "unchanged for --quiet-seconds. Wait, or set that to 0."
+            )
+        parts += [f"{path}: {why}" for path, why in list(self.refused.items())[:3]]
+        if not self.growing:
+            parts += what_to_do(self.others, uri)
+        parts.append(
+            "Expected are parquet files (with an image column, URLs, or a tar or folder beside each), tars "
+            "or TFRecord files."
+        )
+        return " ".join(parts)
 
 
-def discover(root: Root, *, quiet_seconds: float, now: float | None = None) -> Discovery:
+def discover(
+    root: Root, *, quiet_seconds: float, now: float | None = None, columns: ColumnNames = USUAL_NAMES
+) -> Discovery:
     """Finds the shards below a root, by one recursive listing.
 
-    Files and folders whose name starts with `.` or `_` (such as img2dataset's `_tmp`) are passed over, and so
-    are outputs and exports of this project (see `own_files`). Of the listing only the shards' own files are
-    kept, each in some 300 bytes.
+    Files and folders whose name starts with `.` or `_` (such as img2dataset's `_tmp`) are skipped, and so are
+    outputs and exports of this project (see `own_files`). Of the listing only the shards' own files are kept,
+    each in some 300 bytes.
 
     Args:
         root: The input.
         quiet_seconds: A shard without `_stats.json`, or an empty one, counts as growing until its parquet
             and its tar are unchanged for this long.
         now: The time to measure that from, in seconds since the epoch; None is the machine's clock.
+        columns: Which columns of the shards to read.
 
     Returns:
         The shards; nothing where the root is there and empty.
@@ -60,52 +94,92 @@ def discover(root: Root, *, quiet_seconds: float, now: float | None = None) -> D
         StorageError: The root is missing, is a file, lies in an output of this project, or cannot be listed.
     """
     now = time.time() if now is None else now
+    listed = _list(root)
     shards: list[Shard] = []
-    growing: list[str] = []
-    refused: dict[str, str] = {}
-    files, finished = _list(root, refused)
+    fresh: dict[str, Shard] = {}
+    files, refused = listed.files, listed.refused
+    stray = _stray_tars(files)
     for stem, path in _shard_files(files, refused).items():
-        parquet = files[path]
         try:
             key = key_of(stem + SUFFIX, root.path)
         except ShardError as error:
             refused[_printable(path)] = str(error)
             continue
         tar = files.get(stem + _TAR) if path.endswith(SUFFIX) else None
-        quiet = now - max(parquet.modified, tar.modified if tar else 0.0) >= quiet_seconds
-        if quiet or (parquet.size and stem in finished):
-            shards.append(_shard(root, key, path, parquet, tar))
+        quiet = now - max(files[path].modified, tar.modified if tar else 0.0) >= quiet_seconds
+        complete = quiet or (files[path].size and stem in listed.finished)
+        if path in stray and complete:
+            refused[_printable(path)] = (
+                "It has no parquet of the same name, while other tars of its folder have one. If its "
+                "download was cut off, repeat it; if it is a shard of its own, move it to another folder."
+            )
+        elif complete:
+            shards.append(_shard(root, key, path, files[path], tar, columns))
         else:
-            growing.append(key)
-    return Discovery(sorted(shards, key=lambda shard: shard.key), sorted(growing), refused)
+            fresh[key] = _shard(root, key, path, files[path], tar, columns)
+    whole = _whole_tars(shard for shard in fresh.values() if shard.path not in stray)
+    shards += [fresh[key] for key in whole]
+    growing = sorted(fresh.keys() - whole)
+    return Discovery(sorted(shards, key=lambda shard: shard.key), growing, refused, listed.others)
 
 
 def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> dict[str, str]:
-    """The file of each shard, by its path without the suffix.
-
-    A tar or a TFRecord file without a parquet is a shard of its own, unless its folder has any parquet: there
-    img2dataset writes the tar first, and what lies about besides is not meant.
-    """
+    """The file of each shard, by its path without the ending."""
     found = {path.removesuffix(SUFFIX): path for path in files if path.endswith(SUFFIX)}
-    with_parquet = {path.rpartition("/")[0] for path in found}
-    bare_ones = (path for path in files if BARE.search(path) and path.rpartition("/")[0] not in with_parquet)
-    for path in sorted(bare_ones):
-        bare = BARE.search(path)
-        assert bare is not None
-        stem = path if bare[1] else path[: bare.start()]
-        if stem in found:
-            refused[_printable(path)] = f"{found[stem]} has the same name. Rename one."
-        else:
+    for path in sorted(files):
+        if is_archive(path):
+            refused[_printable(path)] = (
+                "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
+            )
+        elif (stem := lone_stem(path)) is None or found.get(stem) == path:
+            continue
+        elif stem not in found:
             found[stem] = path
+        elif not (found[stem].endswith(SUFFIX) and path.endswith(_BESIDE_PARQUET)):
+            refused[_printable(path)] = f"{found[stem]} has the same name, and is the shard. Rename one."
     return found
 
 
-def find_shard(root: Root, key: str) -> Shard:
+def _stray_tars(files: Mapping[str, File]) -> set[str]:
+    """Tars and TFRecord files without a parquet in folders where others have one, as img2dataset has."""
+    paired = {
+        posixpath.dirname(path)
+        for path in files
+        if path.endswith(_BESIDE_PARQUET) and f"{lone_stem(path)}{SUFFIX}" in files
+    }
+    return {
+        path
+        for path in files
+        if paired
+        and posixpath.dirname(path) in paired
+        and (stem := lone_stem(path)) is not None
+        and f"{stem}{SUFFIX}" not in files
+    }
+
+
+def _whole_tars(shards: Iterable[Shard]) -> set[str]:
+    """Keys of those shards that are tars with their end mark, which is written last."""
+
+    def is_whole(shard: Shard) -> bool:
+        try:
+            return bool(shard.fs.cat_file(shard.path, start=-len(_END_MARK)) == _END_MARK)
+        except Exception:  # e.g. deleted meanwhile: it then counts as growing
+            return False
+
+    tars = [shard for shard in shards if shard.path.endswith(_TAR)]
+    if not tars:
+        return set()
+    with ThreadPoolExecutor(_PARALLEL_READS) as pool:
+        return {shard.key for shard, whole in zip(tars, pool.map(is_whole, tars), strict=True) if whole}
+
+
+def find_shard(root: Root, key: str, columns: ColumnNames = USUAL_NAMES) -> Shard:
     """Finds one shard by its key, with two to four requests; for many keys call `discover` instead.
 
     Args:
         root: The input.
         key: A partition key; whether the shard is complete is not asked.
+        columns: Which columns of the shard to read.
 
     Returns:
         The shard, with its version as of now.
@@ -123,41 +197,59 @@ def find_shard(root: Root, key: str) -> Shard:
     parquet = _info(root, path)
     if parquet is None:
         check_readable(root)
-        if bare := _find_bare(root, path.removesuffix(SUFFIX)):
-            return _shard(root, key, *bare, None)
+        if lone := _find_lone(root, path.removesuffix(SUFFIX)):
+            return _shard(root, key, *lone, None, columns)
         raise ShardError(
             f"There is no shard {uri_of(root.uri, key)}: it was moved or deleted. "
             "Put it back, or delete its partition."
         )
-    return _shard(root, key, path, parquet, _info(root, path.removesuffix(SUFFIX) + _TAR))
+    return _shard(root, key, path, parquet, _info(root, path.removesuffix(SUFFIX) + _TAR), columns)
 
 
-def _find_bare(root: Root, stem: str) -> tuple[str, File] | None:
-    """A tar or TFRecord file that is a shard of its own, as `_shard_files` has it: its path and facts."""
-    for suffix in ("",) if BARE.search(stem) else (_TAR, ".tfrecord", ".tfrecords"):
-        facts = _info(root, stem + suffix)
+def _find_lone(root: Root, stem: str) -> tuple[str, File] | None:
+    """Path and facts of a tar or TFRecord file that is a shard without a parquet."""
+    for suffix in ("",) if lone_stem(stem) == stem else LONE_SUFFIXES:
+        path = stem + suffix
+        facts = _info(root, path)
         if facts is not None:
-            beside = root.fs.ls(stem.rpartition("/")[0] or root.fs.root_marker, detail=False)
-            return None if any(path.endswith(SUFFIX) for path in beside) else (stem + suffix, facts)
+            folder = posixpath.dirname(stem) or root.fs.root_marker
+            beside = dict.fromkeys(root.fs.ls(folder, detail=False), facts)
+            return None if path in _stray_tars(beside) else (path, facts)
     return None
 
 
-def _list(root: Root, refused: dict[str, str]) -> tuple[dict[str, File], set[str]]:
-    """The parquet, tar and TFRecord files below a root, by path; and what the stats files stand beside."""
-    base = len(root.path.rstrip("/")) + 1
-    files: dict[str, File] = {}
-    finished: set[str] = set()
+@dataclass
+class _Listing:
+    """The files below a root: shards by path, stems of stats files, one file of each other kind."""
 
+    files: dict[str, File] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
+    refused: dict[str, str] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+
+
+def _list(root: Root) -> _Listing:
+    base = len(root.path.rstrip("/")) + 1
+    listing = _Listing()
     markers: list[str] = []
 
-    def ours(path: str) -> bool:
+    def is_wanted(path: str) -> bool:
         if is_marker(path):
             return True
-        hidden = any(segment.startswith((".", "_")) for segment in path[base:].split("/"))
-        return not hidden and (path.endswith((SUFFIX, _STATS)) or BARE.search(path) is not None)
+        by_parquet = path.endswith((SUFFIX, _STATS))
+        if not by_parquet and path[path.rfind(".") :] in listing.others:
+            return False  # one of very many images
+        if any(segment.startswith((".", "_")) for segment in path[base:].split("/")):
+            return False
+        if by_parquet or lone_stem(path) is not None or is_archive(path):
+            return True
+        suffix = suffix_of(path)
+        if suffix not in listing.others and len(listing.others) < _MAX_OTHER_SUFFIXES and path != root.path:
+            listing.others[suffix] = path
+        return False
 
     def refuse(folder: str, error: OSError) -> None:
-        refused[_printable(folder)] = str(storage_error(error, folder, "list"))
+        listing.refused[_printable(folder)] = str(storage_error(error, folder, "list"))
 
     if output := output_around(root, root.path):
         raise StorageError(
@@ -165,25 +257,29 @@ def _list(root: Root, refused: dict[str, str]) -> tuple[dict[str, File], set[str
             "or bucket prefix that holds the shards."
         )
     try:
-        for path, file in list_files(root, ours, refuse):
+        for path, file in list_files(root, is_wanted, refuse):
             if is_marker(path):
                 markers.append(path)
             elif path.endswith(_STATS):
-                finished.add(path.removesuffix(_STATS))
+                listing.finished.add(path.removesuffix(_STATS))
             elif path != root.path:  # a root that is a file; some storages answer an empty folder with itself
-                files[path] = file
+                listing.files[path] = file
     except Exception as error:
         raise storage_error(error, root.uri, "list") from error
-    if not files:
+    if not listing.files:
         check_readable(root)
-    own = own_files(files, markers)
-    if own and len(own) == len(files):
-        refused[root.uri] = "all parquet files below it are outputs or exports of boring_assets, and no input"
-    return {path: file for path, file in files.items() if path not in own} if own else files, finished
+    own = own_files(listing.files, markers)
+    if own and len(own) == len(listing.files):
+        listing.refused[root.uri] = (
+            "all parquet files below it are outputs or exports of boring_assets, and no input"
+        )
+    for path in own:
+        del listing.files[path]
+    return listing
 
 
 def _info(root: Root, path: str) -> File | None:
-    """The same as `_list` has, for one file; None where there is no such file."""
+    """What `_list` knows of a file, for one file; None where there is no such file."""
     try:
         if isinstance(root.fs, LocalFileSystem):
             return local_file(path)
@@ -195,7 +291,7 @@ def _info(root: Root, path: str) -> File | None:
     return file_of(info) if info["type"] == "file" else None
 
 
-def _shard(root: Root, key: str, path: str, parquet: File, tar: File | None) -> Shard:
+def _shard(root: Root, key: str, path: str, parquet: File, tar: File | None, columns: ColumnNames) -> Shard:
     facts = f"parquet {parquet.version} tar {tar.version if tar else None}"
     version = hashlib.sha256(facts.encode()).hexdigest()[:16]
     suffix = path[len(uri_of(root.path, key).removesuffix(SUFFIX)) :]
@@ -206,10 +302,11 @@ def _shard(root: Root, key: str, path: str, parquet: File, tar: File | None) -> 
         path=path,
         root=root.path,
         version=version,
+        columns=columns,
     )
 
 
 def _printable(path: str) -> str:
-    """The path with whatever is no UTF-8 or no visible letter escaped: it is logged, stored and shown."""
+    """The path with invisible letters and bytes that are not UTF-8 escaped, to be logged and shown."""
     clean = path.encode(errors="backslashreplace").decode()
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in clean)

@@ -1,8 +1,8 @@
-"""The files below a root with what their listing says of them, one by one as they are listed.
+"""Lists the files below a root, with size, time and version.
 
-S3 answers a thousand names a request, and names the place to go on from only then. Where there are more than
-that, the rest is cut at folders, or at numbers where all lie in one folder, and listed from several places at
-once.
+S3 lists a thousand names in a request, and each request needs the last name of the one before. If there are
+more, the rest is split at folders, or at numbers where all files are in one folder. The parts are listed in
+parallel.
 """
 
 import os
@@ -23,7 +23,7 @@ _MODIFIED_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "modifi
 
 
 class File(NamedTuple):
-    """What is kept of a file: a listing's own record of it takes ten times the memory.
+    """The facts of a file that are kept: the listing's own record takes ten times the memory.
 
     Attributes:
         size: In bytes.
@@ -65,7 +65,7 @@ def list_files(
 
 
 def local_file(path: str) -> File:
-    """What `list_files` gives for a local file; a link counts as what it leads to.
+    """The facts of a local file; a link is followed.
 
     Raises:
         OSError: There is none, or it cannot be looked at.
@@ -75,7 +75,7 @@ def local_file(path: str) -> File:
 
 
 def file_of(facts: Mapping[str, Any]) -> File:
-    """What is kept of an entry of a filesystem's listing."""
+    """The facts of a file, from an entry of a filesystem's listing."""
     modified = _modified(facts)
     known = facts.get("ETag") or facts.get("etag")
     version = str(known).strip('"') if known else f"{facts['size']} {modified}"
@@ -97,12 +97,12 @@ def _modified(facts: Mapping[str, Any]) -> float:
 def _list_local(
     root: str, wanted: Callable[[str], bool], refuse: Callable[[str, OSError], None]
 ) -> Iterator[tuple[str, File]]:
-    """Like `find`, which on local disks passes over folders it may not read and dates links, not files."""
+    """Like `find`, but reports folders that cannot be read, and takes the time of a link's target."""
 
     def stop(error: OSError) -> None:
         if error.filename == root:
             raise error
-        if not isinstance(error, FileNotFoundError):  # a folder that went away while we looked is no trouble
+        if not isinstance(error, FileNotFoundError):  # the folder was deleted meanwhile
             refuse(error.filename, error)
 
     for folder, folders, names in os.walk(root, onerror=stop):

@@ -1,4 +1,4 @@
-"""The partitions: one a shard, named by the shard's path below the input."""
+"""The partition of each shard: its key is the shard's path below the input."""
 
 import re
 
@@ -7,15 +7,27 @@ import dagster as dg
 from boring_assets.errors import ShardError
 
 SUFFIX = ".parquet"
-# Filesystems take names of 255 bytes, object storage paths of 1024, of which the output's own needs some.
-_MOST_SEGMENT, _MOST_KEY = 255 - len(SUFFIX), 800
-# C0 and C1, the two line separators of Unicode, and what turns the direction of text around.
+# Filesystems allow names of 255 bytes, object storage paths of 1024; the output's path needs a part of it.
+_MAX_SEGMENT, _MAX_KEY = 255 - len(SUFFIX), 800
+# C0 and C1, the two line separators of Unicode, and the characters that change the direction of text.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-BARE = re.compile(r"(?:\.tar|\.tfrecords?|(\.tfrecords?-\d+-of-\d+))\Z")
-"""How a shard without a parquet ends. The number of a TFRecord file stays in its partition key."""
+LONE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tfrecord", ".tfrecords")
+"""Endings of files that are shards without a parquet."""
+_NUMBERED = re.compile(r"\.tfrecords?-\d+-of-\d+\Z")
 FORBIDDEN = ("...", "\a", "\b", "\f", "\n", "\r", "\t", "\v", "\0")
 """Texts that Dagster refuses in a partition key."""
 SHARDS = dg.DynamicPartitionsDefinition(name="shards")
+
+
+def lone_stem(path: str) -> str | None:
+    """The path of a shard without a parquet less its ending; None where the file is not of that kind.
+
+    The number of a TFRecord file such as `train.tfrecord-00000-of-00008` stays in its partition key.
+    """
+    if _NUMBERED.search(path):
+        return path
+    ending = next((suffix for suffix in LONE_SUFFIXES if path.endswith(suffix)), None)
+    return path.removesuffix(ending) if ending else None
 
 
 def key_of(path: str, root: str) -> str:
@@ -29,7 +41,7 @@ def key_of(path: str, root: str) -> str:
         Its path below the root without `.parquet`, e.g. `part-1/00017`.
 
     Raises:
-        ShardError: The file is no parquet below the root, or its path makes no safe partition key.
+        ShardError: The file is not a parquet below the root, or its path is not a safe partition key.
     """
     prefix = root if root.endswith("/") or not root else f"{root}/"
     if not path.startswith(prefix) or not path.endswith(SUFFIX):
@@ -77,8 +89,8 @@ def check_key(key: str) -> str:
         why = "holds a control character"
     elif any(0xD800 <= ord(letter) < 0xE000 for letter in key):
         why = "is not UTF-8"
-    elif len(key.encode()) > _MOST_KEY or any(len(part.encode()) > _MOST_SEGMENT for part in key.split("/")):
-        why = f"is longer than {_MOST_KEY} bytes, or a part of it than {_MOST_SEGMENT}"
+    elif len(key.encode()) > _MAX_KEY or any(len(part.encode()) > _MAX_SEGMENT for part in key.split("/")):
+        why = f"is longer than {_MAX_KEY} bytes, or a part of it than {_MAX_SEGMENT}"
     else:
         return key
     raise ShardError(f"The shard {key[:300]!a} cannot be a partition: its path {why}. Rename the file.")

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from boring_assets.engine.inputs.fetch import Fetcher
-from boring_assets.engine.samples import Shard
+from boring_assets.engine.samples import ColumnNames, Shard
 from boring_assets.errors import SettingsError, ShardError
 from boring_assets.settings import Settings, config_field
 from boring_assets.storage.root import Root, check_readable, open_root
@@ -22,6 +22,11 @@ class ShardSource(dg.ConfigurableResource):
     allowed_url_prefixes: list[str] = config_field("allowed_url_prefixes", default=[])
     max_image_bytes: int = config_field("max_image_bytes")
     fetch_timeout_seconds: float = config_field("fetch_timeout_seconds")
+    image_column: str = config_field("image_column")
+    key_column: str = config_field("key_column")
+    caption_column: str = config_field("caption_column")
+    url_column: str = config_field("url_column")
+    keep_image_columns: bool = config_field("keep_image_columns")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "ShardSource":
@@ -48,7 +53,7 @@ class ShardSource(dg.ConfigurableResource):
             SettingsError: No input is set.
             StorageError: It is missing or cannot be listed.
         """
-        return discover(self.root(), quiet_seconds=self.quiet_seconds)
+        return discover(self.root(), quiet_seconds=self.quiet_seconds, columns=self.columns())
 
     def find(self, keys: list[str]) -> dict[str, Shard | ShardError]:
         """Finds the shards of some partitions, with their present versions.
@@ -64,9 +69,10 @@ class ShardSource(dg.ConfigurableResource):
         check_readable(root)
         if len(keys) > _ONE_BY_ONE:
             # A shard that is named is taken as it is, complete or not.
-            there = {shard.key: shard for shard in discover(root, quiet_seconds=0).shards}
-            return {key: there.get(key) or _find(root, key) for key in keys}
-        return {key: _find(root, key) for key in keys}
+            found = discover(root, quiet_seconds=0, columns=self.columns())
+            there = {shard.key: shard for shard in found.shards}
+            return {key: there.get(key) or self._find(root, key) for key in keys}
+        return {key: self._find(root, key) for key in keys}
 
     def check(self, shard: Shard) -> None:
         """Checks that a shard has not changed since it was found; two requests on object storage.
@@ -85,9 +91,14 @@ class ShardSource(dg.ConfigurableResource):
         """The fetcher of images that only have a URL."""
         return Fetcher(tuple(self.allowed_url_prefixes), self.max_image_bytes, self.fetch_timeout_seconds)
 
+    def columns(self) -> ColumnNames:
+        """The columns that the settings name."""
+        return ColumnNames(
+            self.image_column, self.key_column, self.caption_column, self.url_column, self.keep_image_columns
+        )
 
-def _find(root: Root, key: str) -> Shard | ShardError:
-    try:
-        return find_shard(root, key)
-    except ShardError as error:
-        return error
+    def _find(self, root: Root, key: str) -> Shard | ShardError:
+        try:
+            return find_shard(root, key, self.columns())
+        except ShardError as error:
+            return error

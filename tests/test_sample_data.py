@@ -12,6 +12,8 @@ from PIL import Image, UnidentifiedImageError
 
 from boring_assets.errors import SettingsError
 from boring_assets.sample_data import EncodeFormat, Layout, write_sample_data
+from tests.command_line import CommandLine
+from tests.seaweed import Seaweed
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
 LAYOUTS: list[tuple[Layout, EncodeFormat]] = [("webdataset", "jpg"), ("files", "png"), ("parquet", "webp")]
@@ -141,3 +143,19 @@ def test_a_wrong_argument_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="layout is 'tfrecord'; give one of webdataset, files, parquet"):
         write_sample_data(tmp_path / "new", 1, 10, "tfrecord")  # type: ignore[arg-type]
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "files", "parquet"])
+def test_sample_data_is_written_to_s3_as_to_a_folder(s3_env: Seaweed, tmp_path: Path, layout: str) -> None:
+    prefix, sizes = s3_env.new_prefix(), ("--num-shards", 2, "--samples-per-shard", 6, "--image-size", 32)
+    cli = CommandLine(tmp_path)
+    for target in (prefix, prefix, tmp_path / "local"):  # twice: shards that are there are replaced
+        cli("sample-data", target, *sizes, "--format", layout, "--broken", 1)
+    fs, root = s3_env.filesystem(), prefix.removeprefix("s3://")
+    remote = {path.removeprefix(f"{root}/"): fs.cat_file(path) for path in fs.find(root)}
+    local = {
+        path.relative_to(tmp_path / "local").as_posix(): path.read_bytes()
+        for path in (tmp_path / "local").rglob("*")
+        if path.is_file()
+    }
+    assert remote == local

@@ -125,6 +125,7 @@ class _Run:
         self._failed: dict[str, str] = {}
         self._committed: set[str] = set()
         self._model: dict[str, Any] = {}
+        self._noted: set[str] = set()
 
     def materialize(self) -> Iterator[dg.AssetMaterialization]:
         """Commits each shard and yields its event at once; raises in the end where some failed."""
@@ -232,6 +233,9 @@ class _Run:
         self, result: EmbeddedShard, facts: dict[str, Any], device: str
     ) -> "_Committed | FailedShard":
         """Writes a shard; called in several threads at once."""
+        for note in set(result.notes) - self._noted:
+            self._noted.add(note)  # each once a run: the shards of an input mostly are alike
+            self._context.log.info(f"Shard {result.shard.key}: {note}")
         try:
             written = self._embeddings.commit(result, facts)
         except ShardError as error:

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from boring_assets.commands import exit_codes
-from boring_assets.commands.options import Command, apply, config, folder, setting
+from boring_assets.commands.options import Command, apply, columns, config, folder, setting
 
 
 @click.command(
@@ -28,6 +28,7 @@ from boring_assets.commands.options import Command, apply, config, folder, setti
 @setting("precision", metavar="auto|fp32|bf16|fp16")
 @setting("quiet_seconds", metavar="SECONDS")
 @setting("allowed_url_prefixes", metavar="PREFIX,...")
+@columns
 @config
 @click.option("--redo", is_flag=True, help="Also embed again what other settings made.")
 def embed(redo: bool, **options: Any) -> None:

@@ -122,15 +122,7 @@ def _discover(settings: Settings) -> Discovery:
     check_readable(source.root())
     found = source.discover()
     if not found.shards:
-        refused = "".join(f" {path} cannot be read: {why}" for path, why in list(found.refused.items())[:3])
-        wait = (
-            f" {some(len(found.growing), 'shard')} may still grow: without a `_stats.json`, a shard "
-            "counts as complete when it is unchanged for --quiet-seconds. Wait, or set that to 0."
-        )
-        raise StorageError(
-            f"There are no complete shards below {source.root().uri}.{wait if found.growing else ''}{refused}"
-            " Expected are parquet files, with a tar or folder beside each, an image column, or URLs."
-        )
+        raise StorageError(found.explain_empty(source.root().uri))
     return found
 
 

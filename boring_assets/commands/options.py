@@ -80,6 +80,13 @@ def setting(name: str, *flags: str, **extra: Any) -> Decorator:
 config = click.option("--config", metavar="FILE", help="TOML file with settings, one `name = value` a line.")
 
 
+def columns(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that name the input's columns."""
+    for name in ("url_column", "caption_column", "key_column", "image_column"):
+        command = setting(name, metavar="NAME")(command)
+    return command
+
+
 def apply(options: dict[str, Any]) -> Settings:
     """All settings, with the options given put into the environment, where child processes find them too.
 

@@ -11,8 +11,9 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.inputs.bare import MAX_TEXT_BYTES, to_text
 from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES
+from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES
+from boring_assets.engine.inputs.texts import to_text
 from boring_assets.errors import StorageError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import write_bytes

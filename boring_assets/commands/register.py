@@ -37,3 +37,5 @@ def register(**options: Any) -> None:
         click.echo(f"{some(len(found.growing), 'shard')} still being written: {first_of(found.growing)}")
     for path, why in found.refused.items():
         click.echo(plain(f"Refused: {path}: {why}"))
+    if not found.shards and not found.growing:
+        click.echo(plain(found.explain_empty(source.root().uri)))

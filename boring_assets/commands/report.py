@@ -88,7 +88,10 @@ def _program(name: str) -> str:
 def _environment(settings: Settings) -> str:
     """The variables with which Dagster's UI shows the same partitions, as a shell takes them."""
     variables = {"DAGSTER_HOME": os.environ["DAGSTER_HOME"]}
-    decisive = ("input_dir", "output_dir", "model", "pretrained", "precision", "output_dtype")
+    decisive = (
+        *("input_dir", "output_dir", "model", "pretrained", "precision", "output_dtype"),
+        *("image_column", "key_column", "caption_column", "url_column"),
+    )
     for name in decisive:
         value = getattr(settings, name)
         if value != Settings.model_fields[name].default:

@@ -18,11 +18,12 @@ _option = partial(click.option, show_default=True)
     cls=Command,
     examples=(
         "boring-assets sample-data photos",
+        "boring-assets sample-data s3://bucket/photos",
         "boring-assets sample-data photos --num-shards 4 --samples-per-shard 50 --broken 2",
     ),
 )
 @click.argument(
-    "folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to."
+    "folder", metavar="DIR", help="Folder to write to, a path or a URI such as s3://bucket/prefix."
 )
 @_option("--num-shards", default=3, metavar="N", type=click.IntRange(1, 100_000), help="Number of shards.")
 @_option(
@@ -65,18 +66,28 @@ _option = partial(click.option, show_default=True)
 @_option(
     "--first-shard", default=0, metavar="N", type=click.IntRange(0, 99_999), help="Number of the first shard."
 )
-def sample_data(folder: Path, num_shards: int, samples_per_shard: int, broken: int, **options: Any) -> None:
+def sample_data(folder: str, num_shards: int, samples_per_shard: int, broken: int, **options: Any) -> None:
     """Write shards of generated, captioned images to DIR.
 
     Their layout is that of img2dataset. Shards that exist are replaced.
     """
-    from boring_assets.sample_data import write_sample_data
+    from fsspec.implementations.local import LocalFileSystem
+
+    from boring_assets.sample_data import upload_sample_data, write_sample_data
+    from boring_assets.storage.root import open_root
 
     if broken > samples_per_shard:
         raise SettingsError(f"--broken is {broken}, more than --samples-per-shard {samples_per_shard}.")
-    try:
-        paths = write_sample_data(folder, num_shards, samples_per_shard, broken=broken, **options)
-    except OSError as error:
-        raise StorageError(f"Cannot write {folder}: {error}. Give a folder that you may write.") from error
+    options |= {"num_shards": num_shards, "samples_per_shard": samples_per_shard, "broken": broken}
+    root = open_root(folder)
+    if isinstance(root.fs, LocalFileSystem):
+        try:
+            write_sample_data(Path(root.path), **options)
+        except OSError as error:
+            raise StorageError(
+                f"Cannot write {folder}: {error}. Give a folder that you may write."
+            ) from error
+    else:
+        upload_sample_data(root, **options)
     each = f", {broken:,} broken in each" if broken else ""
-    click.echo(f"{some(len(paths), 'shard')} of {some(samples_per_shard, 'sample')} in {folder}{each}.")
+    click.echo(f"{some(num_shards, 'shard')} of {some(samples_per_shard, 'sample')} in {folder}{each}.")

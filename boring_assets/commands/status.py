@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from boring_assets.commands import exit_codes
-from boring_assets.commands.options import Command, apply, config, folder, setting
+from boring_assets.commands.options import Command, apply, columns, config, folder, setting
 from boring_assets.wording import first_of, plain
 
 
@@ -35,6 +35,7 @@ from boring_assets.wording import first_of, plain
 @setting("pretrained")
 @setting("precision", metavar="auto|fp32|bf16|fp16")
 @setting("quiet_seconds", metavar="SECONDS")
+@columns
 @config
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(as_json: bool, **options: Any) -> None:

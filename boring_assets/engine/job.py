@@ -79,4 +79,5 @@ class Job:
             cut=self.source.cut,
             checked=self.checked,
             previews=[(row, pixels) for row, pixels in self.previews if row not in self.failures],
+            notes=self.source.notes,
         )

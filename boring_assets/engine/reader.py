@@ -132,9 +132,9 @@ class Reader:
                     if isinstance(opened, OpenShard):
                         opened.close()
 
-    def _open(self, shard: Shard, most_rows: int | None = None) -> OpenShard | ShardError:
+    def _open(self, shard: Shard, max_rows: int | None = None) -> OpenShard | ShardError:
         try:
-            return open_shard(shard, self._options.limits, self._fetcher, most_rows)
+            return open_shard(shard, self._options.limits, self._fetcher, max_rows)
         except ShardError as error:
             return error
         except Exception as error:

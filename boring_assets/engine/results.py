@@ -46,6 +46,7 @@ class EmbeddedShard:
         cut: Rows of the shard that `max_rows` left out.
         checked: Done when the source was checked after reading. Holds an error if it has changed.
         previews: Some embedded rows with the pixels that the model got, uint8 [height, width, 3].
+        notes: What the run's log should say of how the shard was read.
     """
 
     shard: Shard
@@ -59,6 +60,7 @@ class EmbeddedShard:
     cut: int
     checked: Future[None] | None = None
     previews: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

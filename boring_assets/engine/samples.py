@@ -26,6 +26,32 @@ class Failure:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnNames:
+    """Where a shard's image, key, caption and URL are, as the user's settings name it.
+
+    In a parquet these are columns; in a TFRecord file, features; in a tar, the extension of members
+    (`left.png` of `0001.left.png`) or a name in their JSON. An empty name is found by the usual names.
+
+    Attributes:
+        image: Column of the images.
+        key: Column of the keys.
+        caption: Column of the captions.
+        url: Column of the URLs.
+        keep_images: Whether image columns that are not embedded stay among the rows' other columns.
+    """
+
+    image: str = ""
+    key: str = ""
+    caption: str = ""
+    url: str = ""
+    keep_images: bool = False
+
+
+USUAL_NAMES = ColumnNames()
+"""Nothing is named: columns are found by their usual names."""
+
+
 @dataclass(frozen=True, slots=True)  # there can be a hundred thousand of them in memory
 class Shard:
     """One input shard, and how to open it.
@@ -38,6 +64,7 @@ class Shard:
         root: Path of the input's root on that filesystem, without a trailing slash. Image URLs below it are
             allowed.
         version: Its source version, which changes with the parquet or the tar beside it.
+        columns: Which of its columns to read, where the settings name them.
     """
 
     key: str
@@ -46,3 +73,4 @@ class Shard:
     path: str
     root: str
     version: str
+    columns: ColumnNames = USUAL_NAMES

@@ -4,7 +4,7 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boring_assets.engine.decoding.decode import Limits
+from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import SettingsError
 from boring_assets.search.pictures import Pictures
@@ -49,7 +49,11 @@ def open_pictures(settings: Settings) -> Pictures:
     """The pictures of the input."""
     from resources.source import ShardSource
 
-    limits = Limits(settings.max_image_pixels, settings.max_image_bytes)
+    limits = Limits(
+        settings.max_image_pixels,
+        settings.max_image_bytes,
+        extra_formats=check_formats(settings.extra_image_formats),
+    )
     return Pictures(ShardSource.from_settings(settings), limits)
 
 

@@ -32,7 +32,7 @@ class Pictures:
         self._source, self._limits = source, limits
         self._lock = Lock()
         self._shards: OrderedDict[str, tuple[float, Lookup]] = OrderedDict()
-        self._made: OrderedDict[tuple[str, str | None, int], bytes | Failure] = OrderedDict()
+        self._thumbnails: OrderedDict[tuple[str, str | None, int], bytes | Failure] = OrderedDict()
 
     def thumbnail(
         self, partition: str, key: str | None, row: int, side: int | None = None
@@ -50,18 +50,18 @@ class Pictures:
             return data if isinstance(data, Failure) else thumbnail(data, self._limits, side)
         name = (partition, key, row)
         with self._lock:
-            if name in self._made:
-                return self._made[name]
+            if name in self._thumbnails:
+                return self._thumbnails[name]
         data = self.read(partition, key, row)
-        made = data if isinstance(data, Failure) else thumbnail(data, self._limits)
+        small = data if isinstance(data, Failure) else thumbnail(data, self._limits)
         with self._lock:
-            self._made[name] = made
-            _trim(self._made, _THUMBNAILS, lambda old: None)
-        return made
+            self._thumbnails[name] = small
+            _trim(self._thumbnails, _THUMBNAILS, lambda old: None)
+        return small
 
     def read(self, partition: str, key: str | None, row: int) -> bytes | Failure:
-        """The encoded picture as it lies in its source, or why it cannot be read."""
-        with self._lock:  # a shard's file handle is not for two threads at once
+        """The encoded picture as its shard has it, or why it cannot be read."""
+        with self._lock:  # two threads must not use one file handle
             try:
                 shard = self._open(partition)
                 # A shard that was written anew may have the key in another row.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from boring_assets.engine.decoding.decode import Limits, decode
+from boring_assets.engine.decoding.decode import decode
+from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
 from boring_assets.search.index import has_vector_index, model_of, quote
@@ -162,7 +163,11 @@ class Searcher:
         """float32 [dim], the embedding of an encoded picture, or why there is none."""
         from boring_assets.engine.model.encoder import bad_vectors
 
-        limits = Limits(self._settings.max_image_pixels, self._settings.max_image_bytes)
+        limits = Limits(
+            self._settings.max_image_pixels,
+            self._settings.max_image_bytes,
+            extra_formats=check_formats(self._settings.extra_image_formats),
+        )
         with self._lock:
             pixels = decode(data, self._model.preprocess, limits)
             if isinstance(pixels, Failure):

@@ -12,7 +12,7 @@ from boring_assets.shard_states import State
 from boring_assets.tags import RANGE_END_TAG, RANGE_START_TAG
 from resources.source import ShardSource
 from tests.assets.project import Project, metadata_of
-from tests.engine.inputs.test_bare import example, framed
+from tests.engine.inputs.test_streamed import example, framed
 from tests.engine.kinds import jpeg, write_tar
 from tests.test_sensors import tick
 

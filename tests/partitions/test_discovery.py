@@ -70,12 +70,13 @@ def test_a_shard_is_complete_with_its_stats_file_or_after_the_quiet_time(place: 
 
     now = place.look()
     assert [shard.key for shard in now.shards] == ["done"]
-    assert now.growing == ["empty", "fresh"]
+    assert now.growing == ["empty", "fresh", "stray"]
 
     later = place.look(2 * QUIET)
     assert [shard.key for shard in later.shards] == ["done", "empty", "fresh"]
     assert later.growing == []
-    assert later.refused == {}
+    (why,) = later.refused.values()
+    assert "no parquet of the same name" in why
 
 
 def test_a_shard_says_where_it_lies(place: Place) -> None:
@@ -136,7 +137,7 @@ def test_one_process_sees_what_is_written_and_deleted_while_it_runs(place: Place
 
 def test_a_missing_root_is_an_error_that_names_it_and_an_empty_one_is_empty(place: Place) -> None:
     place.write("only/notes.txt")
-    assert place.look() == Discovery([], [], {})
+    assert place.look() == Discovery([], [], {}, {".txt": f"{place.root.path}/only/notes.txt"})
     for missing in ("missing", "onl", "only/missing"):
         root = open_root(f"{place.root.uri}/{missing}")
         with pytest.raises(StorageError, match=root.uri):
@@ -227,17 +228,19 @@ def test_img2dataset_output_is_found_whole(shared_data: Path) -> None:
 
 def test_tars_and_tfrecords_are_shards_where_there_is_no_parquet(place: Place) -> None:
     place.write("a/0.tar", "a/1.tar", "a/1_stats.json", "b/t.tfrecord", "b/t.tfrecord-00000-of-00002")
-    place.write("c/0.parquet", "c/0_stats.json", "c/1.tar")
-    assert [shard.key for shard in place.look().shards] == ["a/1", "c/0"]
-    assert place.look().growing == ["a/0", "b/t", "b/t.tfrecord-00000-of-00002"]
+    place.write(
+        "c/0.parquet", "c/0_stats.json", "c/1.tar", "d/0.parquet", "d/0.tar", "d/0_stats.json", "d/1.tar"
+    )
+    assert [shard.key for shard in place.look().shards] == ["a/1", "c/0", "d/0"]
+    assert place.look().growing == ["a/0", "b/t", "b/t.tfrecord-00000-of-00002", "c/1", "d/1"]
     later = {shard.key: shard for shard in place.look(2 * QUIET).shards}
-    assert set(later) == {"a/0", "a/1", "b/t", "b/t.tfrecord-00000-of-00002", "c/0"}
+    assert set(later) == {"a/0", "a/1", "b/t", "b/t.tfrecord-00000-of-00002", "c/0", "c/1", "d/0"}
     for key, shard in later.items():
         assert shard.fs.cat_file(shard.path) == b"data"
         assert find_shard(place.root, key) == shard
         assert open_root(shard.uri).path == shard.path
     with pytest.raises(ShardError, match="There is no shard"):
-        find_shard(place.root, "c/1")
+        find_shard(place.root, "d/1")
     before = later["a/0"].version
     place.write("a/0.tar", data=b"other data")
     assert find_shard(place.root, "a/0").version != before
@@ -249,3 +252,28 @@ def test_two_files_of_one_name_are_not_one_shard(place: Place) -> None:
     assert [shard.uri for shard in now.shards] == [f"{place.root.uri}/a.tar"]
     (why,) = now.refused.values()
     assert "same name" in why
+
+
+def test_a_tar_with_its_end_mark_is_complete_at_once(place: Place) -> None:
+    place.write("a/whole.tar", data=b"content" * 100 + bytes(1024))
+    place.write("a/cut.tar", data=b"content" * 100)
+    now = place.look()
+    assert [shard.key for shard in now.shards] == ["a/whole"]
+    assert now.growing == ["a/cut"]
+
+
+def test_compressed_tars_are_shards_and_other_archives_are_named(place: Place) -> None:
+    place.write("a.tar.gz", "b.tgz", "c.tar.zst", "d.tar.bz2", "e.zip")
+    found = place.look(2 * QUIET)
+    assert [shard.key for shard in found.shards] == ["a", "b", "c"]
+    assert all(find_shard(place.root, shard.key) == shard for shard in found.shards)
+    assert [path.rpartition("/")[2] for path in found.refused] == ["d.tar.bz2", "e.zip"]
+
+
+def test_an_input_without_shards_says_what_it_holds_and_what_to_do(place: Place) -> None:
+    assert "It is empty" in place.look().explain_empty("in")
+    place.write("a.jpg", "list.jsonl")
+    said = place.look().explain_empty("in")
+    assert ".jpg, .jsonl" in said
+    assert "boring-assets list-pictures in" in said
+    assert 'polars.read_ndjson("list.jsonl").write_parquet("list.parquet")' in said

@@ -20,9 +20,12 @@ from boring_assets.engine.decoding.limits import (
     Limits,
     MeteredFile,
     PastLimit,
-    check_cells,
+    check_container,
     check_scans,
     check_size,
+    explain_unknown,
+    image_format,
+    load_plugins,
 )
 from boring_assets.engine.samples import Failure, Reason
 
@@ -211,7 +214,9 @@ def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> 
     # Pillow's own limit also applies inside a file, e.g. to the tiles of a TIFF.
     Image.MAX_IMAGE_PIXELS = limits.pixels
     try:
-        check_cells(data)
+        load_plugins(limits.extra_formats)
+        if (kind := image_format(data)) is None or kind in limits.formats:
+            check_container(data, limits)
         with Image.open(MeteredFile(data, limits.seconds), formats=limits.formats) as image:
             width, height = image.size
             check_size(height, width, preprocess.resized(height, width), limits)
@@ -225,8 +230,7 @@ def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> 
     except (PastLimit, Image.DecompressionBombError) as error:
         return Failure(Reason.TOO_LARGE, str(error))
     except UnidentifiedImageError:
-        formats = ", ".join(limits.formats)
-        return Failure(Reason.DECODE_ERROR, f"not one of {formats}: it begins with {data[:16]!r}")
+        return Failure(Reason.DECODE_ERROR, explain_unknown(data, limits))
     # Pillow's plug-ins raise nearly any exception for damaged bytes. Each is a failure of this image.
     except Exception as error:
         return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])

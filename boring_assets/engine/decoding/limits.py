@@ -1,8 +1,8 @@
-"""The most that an image or a shard may cost, and how that is found out before it has cost more.
+"""Limits on images and shards, and checks of them before memory or time is spent.
 
-Input is not trusted. Most decoders take a time that grows with an image's pixels and bytes, which are
-bounded beforehand. What is left are the scans of a JPEG, which are counted here, and the many small pieces
-that a file may consist of, where `MeteredFile` stops Pillow between one piece and the next.
+Input is not trusted. For most decoders the time grows with an image's pixels and bytes, which are checked
+first. Two things remain: the scans of a JPEG are counted here, and `MeteredFile` stops Pillow between the
+many small pieces of a file.
 """
 
 import io
@@ -10,21 +10,23 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from PIL import Image
 
 from boring_assets.errors import SettingsError
 
-# What image data sets are made of. Pillow reads some forty more, which few need and few look after.
+# The formats of image datasets. Pillow reads some forty more, which few people need and few maintain.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
-# Decoding a scan that says nothing, measured: colour, 9408 x 9408 pixels, and 1 x 1.
+# Time to decode an empty scan, measured on colour images of 9408 x 9408 pixels and of 1 x 1.
 _SCAN_SECONDS_PER_PIXEL = 6e-10
 _SCAN_SECONDS = 2e-5
-# Frame headers of arithmetic coding, which works on where Huffman coding sees that nothing follows.
+# Frame headers of arithmetic coding, which goes on working where Huffman coding sees the end of the data.
 _ARITHMETIC = (b"\xff\xc9", b"\xff\xca")
 _ARITHMETIC_TIMES = 10
 # The entry of an item of the type `grid` (ISO/IEC 14496-12, `infe` of version 2 or 3; 23008-12, 6.6.2.3).
+_SPATIAL_EXTENTS = re.compile(rb"ispe\0{4}(.{4})(.{4})", re.DOTALL)
 _GRID = re.compile(rb"infe(\x02.{3}|\x03.{5}).{4}grid", re.DOTALL)
 
 
@@ -54,31 +56,105 @@ class Limits:
         return FORMATS + self.extra_formats
 
 
+# How encoded images begin: offset and bytes. The formats that are off by default are known too.
+_MAGIC = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (4, b"ftyphei", "HEIF"),
+    (4, b"ftyphev", "HEIF"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"ftypmsf1", "HEIF"),
+    (0, b"\xff\x0a", "JXL"),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JXL"),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG2000"),
+)
+
+
+def image_format(data: bytes) -> str | None:
+    """The format of an encoded image by its first bytes, as Pillow names it; None where they are unknown."""
+    for offset, magic, name in _MAGIC:
+        if data.startswith(magic, offset):
+            return name
+    # `BM` begins many texts too; the header that follows has one of these lengths.
+    if data[:2] == b"BM" and data[14:18] in (b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0", b"\x0c\0\0\0"):
+        return "BMP"
+    return None
+
+
 class PastLimit(Exception):
-    """An image costs more than the limits; the message says what and how much."""
+    """An image is past one of the limits; the message says which, and by how much."""
+
+
+# Formats that a plug-in of Pillow reads: the extra of this project that installs it.
+_EXTRAS = {"HEIF": "heic", "JXL": "jxl"}
+_OTHER_NAMES = {"HEIC": "HEIF", "JPEGXL": "JXL", "JPEG-XL": "JXL", "JPEG XL": "JXL", "JP2": "JPEG2000"}
 
 
 def check_formats(names: Sequence[str]) -> tuple[str, ...]:
-    """Checks names of image formats.
+    """Checks names of image formats, and loads the plug-ins that some need.
 
     Args:
-        names: Names as Pillow has them, in any case, e.g. `JPEG2000`.
+        names: Names as Pillow has them, in any case, e.g. `JPEG2000`; also `HEIC` and `JPEGXL`.
 
     Returns:
         The same in Pillow's own spelling.
 
     Raises:
-        SettingsError: Pillow has no format of a name.
+        SettingsError: Pillow has no format of a name, or its plug-in is not installed.
     """
     Image.init()
-    known = {name.upper() for name in Image.OPEN}
-    for name in names:
-        if name.upper() not in known:
+    formats = tuple(_OTHER_NAMES.get(name.upper(), name.upper()) for name in names)
+    known = {name.upper() for name in Image.OPEN} | set(_EXTRAS)
+    for name, image_format in zip(names, formats, strict=True):
+        if image_format not in known:
             raise SettingsError(
                 f"BORING_EXTRA_IMAGE_FORMATS names {name!r}, which Pillow does not read. Expected some of "
                 f"{', '.join(sorted(known - set(FORMATS)))}."
             )
-    return tuple(name.upper() for name in names)
+    try:
+        load_plugins(formats)
+    except ImportError as error:
+        raise SettingsError(
+            f"BORING_EXTRA_IMAGE_FORMATS names {', '.join(names)}, but {error.name} is not installed: "
+            'pip install "boring_assets[heic]" for HEIC, "boring_assets[jxl]" for JPEG XL.'
+        ) from error
+    return formats
+
+
+@cache
+def load_plugins(formats: tuple[str, ...]) -> None:
+    """Registers the plug-ins of Pillow that some formats need; each process that decodes has to.
+
+    Raises:
+        ImportError: A plug-in is not installed.
+    """
+    if "HEIF" in formats:
+        import pillow_heif
+
+        # One thread an image, as for every other format; nothing but the image itself is wanted.
+        pillow_heif.register_heif_opener(
+            thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+        )
+    if "JXL" in formats:
+        from pillow_jxl import JpegXLImagePlugin
+
+        JpegXLImagePlugin.DECODE_THREADS = 0
+
+
+def explain_unknown(data: bytes, limits: Limits) -> str:
+    """Why no decoder took an image: its format and how to turn it on, or the bytes that it begins with."""
+    name = image_format(data)
+    if name is None or name in limits.formats:
+        return f"not one of {', '.join(limits.formats)}: it begins with {data[:16]!r}"
+    extra = f', and pip install "boring_assets[{_EXTRAS[name]}]"' if name in _EXTRAS else ""
+    return f"{name} images are off: set BORING_EXTRA_IMAGE_FORMATS={name}{extra}"
 
 
 def check_size(height: int, width: int, resized: tuple[int, int], limits: Limits) -> None:
@@ -99,7 +175,7 @@ def check_size(height: int, width: int, resized: tuple[int, int], limits: Limits
 
 
 def check_scans(data: bytes, height: int, width: int, limits: Limits) -> None:
-    """Checks what the scans of a JPEG will cost: each goes over the whole image, and may take few bytes.
+    """Checks the time that the scans of a JPEG take: each goes over the whole image, and may have few bytes.
 
     Args:
         data: The encoded image. Only a JPEG's markers hold a byte 0xFF with another than 0 after it.
@@ -108,7 +184,7 @@ def check_scans(data: bytes, height: int, width: int, limits: Limits) -> None:
         limits: The limits.
 
     Raises:
-        PastLimit: They would take longer than the limit.
+        PastLimit: They take longer than the limit.
     """
     scans = data.count(b"\xff\xda")
     seconds = scans * (_SCAN_SECONDS + height * width * _SCAN_SECONDS_PER_PIXEL)
@@ -121,27 +197,68 @@ def check_scans(data: bytes, height: int, width: int, limits: Limits) -> None:
         )
 
 
-def check_cells(data: bytes) -> None:
-    """Refuses an AVIF that is put together from others: what size those have is only seen by decoding them.
+def check_container(data: bytes, limits: Limits) -> None:
+    """Checks what a decoder does not say before it has decoded: sizes inside AVIF, HEIC and JPEG XL.
 
     Args:
         data: The encoded image, of any format.
+        limits: The limits.
 
     Raises:
-        PastLimit: It is such an AVIF.
+        PastLimit: It has too many pixels, or is an AVIF grid, whose cells' sizes are seen only by decoding.
     """
-    if data[4:8] == b"ftyp" and _GRID.search(data):
+    kind = image_format(data)
+    if kind == "HEIF":  # libheif refuses a cell that is larger than its `ispe` says
+        for size in _SPATIAL_EXTENTS.finditer(data):
+            width, height = int.from_bytes(size[1]), int.from_bytes(size[2])
+            check_size(height, width, (height, width), limits)
+    elif kind == "JXL":  # the plug-in decodes as soon as it opens
+        height, width = _jxl_size(data)
+        check_size(height, width, (height, width), limits)
+    elif data[4:8] == b"ftyp" and _GRID.search(data):
         raise PastLimit("an AVIF grid, whose cells have no size that could be limited")
 
 
-class MeteredFile(io.BytesIO):
-    """An image's bytes, read until they have cost their decoder more time than the limit.
+def _jxl_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a JPEG XL image (ISO/IEC 18181-1, SizeHeader; 18181-2 for the container)."""
+    start = 0
+    while not data.startswith(b"\xff\x0a", start):  # a container: boxes up to the one with the codestream
+        length, box = int.from_bytes(data[start : start + 4]), data[start + 4 : start + 8]
+        head = 8
+        if length == 1:
+            length, head = int.from_bytes(data[start + 8 : start + 16]), 16
+        if box in (b"jxlc", b"jxlp"):
+            start += head + (4 if box == b"jxlp" else 0)
+            if not data.startswith(b"\xff\x0a", start):
+                raise ValueError("a JPEG XL container without a codestream")
+        elif length < head or start + length >= len(data):
+            raise ValueError("a JPEG XL container without a codestream")
+        else:
+            start += length
+    bits = int.from_bytes(data[start + 2 : start + 16], "little")
 
-    The time is that of the calling thread on its core, so a busy machine fails no image.
+    def take(count: int) -> int:
+        nonlocal bits
+        value, bits = bits & ((1 << count) - 1), bits >> count
+        return value
+
+    def side() -> int:
+        return 8 * (take(5) + 1) if small else 1 + take((9, 13, 18, 30)[take(2)])
+
+    small = take(1)
+    height = side()
+    ratio = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[take(3)]
+    return height, height * ratio[0] // ratio[1] if ratio[0] else side()
+
+
+class MeteredFile(io.BytesIO):
+    """An image's bytes, which a decoder may read until it has used more time than the limit.
+
+    It is the thread's processor time, so that no image fails because the machine is busy.
     """
 
     def __init__(self, data: bytes, seconds: float) -> None:
-        """Begins to count.
+        """Starts the clock.
 
         Args:
             data: The encoded image.
@@ -152,7 +269,7 @@ class MeteredFile(io.BytesIO):
         self._end = time.thread_time() + seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Reads on, as any file does.
+        """Reads as any file does.
 
         Raises:
             PastLimit: The time is up.

@@ -5,7 +5,7 @@ import io
 
 from PIL import Image, ImageOps
 
-from boring_assets.engine.decoding.decode import Limits
+from boring_assets.engine.decoding.limits import Limits, PastLimit, check_container, load_plugins
 from boring_assets.engine.samples import Failure, Reason
 
 SIDE = 224
@@ -26,6 +26,8 @@ def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
     if len(data) > limits.bytes:
         return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
     try:
+        load_plugins(limits.extra_formats)
+        check_container(data, limits)
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > limits.pixels:
                 return Failure(
@@ -37,7 +39,7 @@ def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
             out = io.BytesIO()
             Image.frombytes("RGB", small.size, small.convert("RGB").tobytes()).save(out, "JPEG", quality=82)
             return out.getvalue()
-    except Image.DecompressionBombError as error:
+    except (PastLimit, Image.DecompressionBombError) as error:
         return Failure(Reason.TOO_LARGE, str(error))
     # Pillow's plug-ins raise nearly any exception for damaged bytes.
     except Exception as error:
@@ -49,6 +51,8 @@ def pixel_digest(data: bytes, limits: Limits) -> str | None:
     if len(data) > limits.bytes:
         return None
     try:
+        load_plugins(limits.extra_formats)
+        check_container(data, limits)
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > limits.pixels:
                 return None

@@ -1,7 +1,7 @@
 """Images behind URLs: only those that are allowed, within a size and a time.
 
-URLs stand in the data, so they are not trusted. A URL is fetched when it lies below the dataset's own
-root or below a prefix that the user allowed; a redirect must lie there too.
+URLs come from the data, so they are not trusted. A URL is fetched if it is below the dataset's root or below
+a prefix that the user allowed. The same holds for redirects.
 """
 
 import os
@@ -32,10 +32,10 @@ class Fetcher:
 
     Attributes:
         allowed_prefixes: URI prefixes that URLs may lie below, besides the dataset's own root. A prefix
-            that is a bare `https://` or `http://` allows every public host, never a private address.
-        max_bytes: Longest answer that is read.
-        timeout: Seconds that one image may take in all, redirects included.
-        parallel: Connections held open.
+            of only `https://` or `http://` allows every public host, but no private address.
+        max_bytes: Most bytes of an image.
+        timeout: Most seconds for one image, redirects included.
+        parallel: Most connections that are kept open.
     """
 
     allowed_prefixes: tuple[str, ...] = ()
@@ -46,12 +46,12 @@ class Fetcher:
 
     @cached_property
     def _named(self) -> urllib3.PoolManager:
-        """For hosts that a prefix names, wherever they are."""
+        """Connections to hosts that a prefix names; private addresses are allowed."""
         return make_pool(self.parallel, public=False)
 
     @cached_property
     def _public(self) -> urllib3.PoolManager:
-        """For hosts that nobody named."""
+        """Connections to hosts that no prefix names; only public addresses are allowed."""
         return make_pool(self.parallel, public=True)
 
     def fetch(self, url: str, shard: Shard) -> bytes | Failure:
@@ -91,13 +91,13 @@ class Fetcher:
                     return Failure(Reason.FETCH_ERROR, f"HTTP status {answer.status}")
                 return self._read(answer, deadline)
             finally:
-                answer.close()  # what is left of it is not worth reading
+                answer.close()  # the rest of it is not needed
         else:
             return Failure(Reason.FETCH_ERROR, f"more than {_MAX_REDIRECTS} redirects")
         return Failure(Reason.FETCH_ERROR, f"not answered within {self.timeout:g} s")
 
     def _ask(self, pool: urllib3.PoolManager, url: str, deadline: float) -> urllib3.BaseHTTPResponse:
-        """One answer; a server that is busy or hangs up is asked again after each pause, within the time."""
+        """Requests a URL; if the server is busy or hangs up, again after each pause, until the deadline."""
         for pause in (*_PAUSES, None):
             timeout = urllib3.Timeout(total=max(0.01, deadline - time.monotonic()))
             try:
@@ -113,7 +113,7 @@ class Fetcher:
 
     def _read(self, answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes | Failure:
         pieces, size = [], 0
-        # `read1` gives what has come; `stream` would wait for a whole piece, however slowly it comes.
+        # `read1` returns what has arrived; `stream` would wait for a whole piece, however slow the server is.
         while piece := answer.read1(_PIECE, decode_content=True):
             pieces.append(piece)
             size += len(piece)
@@ -124,7 +124,7 @@ class Fetcher:
         return b"".join(pieces)
 
     def _pool_for(self, url: str) -> urllib3.PoolManager:
-        """The connections that a URL may have; read by the same parser that will connect."""
+        """The pool for a URL, which is parsed as the connection will parse it."""
         _split(url)
         try:
             parts = parse_url(url)

@@ -1,8 +1,8 @@
-"""HTTP connections that keep a deadline to the byte, and that know the address they are connected to.
+"""HTTP connections with a deadline for the whole request, made to the address that was checked.
 
-urllib3's own time-outs are for each wait: a server that sends a header's letter a second, or `100 Continue`
-for ever, outlasts them. And whoever checks where a name leads before connecting may be led elsewhere then:
-here the address that was checked is the one that is connected to.
+urllib3's time-outs apply to each wait: a server that sends one byte a second, or `100 Continue` for ever,
+never exceeds them. And a name that was checked before may resolve to another address when it is connected to:
+here the checked address is the one that is used.
 """
 
 import ipaddress
@@ -21,7 +21,7 @@ from urllib3.util.connection import create_connection
 
 _UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Asking for an address knows no time limit; a thread that waits for one can be left behind.
+# Resolving a name has no time limit; a thread that waits for it can be abandoned.
 _names = ThreadPoolExecutor(32, "names")
 
 

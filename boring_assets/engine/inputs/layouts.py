@@ -1,4 +1,4 @@
-"""The four places where a shard's images may be: in a column, in a tar, in a folder, or behind URLs."""
+"""Open shards, and those whose images are beside a parquet (in a tar or a folder) or behind its URLs."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -9,36 +9,34 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar, TypeVar
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.columns import missing_column
 from boring_assets.engine.inputs.fetch import Fetcher, is_below, real_path
-from boring_assets.engine.inputs.tar import BlockReader, Start, read_members
+from boring_assets.engine.inputs.tar import Start, TarReader, open_tar, read_members
+from boring_assets.engine.inputs.texts import number_in
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ShardError
 
 IMAGE_SUFFIXES = frozenset(
-    "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif jp2 j2k ico ppm pgm pnm tga".split()  # noqa: SIM905
+    "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif jp2 j2k ico ppm pgm pnm pbm tga jxl".split()  # noqa: SIM905
 )
-# Images of a column that are in memory at once; each may be as large as the limit.
-_BATCH = 16
-
 Image = tuple[int, bytes | Failure]
 Item = TypeVar("Item")
 
 
 @dataclass
 class OpenShard(ABC):
-    """A shard whose rows are known; its images are read once, in the order that reads fastest.
+    """An open shard, whose images are read once, in the order that is fastest to read.
 
     Attributes:
         shard: Which one.
-        rows: Every column but the image bytes, one row a sample; of a stream, once all its images are read.
+        rows: Every column but those of images, one row a sample; of a stream, once all images were read.
         columns: Which of the shard's columns is its `url`, `key` and `caption`; absent where it has none.
         limits: The most that one image may cost.
         cut: Rows at the shard's end that were left out on request.
+        notes: What the run's log should say of how the shard was read.
         streamed: Whether `rows`, `columns` and `cut` are known only when all images are read.
     """
 
@@ -49,13 +47,14 @@ class OpenShard(ABC):
     columns: dict[str, str]
     limits: Limits
     cut: int
+    notes: list[str] = field(default_factory=list, init=False)
 
     @abstractmethod
     def images(self) -> Iterator[Image]:
         """Yields `(row, bytes or failure)` exactly once for each row, in any order."""
 
     def close(self) -> None:  # noqa: B027  (most kinds hold nothing open)
-        """Lets go of files and threads."""
+        """Closes files and ends threads."""
 
     def column(self, name: str) -> list[str | None]:
         """The values of `url`, `key` or `caption`, or as many None."""
@@ -71,7 +70,7 @@ class OpenShard(ABC):
         return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self.limits.bytes}")
 
     def absent(self, row: int, detail: str) -> Failure:
-        """Why a row has no image: img2dataset's own account of it, else `missing_image`."""
+        """Why a row has no image: img2dataset's status and message, else `missing_image`."""
         names = self.rows.column_names
         status = self.rows["status"][row].as_py() if "status" in names else None
         if status in (None, "success"):
@@ -81,49 +80,15 @@ class OpenShard(ABC):
 
 
 @dataclass
-class ColumnShard(OpenShard):
-    """Image bytes in a column of the parquet itself."""
-
-    file: pq.ParquetFile
-    image_column: str
-
-    def images(self) -> Iterator[Image]:  # noqa: D102
-        row, total = 0, self.rows.num_rows
-        columns = [self.image_column]
-        for batch in self.file.iter_batches(batch_size=_BATCH, columns=columns, use_threads=False):
-            values = batch.column(0)
-            if pa.types.is_struct(values.type):
-                values = pc.struct_field(values, "bytes")  # keeps the struct's own nulls
-            for value in values:
-                if row == total:
-                    return
-                yield row, self._image(row, value.as_buffer())
-                row += 1
-        if row < total:
-            raise ShardError(
-                f"{self.shard.uri} has {total} rows, but its column {self.image_column} ends after {row}. "
-                "Write it again, or remove it from the input."
-            )
-
-    def _image(self, row: int, data: pa.Buffer | None) -> bytes | Failure:
-        if data is None:
-            return self.absent(row, "the image column is null here")
-        return self.too_large(data.size) or data.to_pybytes()
-
-    def close(self) -> None:  # noqa: D102
-        self.file.close()
-
-
-@dataclass
 class TarShard(OpenShard):
     """A tar beside the parquet, with members `{key}.{suffix}`."""
 
     start: Start | None = None
-    reader: BlockReader = field(init=False)
+    reader: TarReader = field(init=False)
 
     def __post_init__(self) -> None:
         path = self.shard.path.removesuffix(".parquet") + ".tar"
-        self.reader = BlockReader(self.shard.fs, path, start=self.start)
+        self.reader = open_tar(self.shard.fs, path, self.start)
 
     def images(self) -> Iterator[Image]:  # noqa: D102
         uri = self.shard.uri.removesuffix(".parquet") + ".tar"
@@ -133,6 +98,7 @@ class TarShard(OpenShard):
             if row is None:
                 continue
             yield row, self.too_large(member.size) or member.data or b""
+        _check_extension(self, waiting, uri)
         for row in waiting.left():
             yield row, self.absent(row, "the tar has no image of this key")
 
@@ -140,22 +106,46 @@ class TarShard(OpenShard):
         self.reader.close()
 
 
-class _RowsByKey:
-    """Which row an image file belongs to, by the key in its name; each row is given out once."""
+def webdataset_name(name: str) -> tuple[str, str]:
+    """Key and extension of a tar's member, cut at the first dot of its file name as webdataset does.
 
-    def __init__(self, keys: list[str | None]) -> None:
-        self._keys = keys
+    Both are empty for a hidden file. The extension is in lower case.
+    """
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, extension = file.partition(".")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem else ("", "")
+
+
+class _RowsByKey:
+    """Finds the row of an image file by the key in its name; each row is given out once."""
+
+    def __init__(self, keys: list[str | None], extension: str = "") -> None:
+        self._keys, self._extension = keys, extension.lower()
         self._rows = {key: row for row, key in reversed(list(enumerate(keys))) if key is not None}
+        self._by_number: dict[int, int | None] = {}
+        for key, row in self._rows.items():
+            number = number_in(key)
+            if number is not None:  # of two keys with one number neither is meant
+                self._by_number[number] = None if number in self._by_number else row
         self._taken: set[int] = set()
+        self.extensions: set[str] = set()
 
     def take(self, name: str) -> int | None:
-        """The row of the file `name`, or None where it is no image, of no row, or a second one of a row."""
+        """The row of the file `name`; None where it is not an image, of no row, or a row's second one."""
         stem, _, suffix = name.rpartition(".")
-        if suffix.lower() not in IMAGE_SUFFIXES:
+        if self._extension:
+            stem, suffix = webdataset_name(name)
+            self.extensions.add(suffix)
+            if suffix != self._extension:
+                return None
+        elif suffix.lower() not in IMAGE_SUFFIXES:
             return None
         row = self._rows.get(stem)
         if row is None:
-            row = self._rows.get(PurePosixPath(stem).name)
+            stem = PurePosixPath(stem).name
+            row = self._rows.get(stem)
+        if row is None and (number := number_in(stem)) is not None:
+            row = self._by_number.get(number)
         if row is None or row in self._taken:
             return None
         self._taken.add(row)
@@ -167,8 +157,14 @@ class _RowsByKey:
 
 
 def rows_by_key(opened: OpenShard) -> _RowsByKey:
-    """Which row of a shard each image file belongs to."""
-    return _RowsByKey(opened.column("key"))
+    """Finds the row of a shard that an image file belongs to."""
+    return _RowsByKey(opened.column("key"), opened.shard.columns.image)
+
+
+def _check_extension(opened: OpenShard, rows: _RowsByKey, uri: str) -> None:
+    wanted = opened.shard.columns.image
+    if wanted and rows.extensions and wanted.lower() not in rows.extensions:
+        raise ShardError(missing_column(wanted, "image", rows.extensions, uri, "extension"))
 
 
 @dataclass
@@ -187,17 +183,18 @@ class FolderShard(OpenShard):
                 yield row, refusal
             else:
                 wanted[path] = row
+        _check_extension(self, waiting, folder)
         for row in waiting.left():
             yield row, self.absent(row, "the folder has no image of this key")
-        yield from _in_parallel(wanted.items(), self._read, 16)
+        yield from in_parallel(wanted.items(), self._read, 16)
 
     def _leads_outside(self, path: str, info: dict[str, Any]) -> Failure | None:
         fs, root = self.shard.fs, self.shard.root
         target = real_path(fs, path) if info.get("islink") else path
         if target != path and not is_below(target, real_path(fs, root)):
-            return Failure(Reason.NOT_ALLOWED, "a link that leads out of the input")
+            return Failure(Reason.NOT_ALLOWED, "a link to outside of the input")
         if info["type"] != "file" and not fs.isfile(target):  # a pipe would be waited for
-            return Failure(Reason.NOT_ALLOWED, "it is no regular file")
+            return Failure(Reason.NOT_ALLOWED, "it is not a regular file")
         return None
 
     def _read(self, item: tuple[str, int]) -> Image:
@@ -205,7 +202,7 @@ class FolderShard(OpenShard):
         try:
             return row, self.shard.fs.cat_file(path)
         except OSError as error:
-            # A storage that fails is no fault of the image: it costs the shard, which is then done again.
+            # If the storage fails, the shard fails and is read again later.
             if not isinstance(error, FileNotFoundError) and not isinstance(self.shard.fs, LocalFileSystem):
                 raise
             return row, Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])
@@ -213,13 +210,13 @@ class FolderShard(OpenShard):
 
 @dataclass
 class UrlShard(OpenShard):
-    """Images behind the URLs of the parquet; the last resort."""
+    """Images behind the URLs of the parquet, where there are none nearer."""
 
     fetcher: Fetcher
 
     def images(self) -> Iterator[Image]:  # noqa: D102
         urls = enumerate(self.column("url"))
-        yield from _in_parallel(urls, self._fetch, self.fetcher.parallel)
+        yield from in_parallel(urls, self._fetch, self.fetcher.parallel)
 
     def _fetch(self, item: tuple[int, str | None]) -> Image:
         row, url = item
@@ -228,8 +225,8 @@ class UrlShard(OpenShard):
         return row, self.fetcher.fetch(url, self.shard)
 
 
-def _in_parallel(items: Iterable[Item], work: Callable[[Item], Image], threads: int) -> Iterator[Image]:
-    """Results in order, with at most twice `threads` of them begun and not yet taken."""
+def in_parallel(items: Iterable[Item], work: Callable[[Item], Image], threads: int) -> Iterator[Image]:
+    """Results in order; at most twice `threads` of them are computed ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     pending: deque[Future[Image]] = deque()
     try:

@@ -1,25 +1,23 @@
 """Single images of a shard, by row, without reading the whole shard for each."""
 
 import tarfile
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from boring_assets.engine.inputs.bare_tar import BareTarShard, makes_row, split
-from boring_assets.engine.inputs.layouts import (
-    IMAGE_SUFFIXES,
-    ColumnShard,
-    FolderShard,
-    OpenShard,
-    TarShard,
-    UrlShard,
-    rows_by_key,
-)
+from boring_assets.engine.inputs.image_column import ColumnShard
+from boring_assets.engine.inputs.layouts import FolderShard, OpenShard, TarShard, UrlShard, rows_by_key
+from boring_assets.engine.inputs.tar import open_tar, read_members
 from boring_assets.engine.inputs.tfrecord import TFRecordShard
+from boring_assets.engine.inputs.webdataset import TarRows, WebdatasetShard
 from boring_assets.engine.samples import Failure, Reason
+
+_Place = tuple[int, int]
+"""Offset and size of an image in a tar."""
 
 
 class Lookup:
-    """Reads images of one open shard; the first look into a tar reads the headers of all of it."""
+    """Reads images of one open shard; the first image of a tar costs reading the headers of all of it."""
 
     def __init__(self, opened: OpenShard) -> None:
         self._opened = opened
@@ -27,14 +25,14 @@ class Lookup:
     @property
     def rows(self) -> int:
         """How many rows the shard has."""
-        if isinstance(self._opened, BareTarShard):
-            return len(self._samples)
+        if isinstance(self._opened, WebdatasetShard):
+            return len(self._tar.keys)
         return int(self._opened.rows.num_rows)
 
     @cached_property
     def _keys(self) -> list[str | None]:
-        tar = isinstance(self._opened, BareTarShard)
-        return list(self._samples) if tar else self._opened.column("key")
+        tar = isinstance(self._opened, WebdatasetShard)
+        return list(self._tar.keys) if tar else self._opened.column("key")
 
     @cached_property
     def keys(self) -> dict[str, int]:
@@ -58,13 +56,10 @@ class Lookup:
         try:
             if not isinstance(opened, TFRecordShard) and not 0 <= row < self.rows:
                 return Failure(Reason.MISSING_IMAGE, f"the shard has no row {row}")
-            if isinstance(opened, BareTarShard):
-                place = list(self._samples.values())[row]
-                return self._part_of(opened.shard.path, *place) if place else self._none_in_tar(row)
-            if isinstance(opened, ColumnShard):
-                return self._from_column(opened, row)
-            if isinstance(opened, TarShard):
+            if isinstance(opened, WebdatasetShard | TarShard):
                 return self._from_tar(row)
+            if isinstance(opened, ColumnShard):
+                return opened.read(row)
             if isinstance(opened, FolderShard):
                 return self._from_folder(row)
             if not isinstance(opened, UrlShard):
@@ -76,66 +71,74 @@ class Lookup:
             return Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])
 
     def close(self) -> None:
-        """Lets go of the shard."""
+        """Closes the shard."""
         self._opened.close()
 
-    def _from_column(self, opened: ColumnShard, row: int) -> bytes | Failure:
-        start = 0
-        for group in range(opened.file.num_row_groups):
-            count = opened.file.metadata.row_group(group).num_rows
-            if row < start + count:
-                value = opened.file.read_row_group(group, [opened.image_column]).column(0)[row - start]
-                data = value.as_py()
-                data = data.get("bytes") if isinstance(data, dict) else data
-                return data or opened.absent(row, "the image column is null here")
-            start += count
-        return Failure(Reason.MISSING_IMAGE, f"the shard has no row {row}")
+    @property
+    def _tar_path(self) -> str:
+        opened = self._opened
+        path = opened.shard.path
+        return path.removesuffix(".parquet") + ".tar" if isinstance(opened, TarShard) else path
 
     def _from_tar(self, row: int) -> bytes | Failure:
-        shard = self._opened.shard
-        if row not in self._members:
-            return self._none_in_tar(row)
-        return self._part_of(shard.path.removesuffix(".parquet") + ".tar", *self._members[row])
+        opened, why = self._opened, "the tar has no image of this key"
+        if row not in self._places:
+            # Of a tar without a parquet no columns were read that could say more.
+            return Failure(Reason.MISSING_IMAGE, why) if opened.streamed else opened.absent(row, why)
+        start, size = self._places[row]
+        if refusal := opened.too_large(size):
+            return refusal
+        if not self._tar_path.endswith(".tar"):
+            return self._from_compressed(row)
+        return opened.shard.fs.cat_file(self._tar_path, start=start, end=start + size) if size else b""
 
-    def _none_in_tar(self, row: int) -> Failure:
-        why = "the tar has no image of this key"
-        streamed = self._opened.streamed  # of which no columns were read that could say more
-        return Failure(Reason.MISSING_IMAGE, why) if streamed else self._opened.absent(row, why)
+    def _from_compressed(self, row: int) -> bytes | Failure:
+        """An image of a compressed tar, which has to be read up to it."""
+        row_of = self._row_finder()
+        reader = open_tar(self._opened.shard.fs, self._tar_path)
+        try:
+            for member in read_members(reader, self._opened.shard.uri, self._opened.limits.bytes):
+                if row_of(member.name) == row:
+                    return member.data or b""
+        finally:
+            reader.close()
+        return Failure(Reason.MISSING_IMAGE, "the tar has no image of this key")
 
-    def _part_of(self, path: str, start: int, size: int) -> bytes | Failure:
-        fs = self._opened.shard.fs
-        return self._opened.too_large(size) or (
-            fs.cat_file(path, start=start, end=start + size) if size else b""
-        )
+    def _row_finder(self) -> Callable[[str], int | None]:
+        """Finds the row of each member, given in the tar's order."""
+        if isinstance(self._opened, WebdatasetShard):
+            rows = TarRows(self._opened.shard.columns)
+            return lambda name: rows.add(name)[0]
+        return rows_by_key(self._opened).take
 
     @cached_property
-    def _samples(self) -> dict[str, tuple[int, int] | None]:
-        """Keys of a tar without parquet in the order of its rows; offset and size of each one's image."""
-        shard = self._opened.shard
-        found: dict[str, tuple[int, int] | None] = {}
-        with shard.fs.open(shard.path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                key, suffix = split(member.name)
-                if member.isreg() and makes_row(suffix, member.size):
-                    image = (member.offset_data, member.size) if suffix in IMAGE_SUFFIXES else None
-                    found[key] = found.get(key) or image
-        return found
+    def _tar(self) -> TarRows:
+        """The rows of a tar without a parquet."""
+        rows = TarRows(self._opened.shard.columns)
+        for name, _ in self._members:
+            rows.add(name)
+        rows.finish()
+        return rows
 
     @cached_property
-    def _members(self) -> dict[int, tuple[int, int]]:
-        """Offset and size of each row's image in the tar."""
-        shard = self._opened.shard
-        found: dict[int, tuple[int, int]] = {}
-        waiting = rows_by_key(self._opened)
-        with (
-            shard.fs.open(shard.path.removesuffix(".parquet") + ".tar", "rb") as file,
-            tarfile.open(fileobj=file, mode="r:") as tar,
-        ):
-            for member in tar:
-                row = waiting.take(member.name) if member.isreg() else None
-                if row is not None:
-                    found[row] = (member.offset_data, member.size)
-        return found
+    def _places(self) -> dict[int, _Place]:
+        """Where each row's image is in the tar."""
+        row_of = self._row_finder()
+        found = ((row_of(name), place) for name, place in self._members)
+        return {row: place for row, place in found if row is not None}
+
+    @cached_property
+    def _members(self) -> list[tuple[str, _Place]]:
+        """Name and place of each file in the tar."""
+        fs, path = self._opened.shard.fs, self._tar_path
+        if not path.endswith(".tar"):
+            reader = open_tar(fs, path)
+            try:
+                return [(member.name, (0, member.size)) for member in read_members(reader, path, 0)]
+            finally:
+                reader.close()
+        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            return [(member.name, (member.offset_data, member.size)) for member in tar if member.isreg()]
 
     def _from_folder(self, row: int) -> bytes | Failure:
         if row not in self._files:

@@ -1,34 +1,33 @@
-"""The rows of a parquet file, whose footer and pages are not believed before they have been read."""
+"""The rows of a parquet file. Its footer and pages are not trusted: limits are checked while it is read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.texts import to_text
 from boring_assets.errors import ShardError
 
-_MOST_BATCH, _LEAST_BATCH = 65_536, 16
+_MAX_BATCH, _MIN_BATCH = 65_536, 16
 
 
-def read_rows(
-    file: pq.ParquetFile, names: list[str], texts: Sequence[str], uri: str, limits: Limits
-) -> pa.Table:
+def read_rows(file: pq.ParquetFile, names: list[str], uri: str, limits: Limits) -> pa.Table:
     """Reads columns of a parquet file, within the limits on rows and bytes.
 
     Args:
         file: The file.
-        names: Which columns.
-        texts: Those of them that the output will hold as text.
+        names: Which columns; of a struct also one field, as `column.field`.
         uri: The file's URI, for messages.
         limits: The limits.
 
     Returns:
-        The columns, whose rows can be picked and written again.
+        The columns, whose rows can be picked and written again. A text that is not UTF-8 is null.
 
     Raises:
         ShardError: There are more rows or bytes than the limits allow.
-        pa.ArrowException: The file is damaged, or has text that is not UTF-8.
+        pa.ArrowException: The file is damaged.
     """
     check_rows(file.metadata.num_rows, 0, uri, limits)
     if not names:
@@ -38,11 +37,10 @@ def read_rows(
         count, size = count + batch.num_rows, size + batch.nbytes
         check_rows(count, size, uri, limits)
         batches.append(batch)
-    fields = [field for field in file.schema_arrow if field.name in names]
-    rows = _without_views(pa.Table.from_batches(batches, batches[0].schema if batches else pa.schema(fields)))
-    rows.validate(full=True)
-    for name in texts:
-        rows[name].cast(pa.string())
+    if not batches:
+        return file.read(columns=names)
+    rows = _without_views(pa.Table.from_batches(batches))
+    rows = _without_bad_texts(rows)
     rows.slice(0, 1).take(pa.array(range(min(1, count)), pa.int64()))  # some types cannot be picked from
     return rows
 
@@ -51,13 +49,13 @@ def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
     """Checks how much was read of a shard so far.
 
     Args:
-        rows: Its rows.
-        size: Bytes of its columns, the images left out.
-        uri: Its URI, for messages.
+        rows: Rows read.
+        size: Bytes of their columns, without the images.
+        uri: The shard's URI, for messages.
         limits: The limits.
 
     Raises:
-        ShardError: It is past one of them.
+        ShardError: One of the limits is exceeded.
     """
     if rows > limits.shard_rows:
         raise ShardError(
@@ -72,34 +70,74 @@ def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
 
 
 def _batch_rows(file: pq.ParquetFile, limits: Limits) -> int:
-    """Rows to decode at once: each of them may be the longest entry of a dictionary.
+    """Rows to decode at once, such that memory suffices even if each is the longest entry of a dictionary.
 
-    Row groups say their size; to ask their columns would abort the process where a footer is damaged.
+    The size is that of row groups: where a footer is damaged, reading a column's metadata can abort the
+    process.
     """
     groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
     longest = max((group.total_byte_size for group in groups), default=1)
-    return min(_MOST_BATCH, max(_LEAST_BATCH, limits.shard_bytes // max(1, longest)))
+    return min(_MAX_BATCH, max(_MIN_BATCH, limits.shard_bytes // max(1, longest)))
 
 
 def _without_views(rows: pa.Table) -> pa.Table:
     """Arrow has no way yet to pick rows of a view column; parquet itself knows no views."""
     for number, column in enumerate(rows.schema):
-        if (plain := _plain(column.type)) != column.type:
+        if (plain := map_type(column.type, _without_view)) != column.type:
             rows = rows.set_column(number, column.with_type(plain), rows[number].cast(plain))
     return rows
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type with every view in it, however deep, replaced by what it is a view of."""
+def _without_view(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_string_view(kind):
         return pa.large_string()
-    if pa.types.is_binary_view(kind):
-        return pa.large_binary()
+    return pa.large_binary() if pa.types.is_binary_view(kind) else kind
+
+
+def _without_bad_texts(rows: pa.Table) -> pa.Table:
+    """The rows with null in the place of each text that is not UTF-8, also inside lists and structs."""
+    for number, field in enumerate(rows.schema):
+        try:
+            rows[number].validate(full=True)
+        except pa.ArrowInvalid:
+            column = rows[number]
+            if pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
+            readable = map_type(column.type, _as_binary)
+            if readable == column.type:
+                raise
+            values = [_decoded(value, column.type) for value in column.cast(readable).to_pylist()]
+            column = pa.chunked_array([pa.array(values, column.type)])
+            rows = rows.set_column(number, field.with_type(column.type), column)
+    return rows
+
+
+def _as_binary(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string(kind):
+        return pa.binary()
+    return pa.large_binary() if pa.types.is_large_string(kind) else kind
+
+
+def _decoded(value: Any, kind: pa.DataType) -> Any:
+    """A value whose texts were read as bytes, with its texts decoded."""
+    if value is None:
+        return None
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return to_text(value)
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+        return {field.name: _decoded(value[field.name], field.type) for field in kind}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_decoded(item, kind.value_type) for item in value]
+    return value
+
+
+def map_type(kind: pa.DataType, replace: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """A type with each type in it replaced, however deep in structs, lists and maps."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(map_type(field.type, replace)) for field in kind])
     for is_list, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
         if is_list(kind):
-            return make(kind.value_field.with_type(_plain(kind.value_type)))
+            return make(kind.value_field.with_type(map_type(kind.value_type, replace)))
     if pa.types.is_map(kind):
-        return pa.map_(_plain(kind.key_type), _plain(kind.item_type), kind.keys_sorted)
-    return kind
+        return pa.map_(map_type(kind.key_type, replace), map_type(kind.item_type, replace), kind.keys_sorted)
+    return replace(kind)

@@ -7,34 +7,45 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.bare_tar import open_bare_tar
-from boring_assets.engine.inputs.columns import IMAGE_COLUMNS, find_columns, find_image_column
+from boring_assets.engine.inputs.columns import (
+    IMAGE_COLUMNS,
+    ImageColumns,
+    find_image_column,
+    missing_column,
+    path_field,
+    text_columns_of_images,
+    with_paths,
+    with_texts,
+)
 from boring_assets.engine.inputs.fetch import Fetcher
-from boring_assets.engine.inputs.layouts import ColumnShard, FolderShard, OpenShard, TarShard, UrlShard
+from boring_assets.engine.inputs.image_column import ColumnShard
+from boring_assets.engine.inputs.layouts import FolderShard, OpenShard, TarShard, UrlShard
 from boring_assets.engine.inputs.rows import read_rows
 from boring_assets.engine.inputs.tar import Start, read_start
 from boring_assets.engine.inputs.tfrecord import TFRecordBeside, open_tfrecord
+from boring_assets.engine.inputs.webdataset import open_webdataset
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
 
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst")
 _START_BYTES = 8 * 2**20
 
 
 def opener_of(path: str) -> Callable[..., OpenShard] | None:
-    """What opens a shard that is no parquet: a bare tar, or a TFRecord file."""
+    """What opens a shard that is not a parquet file: a tar, or a TFRecord file."""
     if path.endswith(".parquet"):
         return None
-    return open_bare_tar if path.endswith(".tar") else open_tfrecord
+    return open_webdataset if path.endswith((".tar", *COMPRESSED_TARS)) else open_tfrecord
 
 
-def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | None = None) -> OpenShard:
+def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | None = None) -> OpenShard:
     """Opens a shard and decides where its images are.
 
     Args:
         shard: The shard.
         limits: The most that one image may cost.
         fetcher: Fetches what is behind URLs, where nothing nearer is.
-        most_rows: Take only so many rows from its start; None takes all.
+        max_rows: Take only so many rows from its start; None takes all.
 
     Returns:
         The open shard, to be closed by whoever reads it.
@@ -43,16 +54,14 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | 
         ShardError: The parquet cannot be read, is past the limits, or holds nothing that leads to images.
     """
     if opener := opener_of(shard.path):
-        return opener(shard, limits, most_rows)
+        return opener(shard, limits, max_rows)
     try:
         file = _open_parquet(shard)
-        schema = file.schema_arrow
-        image_column = find_image_column(schema)
-        names = [name for name in schema.names if name != image_column]
-        if len(set(schema.names)) != len(schema.names):
-            raise ShardError(f"{shard.uri} has two columns of one name: {schema.names}. Rename one.")
-        columns = find_columns(schema)
-        rows = read_rows(file, names, list(columns.values()), shard.uri, limits)
+        names = file.schema_arrow.names
+        if len(set(names)) != len(names):
+            raise ShardError(f"{shard.uri} has two columns of one name: {names}. Rename one.")
+        images = find_image_column(file, shard.columns, shard.uri)
+        rows, columns = _read_columns(file, images, shard, limits)
     except ShardError:
         raise
     except Exception as error:  # damage of every kind, and whatever the filesystem's library raises
@@ -60,17 +69,43 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, most_rows: int | 
             f"{shard.uri} cannot be read as parquet ({type(error).__name__}: {str(error)[:300]}). "
             "Write it again, or remove it from the input."
         ) from error
-    cut = 0 if most_rows is None else max(0, rows.num_rows - most_rows)
+    cut = 0 if max_rows is None else max(0, rows.num_rows - max_rows)
     rows = rows.slice(0, rows.num_rows - cut)
-    common = (shard, rows, columns, limits, cut)
-    if image_column:
-        return ColumnShard(*common, file, image_column)
-    file.close()
-    return _open_beside(*common, fetcher)
+    opened: OpenShard
+    if images.column:
+        opened = ColumnShard(shard, rows, columns, limits, cut, file, images.column, fetcher)
+    else:
+        file.close()
+        opened = _open_beside(shard, rows, columns, limits, cut, fetcher, images.others)
+    opened.notes += images.notes(shard.columns.keep_images)
+    return opened
+
+
+def _read_columns(
+    file: pq.ParquetFile, images: ImageColumns, shard: Shard, limits: Limits
+) -> tuple[pa.Table, dict[str, str]]:
+    """Every column but those of images, and which of them are the URL, key and caption."""
+    keep = shard.columns.keep_images
+    left_out = {images.column} | (set() if keep else images.others)
+    names = [name for name in file.schema_arrow.names if name not in left_out]
+    paths = path_field(file.schema_arrow, images.column)
+    rows = read_rows(file, [*names, *paths], shard.uri, limits)
+    if paths:
+        rows = with_paths(rows, images.column)
+    rows, columns = with_texts(rows, shard.columns, shard.uri)
+    base64 = text_columns_of_images(rows) - set(columns.values())
+    images.others |= base64
+    return rows.drop_columns(sorted(base64)) if base64 and not keep else rows, columns
 
 
 def _open_beside(
-    shard: Shard, rows: pa.Table, columns: dict[str, str], limits: Limits, cut: int, fetcher: Fetcher
+    shard: Shard,
+    rows: pa.Table,
+    columns: dict[str, str],
+    limits: Limits,
+    cut: int,
+    fetcher: Fetcher,
+    image_columns: set[str],
 ) -> OpenShard:
     stem = shard.path.removesuffix(".parquet")
     kind: Callable[..., OpenShard] | None = None
@@ -92,12 +127,25 @@ def _open_beside(
         raise
     except Exception as error:
         raise ShardError(f"The images beside {shard.uri} cannot be read: {error}.") from error
+    if shard.columns.image:
+        there = {*rows.column_names, *image_columns}
+        raise ShardError(missing_column(shard.columns.image, "image", there, shard.uri))
+    for ending in COMPRESSED_TARS:
+        if shard.fs.isfile(stem + ending):
+            raise ShardError(
+                f"The images of {shard.uri} are in a compressed tar beside it, which is not read with a "
+                f"parquet. Decompress {stem}{ending}, or move it to another folder: there it is a shard."
+            )
     if "url" in columns:
         return UrlShard(shard, rows, columns, limits, cut, fetcher)
+    hint = "".join(
+        f" The column {name!r} holds images, but not one a row as bytes: set BORING_IMAGE_COLUMN={name}."
+        for name in sorted(image_columns)
+    )
     raise ShardError(
         f"{shard.uri} leads to no images: it has the columns {rows.column_names} and neither a tar nor a "
         f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "
-        "`.tfrecord` of the same name, or a `url` column."
+        f"`.tfrecord` of the same name, or a `url` column. To name a column, set BORING_IMAGE_COLUMN.{hint}"
     )
 
 

@@ -5,11 +5,13 @@ POSIX.1-2017 `pax` and in GNU tar's manual ("Basic Tar Format"). Python's own `t
 costs about ten times as long for each member, which matters at three small members an image.
 """
 
+import io
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
+import pyarrow as pa
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
@@ -18,8 +20,8 @@ from boring_assets.errors import ShardError
 BLOCK = 512
 # A pax or GNU long-name header holds a name; anything longer is an attack or damage.
 MAX_NAME_BYTES = 1 << 20
-# A request to object storage waits long before its first byte. On a disk larger blocks gain nothing, and the
-# allocator would keep some of them for each thread that ever read one.
+# A request to object storage waits long for its first byte. On a disk larger blocks are not faster, and the
+# allocator would keep some of them for each thread that has read one.
 _OBJECT_BLOCK = 8 * 2**20
 _DISK_BLOCK = 2**20
 
@@ -44,7 +46,7 @@ class Start:
     """The first bytes of a file.
 
     Attributes:
-        data: They.
+        data: The bytes.
         is_all: Whether the file ends with them.
     """
 
@@ -53,7 +55,7 @@ class Start:
 
 
 def read_start(fs: AbstractFileSystem, path: str, count: int) -> Start | None:
-    """Reads a remote file's first bytes without asking for its size: one request, where it is a small one.
+    """Reads a remote file's first bytes without asking for its size: a small file takes one request.
 
     Args:
         fs: The filesystem.
@@ -61,7 +63,7 @@ def read_start(fs: AbstractFileSystem, path: str, count: int) -> Start | None:
         count: How many bytes.
 
     Returns:
-        The bytes; None for a local file, which costs nothing to ask, and for an empty one, which has none.
+        The bytes; None for a local file, whose size is known without a request, and for an empty one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -94,14 +96,14 @@ class BlockReader:
         ahead: int = 3,
         start: Start | None = None,
     ) -> None:
-        """Opens nothing yet but asks for the first block.
+        """Requests the first block.
 
         Args:
             fs: The filesystem.
             path: The file's path on it.
             block: Bytes in one request; by default what suits a disk or object storage.
             ahead: Requests in flight ahead of the reader.
-            start: What of the file was read already.
+            start: The bytes of the file that were read already.
         """
         self._fs, self._path, self._ahead = fs, path, ahead
         self._block = block or (_DISK_BLOCK if isinstance(fs, LocalFileSystem) else _OBJECT_BLOCK)
@@ -114,7 +116,7 @@ class BlockReader:
         self._ask(1)
 
     def close(self) -> None:
-        """Forgets what was asked for."""
+        """Ends the requests that are in flight."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, most: int) -> None:
@@ -144,7 +146,7 @@ class BlockReader:
         return b"".join(parts)
 
     def skip(self, count: int) -> int:
-        """Passes over bytes without keeping them; returns how many there were."""
+        """Skips bytes; returns how many there were."""
         left = count
         while left > 0:
             step = min(left, len(self._buffer) - self._at)
@@ -160,17 +162,82 @@ class BlockReader:
             return False
         size, block = self._pending.pop(0)
         self._buffer, self._at = block.result(), 0
-        if len(self._buffer) != size:  # never to be taken for the end of the file
+        if len(self._buffer) != size:  # it must not look like the end of the file
             raise ShardError(
                 f"Reading {self._path} gave {len(self._buffer)} bytes where {size} were asked for: it was "
-                "cut short, or has changed meanwhile. Try it again."
+                "cut short, or it changed while it was read. Try it again."
             )
         self._ask(self._ahead)
         return True
 
 
-def read_members(reader: BlockReader, uri: str, max_bytes: int) -> Iterator[Member]:
-    """Yields the regular files of a tar; links, devices and folders are passed over.
+class DecompressedReader:
+    """The content of a gzip or zstd file, read as `BlockReader` reads a plain one."""
+
+    def __init__(self, reader: BlockReader, codec: str) -> None:
+        """Reads nothing yet.
+
+        Args:
+            reader: The compressed file, at its start.
+            codec: `gzip` or `zstd`.
+        """
+        self._reader = reader
+        self._stream = pa.CompressedInputStream(pa.PythonFile(_BlockFile(reader), mode="r"), codec)
+
+    def read(self, count: int) -> bytes:
+        """Up to so many bytes; fewer only at the end.
+
+        Raises:
+            OSError: The file is damaged.
+        """
+        parts: list[bytes] = []
+        while count > 0 and (part := self._stream.read(count)):
+            parts.append(part)
+            count -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def skip(self, count: int) -> int:
+        """Skips bytes; returns how many there were."""
+        left = count
+        while left > 0 and (part := self.read(min(left, _DISK_BLOCK))):
+            left -= len(part)
+        return count - left
+
+    def close(self) -> None:
+        """Ends the requests that are in flight."""
+        self._reader.close()
+
+
+class _BlockFile(io.RawIOBase):
+    """A `BlockReader` as a file object for pyarrow."""
+
+    def __init__(self, reader: BlockReader) -> None:
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._reader.read(size if size >= 0 else _DISK_BLOCK)
+
+
+TarReader = BlockReader | DecompressedReader
+
+
+def open_tar(fs: AbstractFileSystem, path: str, start: Start | None = None) -> TarReader:
+    """Opens a tar for reading, decompressed by its name's ending.
+
+    Raises:
+        OSError: It is not there.
+    """
+    reader = BlockReader(fs, path, start=start)
+    if path.endswith((".gz", ".tgz")):
+        return DecompressedReader(reader, "gzip")
+    return DecompressedReader(reader, "zstd") if path.endswith(".zst") else reader
+
+
+def read_members(reader: TarReader, uri: str, max_bytes: int) -> Iterator[Member]:
+    """Yields the regular files of a tar; links, devices and folders are skipped.
 
     Args:
         reader: The tar, at its start.
@@ -181,8 +248,8 @@ def read_members(reader: BlockReader, uri: str, max_bytes: int) -> Iterator[Memb
         Each member in the tar's own order.
 
     Raises:
-        ShardError: The tar is damaged or ends early. One that was cut between two members is seen by its
-            missing end mark, the two blocks of zeros that every writer leaves; the first is enough.
+        ShardError: The tar is damaged or ends early. A tar that was cut between two members lacks the end
+            mark, two blocks of zeros; one block is accepted.
     """
     long_name, long_size = "", -1
     while (header := reader.read(BLOCK)).strip(b"\0"):
@@ -201,7 +268,7 @@ def read_members(reader: BlockReader, uri: str, max_bytes: int) -> Iterator[Memb
         if kind in b"0\x007":
             yield Member(long_name or name, size, _read_body(reader, size, uri, max_bytes))
         elif kind not in b"123456":  # links, devices, folders and pipes have no content
-            # A GNU sparse file's map of holes may go on in blocks that its size does not count.
+            # The map of holes of a GNU sparse file may continue in blocks that its size does not include.
             more = kind == b"S"[0] and header[482]
             while more:
                 more = reader.read(BLOCK).ljust(BLOCK, b"\0")[504]
@@ -211,7 +278,7 @@ def read_members(reader: BlockReader, uri: str, max_bytes: int) -> Iterator[Memb
         raise _ends_early(uri, "without its end mark")
 
 
-def _read_body(reader: BlockReader, size: int, uri: str, most: int) -> bytes | None:
+def _read_body(reader: TarReader, size: int, uri: str, most: int) -> bytes | None:
     padding = -size % BLOCK
     if size > most:
         if reader.skip(size + padding) < size:
@@ -229,7 +296,7 @@ def _ends_early(uri: str, where: str = "in the middle of a member") -> ShardErro
 
 
 def _parse_header(header: bytes, uri: str) -> tuple[int, str, int]:
-    """Kind, name and size of a member, after its checksum was found right."""
+    """Kind, name and size of a member; its checksum is verified."""
     try:
         checksum = int(header[148:156].strip(b" \0") or b"-1", 8)
         if len(header) < BLOCK or checksum != sum(header) - sum(header[148:156]) + 8 * ord(" "):

@@ -5,50 +5,89 @@ TensorFlow's `tensorflow/core/lib/io/record_writer.h`. The messages are those of
 `tensorflow/core/example/example.proto` and `feature.proto`.
 """
 
+import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.bare import MAX_TEXT_BYTES, Stream, to_text, unread
-from boring_assets.engine.inputs.columns import IMAGE_COLUMNS
+from boring_assets.engine.decoding.limits import Limits, image_format
+from boring_assets.engine.inputs.columns import (
+    CAPTION_TEXT,
+    IMAGE_COLUMNS,
+    ambiguous_images,
+    missing_column,
+)
 from boring_assets.engine.inputs.layouts import Image, OpenShard
+from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES, Record, StreamedShard, caption_in
 from boring_assets.engine.inputs.tar import BlockReader
-from boring_assets.engine.samples import Failure, Reason, Shard
+from boring_assets.engine.inputs.texts import to_text
+from boring_assets.engine.samples import ColumnNames, Failure, Reason, Shard
 from boring_assets.errors import SettingsError, ShardError
 
 # TensorFlow's own image datasets say `image/encoded`.
 _IMAGE_FEATURES = (*IMAGE_COLUMNS, "image/encoded", "image_raw", "encoded")
+_MAX_FEATURES = 1000
+Example = dict[str, list[Any]]
 _HEAD = struct.Struct("<QI")
 
 
 @dataclass
-class TFRecordShard(Stream):
+class TFRecordShard(StreamedShard):
     """A file of examples, a row each."""
 
-    _names: dict[int, str] = field(default_factory=dict, init=False)
+    _rows: list[Record] = field(default_factory=list, init=False)
+    _features: dict[int, str] = field(default_factory=dict, init=False)
+    _seen: set[str] = field(default_factory=set, init=False)
 
     def _read(self) -> Iterator[Image]:
-        for number, record in enumerate(read_records(self.shard, self.limits)):
-            row = self.row_of(f"{number:09d}")
-            if row is None:
+        names = self.shard.columns
+        for row, example in enumerate(read_records(self.shard, self.limits)):
+            key = f"{row:09d}"
+            self._count(key, rows=1)
+            self._rows.append({"key": key})
+            if self.max_rows is not None and row >= self.max_rows:
                 continue
-            if isinstance(record, Failure):
-                yield row, record
+            if isinstance(example, Failure):
+                yield row, example
                 continue
-            image = _image_name(record)
-            values = {name: _value(its) for name, its in record.items() if name != image}
-            self.gather(row, {name: value for name, value in values.items() if value is not None})
+            image = image_feature(example, names, self.shard.uri)
+            if len(self._seen) < _MAX_FEATURES:
+                self._seen.update(example)
+            self._add_values(row, {name: values for name, values in example.items() if name != image})
             if image:
-                data = record[image][0]
-                yield row, self.too_large(len(data)) or data
+                yield row, self.too_large(len(example[image][0])) or example[image][0]
             else:
-                self._names[row] = ", ".join(list(record)[:20])[:400]
+                self._features[row] = ", ".join(list(example)[:20])[:400]
+        if names.image and self._seen and names.image not in self._seen:
+            raise ShardError(missing_column(names.image, "image", self._seen, self.shard.uri, "feature"))
+
+    def _add_values(self, row: int, features: Example) -> None:
+        keep_images = self.shard.columns.keep_images
+        texts = {
+            name: [to_text(value) if isinstance(value, bytes) else value for value in values]
+            for name, values in features.items()
+            if keep_images or not any(isinstance(value, bytes) and image_format(value) for value in values)
+        }
+        caption = caption_in(
+            {name: values for name, values in texts.items() if len(values) > 1}, self.shard.columns
+        )
+        values = {name: single_value(features[name]) for name in texts}
+        new = {name: value for name, value in values.items() if value is not None}
+        if caption is not None:
+            new[CAPTION_TEXT] = caption
+        self._rows[row] |= new
+        self._count(*new, *new.values())
+
+    def _records(self) -> list[Record]:
+        if any(CAPTION_TEXT in record for record in self._rows):  # others have one text under the usual name
+            for record in self._rows:
+                record.setdefault(CAPTION_TEXT, caption_in(record, self.shard.columns))
+        return self._rows
 
     def why_absent(self, row: int) -> str:  # noqa: D102
-        return f"the example has no image among its features: {self._names[row]}"
+        return f"the example has no image among its features: {self._features[row]}"
 
 
 @dataclass
@@ -61,35 +100,35 @@ class TFRecordBeside(OpenShard):
         )
         rows = {key: row for row, key in reversed(list(enumerate(self.column("key")))) if key is not None}
         left = dict.fromkeys(range(self.rows.num_rows))
-        for record in read_records(replace(self.shard, path=path, uri=uri), self.limits):
-            if isinstance(record, Failure):
-                continue  # whose it is cannot be told; its row is among those that are left
-            row = rows.get(str(_value(record.get("key", []))))
-            data = _image(record)
-            if row is None or row not in left or data is None:
+        for example in read_records(replace(self.shard, path=path, uri=uri), self.limits):
+            if isinstance(example, Failure):
+                continue  # its key is not known; its row is among those that are left
+            row = rows.get(str(single_value(example.get("key", []))))
+            image = image_feature(example, self.shard.columns, uri)
+            if row is None or row not in left or image is None:
                 continue
             del left[row]
-            yield row, self.too_large(len(data)) or data
+            yield row, self.too_large(len(example[image][0])) or example[image][0]
         for row in left:
             yield row, self.absent(row, "the TFRecord file has no image of this key")
 
 
-def open_tfrecord(shard: Shard, limits: Limits, most_rows: int | None = None) -> TFRecordShard:
+def open_tfrecord(shard: Shard, limits: Limits, max_rows: int | None = None) -> TFRecordShard:
     """Opens a TFRecord file, of which nothing is read yet.
 
     Args:
         shard: The file.
         limits: The most that one image, and all rows, may cost.
-        most_rows: Take only so many rows from its start; None takes all.
+        max_rows: Take only so many rows from its start; None takes all.
 
     Returns:
         A stream; its rows have each feature that is one number or text, or a list of them as JSON; a `key` in
         any case.
     """
-    return TFRecordShard(*unread(shard, limits, most_rows))
+    return TFRecordShard(shard, *StreamedShard.nothing_read(limits, max_rows))
 
 
-def read_records(shard: Shard, limits: Limits) -> Iterator[dict[str, list[Any]] | Failure]:
+def read_records(shard: Shard, limits: Limits) -> Iterator[Example | Failure]:
     """Yields the features of each example, or why a record is passed over.
 
     Raises:
@@ -138,7 +177,7 @@ def _damaged(shard: Shard, number: int) -> ShardError:
     )
 
 
-def _features(data: bytes, shard: Shard, number: int) -> dict[str, list[Any]]:
+def _features(data: bytes, shard: Shard, number: int) -> Example:
     from google.protobuf.message import DecodeError
 
     try:
@@ -202,22 +241,26 @@ def _example_class() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("boring.Example"))
 
 
-def _image_name(record: dict[str, list[Any]]) -> str | None:
+def image_feature(example: Example, names: ColumnNames, uri: str) -> str | None:
+    """The name of the feature that holds the image, or None.
+
+    Raises:
+        ShardError: Several features hold images and none has a usual name.
+    """
+    single = [name for name, values in example.items() if len(values) == 1 and isinstance(values[0], bytes)]
+    if names.image:
+        return names.image if names.image in single else None
     for name in _IMAGE_FEATURES:
-        if name in record and len(record[name]) == 1 and isinstance(record[name][0], bytes):
+        if name in single:
             return name
-    return None
+    images = [name for name in single if image_format(example[name][0])]
+    if len(images) > 1:
+        raise ShardError(ambiguous_images(images, uri, "features"))
+    return images[0] if images else None
 
 
-def _image(record: dict[str, list[Any]]) -> bytes | None:
-    name = _image_name(record)
-    return record[name][0] if name else None
-
-
-def _value(values: list[Any]) -> Any:
-    """One value as it is, several as JSON text; None for what is neither text nor numbers, or too long."""
-    import json
-
+def single_value(values: list[Any]) -> Any:
+    """One value as it is, several as JSON text; None for what is not text or numbers, or too long."""
     if sum(len(value) if isinstance(value, bytes) else 8 for value in values) > MAX_TEXT_BYTES:
         return None
     plain = [to_text(value) if isinstance(value, bytes) else value for value in values]

@@ -35,13 +35,13 @@ def test_images_in_a_hugging_face_column(tmp_path: Path) -> None:
     assert reasons(images) == [None, Reason.MISSING_IMAGE, Reason.MISSING_IMAGE]
     opened = open_shard(shard_at(path), Limits(), Fetcher())
     assert opened.columns == {"caption": "text"}
-    assert opened.rows.column_names == ["text"]
+    assert opened.rows.to_pydict() == {"text": ["a", "b", "c"], "photo_path": ["1.jpg", None, "3.jpg"]}
 
 
 def test_a_parquet_of_nothing_but_images(tmp_path: Path) -> None:
     path = write(tmp_path, image=pa.array([b"%d" % row for row in range(200)]))
     assert images_of(path) == [b"%d" % row for row in range(200)]
-    assert images_of(path, most_rows=70) == [b"%d" % row for row in range(70)]
+    assert images_of(path, max_rows=70) == [b"%d" % row for row in range(70)]
     opened = open_shard(shard_at(path), Limits(), Fetcher(), 70)
     assert (opened.rows.num_rows, opened.cut) == (70, 130)
     assert opened.column("key") == [None] * 70
@@ -184,7 +184,7 @@ def test_only_the_first_rows_on_request(tmp_path: Path, layout: str) -> None:
     if layout == "tar":
         write_tar(path.with_suffix(".tar"), ((f"{key}.jpg", key.encode()) for key in sorted(keys)))
     for most in (0, 1, 64, 149, 150, 500):
-        assert images_of(path, most_rows=most) == data[:most]
+        assert images_of(path, max_rows=most) == data[:most]
         opened = open_shard(shard_at(path), Limits(), Fetcher(), most)
         assert opened.cut == max(0, 150 - most)
         opened.close()

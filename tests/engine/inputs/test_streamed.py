@@ -11,15 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.engine.inputs.bare import to_table
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.sources import Limits, OpenShard, open_shard
+from boring_assets.engine.inputs.streamed import to_table
 from boring_assets.engine.inputs.tfrecord import _example_class
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
 from tests.engine.kinds import shard_at, write_tar
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def opened(path: Path, limits: Limits | None = None, **options: int) -> tuple[OpenShard, list[Any]]:
@@ -41,11 +41,10 @@ def test_a_tar_that_img2dataset_wrote_needs_no_parquet(shared_data: Path, tmp_pa
         assert image == by_key[row["key"]]
         for name in ("url", "width", "original_height", "status"):
             assert row[name] == rows[row["key"]][name]
-    assert bare.columns == {"url": "url", "key": "key", "caption": "caption"}
     assert bare.column("caption") == [rows[key]["caption"] for key in bare.column("key")]
 
 
-def test_the_samples_of_a_tar_are_its_names_up_to_the_first_dot(tmp_path: Path) -> None:
+def test_every_image_of_a_tar_is_a_row(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "0.tar",
         [
@@ -63,14 +62,14 @@ def test_the_samples_of_a_tar_are_its_names_up_to_the_first_dot(tmp_path: Path) 
         ],
     )
     shard, images = opened(tmp_path / "0.tar", Limits(bytes=99))
-    assert shard.column("key") == ["a/1", "a/2", "a/3", "a/4"]
-    assert shard.column("caption") == ["ein Bild", "from json", None, None]
-    assert shard.column("url") == ["https://example.com/1", None, None, None]
-    assert shard.rows["score"].to_pylist() == [1.0, 0.5, None, None]
-    assert shard.rows["size"].to_pylist() == ["[1, 2]", None, None, None]
-    assert [images[0], images[2]] == [b"one", b"three"]
-    assert [image.reason for image in (images[1], images[3])] == [Reason.MISSING_IMAGE, Reason.TOO_LARGE]
-    assert opened(tmp_path / "0.tar", most_rows=1)[0].cut == 3
+    assert shard.column("key") == ["a/1", "a/1.seg", "a/3", "a/3", "a/4", "a/2"]
+    assert shard.column("caption") == ["ein Bild", "ein Bild", None, None, None, "from json"]
+    assert shard.column("url") == ["https://example.com/1"] * 2 + [None] * 4
+    assert shard.rows["score"].to_pylist() == [1.0, 1.0, None, None, None, 0.5]
+    assert shard.rows["size"].to_pylist() == ["[1, 2]"] * 2 + [None] * 4
+    assert images[:4] == [b"one", b"mask", b"three", b"a second image"]
+    assert [image.reason for image in images[4:]] == [Reason.TOO_LARGE, Reason.MISSING_IMAGE]
+    assert opened(tmp_path / "0.tar", max_rows=1)[0].cut == 5
 
 
 def test_a_tar_without_images_is_no_shard(tmp_path: Path) -> None:
@@ -161,7 +160,7 @@ def test_examples_are_rows_and_their_features_columns(tmp_path: Path) -> None:
     assert shard.column("key") == [f"{row:09d}" for row in range(5)]
     assert shard.rows["image/class/label"].to_pylist() == [7, 8, None, None, None]
     assert "raw" not in shard.rows.column_names
-    shard, images = opened(path, most_rows=2)
+    shard, images = opened(path, max_rows=2)
     assert (shard.cut, len(images)) == (3, 2)
 
 

@@ -14,7 +14,7 @@ from boring_assets.engine.job import Job
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import FailedShard, Options, embed_shards
 from boring_assets.engine.samples import Failure, Reason, Shard
-from tests.engine.inputs.test_bare import example, framed
+from tests.engine.inputs.test_streamed import example, framed
 from tests.engine.kinds import jpeg, shard_at, write_tar
 from tests.engine.shards import assert_same, embedded, make_shard
 

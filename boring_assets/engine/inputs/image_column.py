@@ -1,0 +1,132 @@
+"""Images in a column of the parquet itself: bytes, structs of bytes and path, base64 text, lists of bytes."""
+
+import base64
+import binascii
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.layouts import Image, OpenShard, in_parallel
+from boring_assets.engine.samples import Failure, Reason
+from boring_assets.errors import ShardError
+
+# Images that are in memory at once; each may be as large as the limit.
+_BATCH_ROWS = 16
+_PARALLEL_FILES = 16
+_EMPTY = "the image is empty (0 bytes)"
+
+
+@dataclass(frozen=True)
+class _Path:
+    """An image that the column has only the path of."""
+
+    path: str
+
+
+@dataclass
+class ColumnShard(OpenShard):
+    """Images in a column of the parquet itself."""
+
+    file: pq.ParquetFile
+    image_column: str
+    fetcher: Fetcher
+
+    def images(self) -> Iterator[Image]:  # noqa: D102
+        row, total = 0, self.rows.num_rows
+        columns, files = [self.image_column], []
+        for batch in self.file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
+            for value in batch.column(0):
+                if row == total:
+                    break
+                image = self._image(row, value)
+                if isinstance(image, _Path):
+                    files.append((row, image))
+                else:
+                    yield row, image
+                row += 1
+        if row < total:
+            raise ShardError(
+                f"{self.shard.uri} has {total} rows, but its column {self.image_column} ends after {row}. "
+                "Write it again, or remove it from the input."
+            )
+        yield from in_parallel(files, lambda item: (item[0], self._read_file(item[1])), _PARALLEL_FILES)
+
+    def read(self, row: int) -> bytes | Failure:
+        """The image of one row."""
+        start = 0
+        for group in range(self.file.num_row_groups):
+            count = self.file.metadata.row_group(group).num_rows
+            if row < start + count:
+                value = self.file.read_row_group(group, [self.image_column]).column(0)[row - start]
+                image = self._image(row, value)
+                return self._read_file(image) if isinstance(image, _Path) else image
+            start += count
+        return Failure(Reason.MISSING_IMAGE, f"the shard has no row {row}")
+
+    def _image(self, row: int, value: pa.Scalar) -> bytes | Failure | _Path:
+        path = None
+        if isinstance(value, pa.StructScalar) and value.is_valid:
+            path = value["path"].as_py() if "path" in value else None
+            value = value["bytes"]
+        if not value.is_valid:
+            return _Path(path) if path else self.absent(row, "the image column is null here")
+        if isinstance(value, pa.StringScalar | pa.LargeStringScalar | pa.StringViewScalar):
+            return self._from_base64(row, value.as_buffer())
+        if isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+            return self._from_numbers(row, value.values)
+        data = value.as_buffer()
+        if not data.size:
+            return _Path(path) if path else self.absent(row, _EMPTY)
+        return self.too_large(data.size) or data.to_pybytes()
+
+    def _from_base64(self, row: int, text: pa.Buffer) -> bytes | Failure:
+        if refusal := self.too_large(text.size * 3 // 4 - 100):
+            return refusal
+        data = text.to_pybytes()
+        if data.startswith(b"data:"):
+            data = data.partition(b",")[2]
+        data = b"".join(data.split()).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
+        try:
+            image = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+        except binascii.Error:
+            return Failure(
+                Reason.DECODE_ERROR,
+                f"the text is not base64: it begins with {data[:16]!r}. "
+                "For paths or URLs set BORING_URL_COLUMN.",
+            )
+        return self.too_large(len(image)) or image or self.absent(row, _EMPTY)
+
+    def _from_numbers(self, row: int, values: pa.Array) -> bytes | Failure:
+        if refusal := self.too_large(len(values)):
+            return refusal
+        if values.null_count:
+            return Failure(Reason.DECODE_ERROR, "the list of bytes has nulls")
+        if not len(values):
+            return self.absent(row, _EMPTY)
+        numbers = values.to_numpy(zero_copy_only=False)
+        if numbers.min() < -128 or numbers.max() > 255:
+            return Failure(Reason.DECODE_ERROR, "the list has numbers that are not bytes")
+        return numbers.astype(np.int64).astype(np.uint8).tobytes()  # Java's bytes go from -128 to 127
+
+    def _read_file(self, image: _Path) -> bytes | Failure:
+        """The file that a path leads to, below the input's root or else below the shard's folder."""
+        answer = self.fetcher.fetch(image.path, self.shard)
+        if isinstance(answer, Failure) and answer.reason is Reason.FETCH_ERROR and "://" not in image.path:
+            beside = posixpath.join(posixpath.dirname(self.shard.path), image.path)
+            answer = self.fetcher.fetch(self.shard.fs.unstrip_protocol(beside), self.shard)
+        if isinstance(answer, Failure):
+            missing = answer.reason is Reason.FETCH_ERROR and "FileNotFoundError" in answer.detail
+            reason = Reason.MISSING_IMAGE if missing else answer.reason
+            detail = (
+                f"the image column has no bytes here, only the path {image.path[:200]!r}: {answer.detail}"
+            )
+            return Failure(reason, detail[:500])
+        return answer
+
+    def close(self) -> None:  # noqa: D102
+        self.file.close()

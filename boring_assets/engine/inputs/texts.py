@@ -1,0 +1,72 @@
+"""Texts of every type that captions, keys and URLs come in, as strings."""
+
+from typing import Any
+
+import pyarrow as pa
+
+_NAMES = ("raw", "caption", "text", "sentence", "value")
+"""Fields of a struct that are looked at first: COCO's and Flickr30k's captions are structs with `raw`."""
+
+
+def to_text(data: bytes) -> str | None:
+    """The text, or None where the bytes are not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def first_text(value: Any) -> str | None:
+    """The first text in a value: of a list its first item's, of a struct its `raw`'s, `caption`'s, ..."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bytes):
+        return to_text(value)
+    if isinstance(value, dict):
+        names = [name for name in _NAMES if name in value]
+        value = [
+            value[name] for name in (*names, *value) if isinstance(value[name], str | bytes | list | dict)
+        ]
+    if isinstance(value, list | tuple):
+        return next((text for text in map(first_text, value) if text is not None), None)
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def to_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as strings, null where a value has no text.
+
+    Args:
+        column: Texts, numbers, bytes, lists or structs. Whole floats lose their `.0`: pandas makes floats of
+            integers where one is missing.
+
+    Returns:
+        The strings, one for each row.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.cast(kind.value_type)
+        kind = column.type
+    if not _needs_python(kind):
+        try:
+            return column.cast(pa.string())
+        except pa.ArrowException:
+            pass
+    return pa.chunked_array([pa.array(map(first_text, column.to_pylist()), pa.string())])
+
+
+def _needs_python(kind: pa.DataType) -> bool:
+    return pa.types.is_nested(kind) or pa.types.is_floating(kind) or _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def number_in(key: str) -> int | None:
+    """The number that a key spells, e.g. 7 for `7`, `7.0` and `000000007`; None where it spells none."""
+    whole, point, rest = key.partition(".")
+    if not (whole.isascii() and whole.isdecimal()) or rest.strip("0") or len(whole) > 18:
+        return None
+    return None if point and not rest else int(whole)

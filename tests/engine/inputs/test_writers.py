@@ -1,0 +1,242 @@
+"""Shards as the usual libraries write them: which columns are read, and what stays out of the output."""
+
+import base64
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.lookup import Lookup
+from boring_assets.engine.inputs.sources import OpenShard, open_shard
+from boring_assets.engine.samples import ColumnNames, Failure, Reason
+from boring_assets.errors import ShardError
+from boring_assets.storage.root import open_root
+from partitions.discovery import discover
+from tests.engine.kinds import encoded, jpeg, picture, write_tar
+
+JPEGS = [jpeg(seed) for seed in range(4)]
+MASK = encoded(picture(32, 32), "PNG")
+
+
+def read(folder: Path, **names: Any) -> tuple[OpenShard, list[bytes | Failure]]:
+    """The folder's one shard and its images by row; `Lookup` must give the same images."""
+    (shard,) = discover(open_root(str(folder)), quiet_seconds=0, columns=ColumnNames(**names)).shards
+    opened = open_shard(shard, Limits(), Fetcher())
+    found = list(opened.images())
+    assert sorted(row for row, _ in found) == list(range(opened.rows.num_rows))
+    images = [image for _, image in sorted(found, key=lambda pair: pair[0])]
+    lookup = Lookup(open_shard(shard, Limits(), Fetcher()))
+    if not shard.path.endswith("tfrecord"):
+        assert lookup.rows == len(images)
+        for row, image in enumerate(images):
+            again = lookup.read(row)
+            assert again == image or (isinstance(again, Failure) and isinstance(image, Failure))
+    return opened, images
+
+
+def test_pandas_with_keys_that_became_floats(tmp_path: Path) -> None:
+    import pandas
+
+    frame = pandas.DataFrame({"key": [1, None, 3], "caption": ["a", None, 7.0], "n": [1, 2, 3]})
+    frame["caption"] = frame["caption"].astype(str)
+    frame.to_parquet(tmp_path / "0.parquet")
+    write_tar(tmp_path / "0.tar", [("000001.jpg", JPEGS[0]), ("3.jpg", JPEGS[1])])
+    opened, images = read(tmp_path)
+    assert opened.column("key") == ["1", None, "3"]
+    assert [images[0], images[2]] == JPEGS[:2]
+    assert images[1].reason is Reason.MISSING_IMAGE  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.uint8()), pa.list_(pa.int64()), pa.large_list(pa.int8())], ids=str
+)
+def test_lists_of_bytes(tmp_path: Path, kind: pa.DataType) -> None:
+    signed = kind.value_type == pa.int8()
+    rows = [[byte - 256 if signed and byte > 127 else byte for byte in image] for image in JPEGS]
+    pq.write_table(pa.table({"pic": pa.array([*rows, None, []], kind)}), tmp_path / "0.parquet")
+    _, images = read(tmp_path, image="pic")
+    assert images[:4] == JPEGS
+    assert [image.reason for image in images[4:]] == [Reason.MISSING_IMAGE] * 2  # type: ignore[union-attr]
+
+
+def test_base64_text_of_every_kind(tmp_path: Path) -> None:
+    plain = base64.b64encode(JPEGS[0]).decode()
+    texts = [
+        plain,
+        base64.encodebytes(JPEGS[0]).decode(),
+        f"data:image/jpeg;base64,{plain}",
+        base64.urlsafe_b64encode(JPEGS[0]).decode().rstrip("="),
+        "images/0.jpg",
+        None,
+        "",
+    ]
+    pq.write_table(pa.table({"b64": texts, "key": list("abcdefg")}), tmp_path / "0.parquet")
+    _, images = read(tmp_path, image="b64")
+    assert images[:4] == [JPEGS[0]] * 4
+    assert [image.reason for image in images[4:]] == [  # type: ignore[union-attr]
+        Reason.DECODE_ERROR, Reason.MISSING_IMAGE, Reason.MISSING_IMAGE,
+    ]  # fmt: skip
+    assert "BORING_URL_COLUMN" in images[4].detail  # type: ignore[union-attr]
+
+
+def test_polars_and_duckdb_columns_of_unusual_names_are_found_by_their_bytes(tmp_path: Path) -> None:
+    import duckdb
+    import polars as pl
+
+    frame = pl.DataFrame(
+        {"id": [1, 2], "Foto": JPEGS[:2], "hash": [b"\x01\x02", b"\x03"], "tags": [["a"], ["b"]]}
+    )
+    (tmp_path / "polars").mkdir()
+    frame.write_parquet(tmp_path / "polars" / "0.parquet")
+    (tmp_path / "duckdb").mkdir()
+    duckdb.sql(f"COPY (FROM frame) TO '{tmp_path}/duckdb/0.parquet' (FORMAT parquet)")
+    for name in ("polars", "duckdb"):
+        opened, images = read(tmp_path / name, key="id")
+        assert images == JPEGS[:2]
+        assert opened.column("key") == ["1", "2"]
+        assert opened.rows.column_names == ["id", "hash", "tags"]
+        assert "'Foto'" in opened.notes[0]
+
+
+def test_the_datasets_library_with_two_image_features(tmp_path: Path) -> None:
+    from datasets import Dataset, Features, Image, Sequence, Value
+
+    features = Features(
+        {
+            "mask": Image(),
+            "image": Image(),
+            "extra": Sequence(Image()),
+            "sentences": Sequence(Value("string")),
+        }
+    )
+    masks = [{"bytes": MASK, "path": "m.png"}] * 2
+    rows = {
+        "mask": masks,
+        "image": [{"bytes": image, "path": f"{number}.jpg"} for number, image in enumerate(JPEGS[:2])],
+        "extra": [masks, []],
+        "sentences": [["one", "two"], []],
+    }
+    Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "0.parquet"))
+    opened, images = read(tmp_path, caption="sentences")
+    assert images == JPEGS[:2]
+    assert opened.column("caption") == ["one", None]
+    assert opened.rows["image_path"].to_pylist() == ["0.jpg", "1.jpg"]
+    assert not {"mask", "extra", "image"} & set(opened.rows.column_names)
+    _, images = read(tmp_path, image="mask")
+    assert images == [MASK] * 2
+    opened, _ = read(tmp_path, keep_images=True)
+    assert {"mask", "extra"} <= set(opened.rows.column_names)
+    with pytest.raises(ShardError, match="Expected one image a row"):
+        read(tmp_path, image="extra")
+
+
+def test_encoded_images_in_text_stay_out_of_the_output(tmp_path: Path) -> None:
+    text = [base64.b64encode(image).decode() for image in JPEGS]
+    pq.write_table(
+        pa.table({"image": JPEGS, "thumbnail": text, "note": text[:1] * 3 + ["x"]}), tmp_path / "0.parquet"
+    )
+    opened, _ = read(tmp_path)
+    assert opened.rows.column_names == []
+    assert "note, thumbnail" in opened.notes[0]
+
+
+def test_null_and_empty_images_are_missing(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"jpg": [None, b"", JPEGS[0]]}), tmp_path / "0.parquet")
+    _, images = read(tmp_path)
+    assert [image.reason for image in images[:2]] == [Reason.MISSING_IMAGE] * 2  # type: ignore[union-attr]
+
+
+def test_text_that_is_not_utf8_is_null_also_inside_lists(tmp_path: Path) -> None:
+    bad = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\3\0\0\0\4\0\0\0"), pa.py_buffer(b"ab\xffc")]
+    )
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), bad)
+    pq.write_table(
+        pa.table({"jpg": JPEGS[:3], "caption": bad, "title": bad, "all": lists}), tmp_path / "0.parquet"
+    )
+    opened, images = read(tmp_path)
+    assert images == JPEGS[:3]
+    assert opened.column("caption") == ["a", None, "c"]
+    assert opened.rows["title"].to_pylist() == ["a", None, "c"]
+    assert opened.rows["all"].to_pylist() == [["a"], [None], ["c"]]
+
+
+def test_webdatasets_own_writer(tmp_path: Path) -> None:
+    import webdataset
+
+    samples = [
+        {"__key__": f"dir/s{row}", "input.jpg": JPEGS[row], "target.png": MASK, "txt": f"no {row}",
+         "json": {"id": row, "text": "other"}, "cls": row}
+        for row in range(4)
+    ]  # fmt: skip
+    for name in ("plain/0.tar", "gz/0.tar.gz"):
+        (tmp_path / name).parent.mkdir()
+        with webdataset.TarWriter(str(tmp_path / name)) as out:
+            for sample in samples:
+                out.write(sample)
+    for name in ("plain", "gz"):
+        opened, images = read(tmp_path / name, image="input.jpg", key="id")
+        assert images == JPEGS
+        assert opened.column("key") == ["0", "1", "2", "3"]
+        assert opened.column("caption") == [f"no {row}" for row in range(4)]
+        opened, images = read(tmp_path / name)
+        assert len(images) == 8
+        assert set(opened.column("key")) == {
+            f"dir/s{row}.{side}" for row in range(4) for side in ("input", "target")
+        }
+    with pytest.raises(ShardError, match=r"no extension 'left.jpg'.*input.jpg, json, target.png"):
+        read(tmp_path / "plain", image="left.jpg")
+
+
+def test_a_zstd_tar_is_read_as_a_stream(tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        for name, data in (
+            ("0.jpg", JPEGS[0]),
+            ("0.json", b'{"caption": ["first", "second"]}'),
+            ("1.jpg", JPEGS[1]),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    path = tmp_path / "0.tar.zst"
+    path.write_bytes(pa.compress(plain.getvalue(), "zstd", asbytes=True))
+    opened, images = read(tmp_path)
+    assert images == JPEGS[:2]
+    assert opened.column("caption") == ["first", None]
+    assert opened.rows["caption"].to_pylist() == ['["first", "second"]', None]
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ShardError):
+        read(tmp_path)
+
+
+def test_an_extension_of_files_beside_a_parquet(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"key": ["a", "b"]}), tmp_path / "0.parquet")
+    write_tar(
+        tmp_path / "0.tar",
+        [(f"{key}.{side}.jpg", side.encode()) for key in "ab" for side in ("left", "right")],
+    )
+    assert read(tmp_path, image="right.jpg")[1] == [b"right", b"right"]
+    with pytest.raises(ShardError, match=r"It has: left.jpg, right.jpg"):
+        read(tmp_path, image="top.jpg")
+
+
+def test_paths_beside_a_shard_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jpg").write_bytes(JPEGS[0])
+    column = [
+        {"bytes": None, "path": "a.jpg"},
+        {"bytes": None, "path": "gone.jpg"},
+        {"bytes": b"", "path": "../x"},
+    ]
+    pq.write_table(pa.table({"image": column}), tmp_path / "data" / "0.parquet")
+    _, images = read(tmp_path)
+    assert images[0] == JPEGS[0]
+    assert [image.reason for image in images[1:]] == [Reason.MISSING_IMAGE, Reason.NOT_ALLOWED]  # type: ignore[union-attr]
+    assert "only the path 'gone.jpg'" in images[1].detail  # type: ignore[union-attr]
