@@ -24,7 +24,6 @@ from boring_assets.engine.decoding.limits import (
     check_scans,
     check_size,
     explain_unknown,
-    image_format,
     load_plugins,
 )
 from boring_assets.engine.samples import Failure, Reason
@@ -215,8 +214,7 @@ def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> 
     Image.MAX_IMAGE_PIXELS = limits.pixels
     try:
         load_plugins(limits.extra_formats)
-        if (kind := image_format(data)) is None or kind in limits.formats:
-            check_container(data, limits)
+        check_container(data, limits)
         with Image.open(MeteredFile(data, limits.seconds), formats=limits.formats) as image:
             width, height = image.size
             check_size(height, width, preprocess.resized(height, width), limits)

@@ -154,7 +154,7 @@ def explain_unknown(data: bytes, limits: Limits) -> str:
     if name is None or name in limits.formats:
         return f"not one of {', '.join(limits.formats)}: it begins with {data[:16]!r}"
     extra = f', and pip install "boring_assets[{_EXTRAS[name]}]"' if name in _EXTRAS else ""
-    return f"{name} images are off: set BORING_EXTRA_IMAGE_FORMATS={name}{extra}"
+    return f"not one of {', '.join(limits.formats)}, but {name}: set BORING_EXTRA_IMAGE_FORMATS={name}{extra}"
 
 
 def check_size(height: int, width: int, resized: tuple[int, int], limits: Limits) -> None:
@@ -207,15 +207,17 @@ def check_container(data: bytes, limits: Limits) -> None:
     Raises:
         PastLimit: It has too many pixels, or is an AVIF grid, whose cells' sizes are seen only by decoding.
     """
-    kind = image_format(data)
-    if kind == "HEIF":  # libheif refuses a cell that is larger than its `ispe` says
+    if image_format(data) == "JXL" and "JXL" in limits.formats:  # the plug-in decodes as soon as it opens
+        height, width = _jxl_size(data)
+        check_size(height, width, (height, width), limits)
+    if data[4:8] != b"ftyp":
+        return
+    if "HEIF" in limits.formats:  # libheif refuses a cell that is larger than its `ispe` says
         for size in _SPATIAL_EXTENTS.finditer(data):
             width, height = int.from_bytes(size[1]), int.from_bytes(size[2])
             check_size(height, width, (height, width), limits)
-    elif kind == "JXL":  # the plug-in decodes as soon as it opens
-        height, width = _jxl_size(data)
-        check_size(height, width, (height, width), limits)
-    elif data[4:8] == b"ftyp" and _GRID.search(data):
+    # A file of the brand `mif1` may go to the decoder of AVIF.
+    if _GRID.search(data) and not ("HEIF" in limits.formats and data[8:11] in (b"hei", b"hev")):
         raise PastLimit("an AVIF grid, whose cells have no size that could be limited")
 
 

@@ -142,14 +142,17 @@ class _RowsByKey:
             return None
         row = self._rows.get(stem)
         if row is None:
-            stem = PurePosixPath(stem).name
-            row = self._rows.get(stem)
-        if row is None and (number := number_in(stem)) is not None:
-            row = self._by_number.get(number)
+            row = self.find(PurePosixPath(stem).name)
         if row is None or row in self._taken:
             return None
         self._taken.add(row)
         return row
+
+    def find(self, key: str) -> int | None:
+        """The row of a key; keys that are numbers match as numbers do."""
+        row = self._rows.get(key)
+        number = number_in(key) if row is None else None
+        return row if number is None else self._by_number.get(number)
 
     def left(self) -> Iterator[int]:
         """Rows that no file was found for."""

@@ -1,5 +1,6 @@
 """Texts of every type that captions, keys and URLs come in, as strings."""
 
+import math
 from typing import Any
 
 import pyarrow as pa
@@ -29,6 +30,8 @@ def first_text(value: Any) -> str | None:
         ]
     if isinstance(value, list | tuple):
         return next((text for text in map(first_text, value) if text is not None), None)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)

@@ -19,7 +19,7 @@ from boring_assets.engine.inputs.columns import (
     ambiguous_images,
     missing_column,
 )
-from boring_assets.engine.inputs.layouts import Image, OpenShard
+from boring_assets.engine.inputs.layouts import Image, OpenShard, rows_by_key
 from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES, Record, StreamedShard, caption_in
 from boring_assets.engine.inputs.tar import BlockReader
 from boring_assets.engine.inputs.texts import to_text
@@ -98,12 +98,12 @@ class TFRecordBeside(OpenShard):
         path, uri = (
             name.removesuffix(".parquet") + ".tfrecord" for name in (self.shard.path, self.shard.uri)
         )
-        rows = {key: row for row, key in reversed(list(enumerate(self.column("key")))) if key is not None}
+        rows = rows_by_key(self)
         left = dict.fromkeys(range(self.rows.num_rows))
         for example in read_records(replace(self.shard, path=path, uri=uri), self.limits):
             if isinstance(example, Failure):
                 continue  # its key is not known; its row is among those that are left
-            row = rows.get(str(single_value(example.get("key", []))))
+            row = rows.find(str(single_value(example.get("key", []))))
             image = image_feature(example, self.shard.columns, uri)
             if row is None or row not in left or image is None:
                 continue
