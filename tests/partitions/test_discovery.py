@@ -271,6 +271,7 @@ def test_compressed_tars_are_shards_and_other_archives_are_named(place: Place) -
 
 
 def test_an_input_without_shards_says_what_it_holds_and_what_to_do(place: Place) -> None:
+    place.write(".hidden")
     assert "It is empty" in place.look().explain_empty("in")
     place.write("a.jpg", "list.jsonl")
     said = place.look().explain_empty("in")
