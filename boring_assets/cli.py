@@ -100,7 +100,7 @@ def _name_options(text: str, command: click.Command | None) -> str:
         option = options.get(match[1].lower())
         return f"{match[0]} ({option})" if option else match[0]
 
-    return re.sub(rf"\b{PREFIX}([A-Z_]+)\b(?! \()", with_option, text)
+    return re.sub(rf"\b{PREFIX}([A-Z_]+)\b(?! \(|=)", with_option, text)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EXIT_CODES)

@@ -36,8 +36,11 @@ class RunError(BoringError):
     """A Dagster run that the command line started has failed."""
 
 
+ERROR_NAMES = frozenset(error.__name__ for error in BoringError.__subclasses__())
+"""Names of our error classes. Dagster's event log keeps the name of an error's class, not the class."""
+
+
 def without_class_name(text: str) -> str:
     """Removes the name of our error class from a message as Dagster shows it (`ModelError: ...`)."""
     name, separator, rest = text.partition(": ")
-    names = {error.__name__ for error in BoringError.__subclasses__()}
-    return rest if separator and name in names else text
+    return rest if separator and name in ERROR_NAMES else text

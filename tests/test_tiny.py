@@ -5,9 +5,9 @@ import json
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.train_tiny import CONFIG, held_out_accuracy
 from boring_assets.tiny import TINY_DIR
 from boring_assets.tiny.pictures import NUMBERS, OUTLINES, Combination, all_combinations, draw
-from boring_assets.tiny.train import CONFIG, held_out_accuracy
 
 
 def test_the_shipped_weights_find_held_out_pictures() -> None:

@@ -139,7 +139,9 @@ def _read(file: Path, parse: Callable[[str], Any], schema: type[_File]) -> _File
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {expected(one)}" for one in error.errors())
         raise SettingsError(f"{file} is wrong: {wrong}. docs/scale.md shows what is expected.") from error
     except ValueError as error:
-        raise SettingsError(f"{file} is not {parse.__module__.upper()}: {error}.") from error
+        raise SettingsError(
+            f"{file} cannot be parsed as {parse.__module__.split('.')[0]}: {error}."
+        ) from error
 
 
 def _measure(benchmark: Path | None, images_per_second: float | None, dim: int | None, **options: Any) -> Any:

@@ -1,5 +1,7 @@
 """Dagster runs in this process, for the command line."""
 
+import os
+import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +10,10 @@ import dagster as dg
 from boring_assets.assets.image_embeddings import FAILED_SHARDS
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.results import Progress
-from boring_assets.errors import RunError
+from boring_assets.errors import ERROR_NAMES, RunError
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
+from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings
 from boring_assets.tags import MAX_SAMPLES_TAG, REDO_TAG, range_tags
 
@@ -99,11 +102,15 @@ def run_job(
     result = job.execute_in_process(
         instance=instance, tags=tags, run_config=quiet | (config or {}), raise_on_error=False
     )
-    return Outcome(run_id=result.run_id) if result.success else _explain(result)
+    return Outcome(run_id=result.run_id) if result.success else explain(result)
 
 
-def _explain(result: dg.ExecuteInProcessResult) -> Outcome:
-    """The reason that the asset gave, or else the exception that it raised."""
+def explain(result: dg.ExecuteInProcessResult) -> Outcome:
+    """How a failed run ended: the reason that the asset gave, or else the exception that it raised.
+
+    Raises:
+        KeyboardInterrupt: The run was interrupted.
+    """
     for event in result.all_events:
         if not event.is_step_failure:
             continue
@@ -115,8 +122,32 @@ def _explain(result: dg.ExecuteInProcessResult) -> Outcome:
             return Outcome(said.description or "", shards, result.run_id)
         if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
             raise KeyboardInterrupt
-        return Outcome(data.error.message if data.error else "the step failed", run_id=result.run_id)
-    return Outcome(f"run {result.run_id} failed before its step; the Dagster UI has its log")
+        return Outcome(_cause(data.error, result.run_id), run_id=result.run_id)
+    return Outcome(f"The run failed before its step. {_where(result.run_id)}", run_id=result.run_id)
+
+
+def _cause(error: Any, run_id: str) -> str:
+    """The project's own error, as it is, or else the innermost cause and where its trace is.
+
+    Args:
+        error: Dagster's `SerializableErrorInfo`, or None.
+        run_id: The run that failed.
+    """
+    text = "The step failed without an error."
+    while error:
+        text = without_secrets(" ".join(error.message.split()))
+        if error.cls_name in ERROR_NAMES:
+            return text.removeprefix("boring_assets.errors.")
+        error = error.cause
+    return f"Run {run_id} failed: {text.rstrip('.')}. {_where(run_id)}"
+
+
+def _where(run_id: str) -> str:
+    home = shlex.quote(os.environ["DAGSTER_HOME"])
+    return (
+        f"The whole trace is in Dagster: DAGSTER_HOME={home} dagster dev -m boring_assets.definitions, then "
+        f"http://127.0.0.1:3000/runs/{run_id}"
+    )
 
 
 def run_to_the_end(

@@ -84,7 +84,7 @@ def test_the_gpu_benchmark_says_how_fast_a_model_is(run: CommandLine) -> None:
         (PRICES.replace("10.0", "-1"), ["machine.1.price_per_hour: expected a number of at least 0"]),
         (PRICES + "discount = 1", ["storage.discount: expected no entry"]),
         ("currency = 'EUR'", ["machine: expected a value"]),
-        ("[[machine]\n", ["not TOML", "line 1"]),
+        ("[[machine]\n", ["cannot be parsed as toml", "line 1"]),
     ],
 )
 def test_a_wrong_price_file_is_named_with_what_is_wrong_in_it(

@@ -10,9 +10,11 @@ import subprocess
 import termios
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
-from boring_assets.errors import SettingsError
+from boring_assets.commands.runs import explain
+from boring_assets.errors import SettingsError, StorageError
 from boring_assets.instance.homes import open_instance
 from tests.command_line import CommandLine
 from tests.waiting import HANG_SECONDS, wait_for
@@ -172,3 +174,34 @@ def test_a_home_with_the_removed_storage(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "dagster.yaml").write_text(storage)
     with pytest.raises(SettingsError, match="Delete the section `storage` from that file"):
         open_instance("out")
+
+
+def test_an_unexpected_failure_shows_its_innermost_cause_and_where_the_trace_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "/my home")
+
+    @dg.op
+    def write(context: dg.OpExecutionContext) -> None:
+        try:
+            raise OSError(28, "No space left on device", "/data/out")
+        except OSError as error:
+            if context.run.tags.get("expected"):
+                raise StorageError("Cannot write /data/out: the disk is full.") from error
+            raise RuntimeError("something of a library") from error
+
+    @dg.job
+    def job() -> None:
+        write()
+
+    result = job.execute_in_process(raise_on_error=False)
+    error = explain(result).error
+    assert error.startswith(
+        f"Run {result.run_id} failed: OSError: [Errno 28] No space left on device: '/data/out'. "
+    )
+    assert "DAGSTER_HOME='/my home' dagster dev" in error
+    assert error.endswith(f"/runs/{result.run_id}")
+    assert "\n" not in error
+
+    result = job.execute_in_process(raise_on_error=False, tags={"expected": "yes"})
+    assert explain(result).error == "StorageError: Cannot write /data/out: the disk is full."

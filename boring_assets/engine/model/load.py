@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boring_assets.engine.decoding.decode import Preprocess
+from boring_assets.engine.model.names import DEFAULT_TAGS, name_of_transformers_directory, open_clip_name
+from boring_assets.engine.model.trust import check_model
 from boring_assets.errors import ModelError
 from boring_assets.secrets import without_secrets
 from boring_assets.tiny import TINY_DIR, TINY_NAME
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-DEFAULT_TAGS = {"ViT-B-32": "laion2b_s34b_b79k"}
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,28 @@ def load_model(name: str, pretrained: str = "") -> ClipModel:
         name: An open_clip model name, `hf-hub:org/name`, a local directory with `open_clip_config.json`
             (with or without `local-dir:` before it), or `boring-tiny`.
         pretrained: For a model name: one of its pretrained tags, or the path of a checkpoint file. Empty
-            takes the default tag of the model, where it has only one or a well-known one.
+            takes the default tag of the model, where it has only one or a well-known one. Empty for the
+            others, which bring their weights.
 
     Returns:
         The model.
 
     Raises:
-        ModelError: The name or tag is unknown, the checkpoint does not fit, or weights cannot be fetched.
+        ModelError: The name or tag is unknown, the checkpoint does not fit, the weights cannot be fetched, or
+            the model asks for Python code of its own to be run.
     """
     target, tag, options = resolve(name, pretrained)
     import open_clip
 
     try:
+        if ":" in target:
+            check_model(target)
         with _without_random_weights():
             module = open_clip.create_model(
                 target, pretrained=tag or None, require_pretrained=True, **options
             )
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"The model {name!r}{f' with pretrained {tag!r}' if tag else ''} cannot be loaded "
@@ -89,18 +96,36 @@ def resolve(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
     Raises:
         ModelError: There is no such model, or no such tag of it.
     """
-    if name == TINY_NAME:
-        return f"local-dir:{TINY_DIR}", "", {}
-    if name.startswith(("hf-hub:", "local-dir:")):
-        return name, "", {}
-    if Path(name).is_dir():
-        if not (Path(name) / "open_clip_config.json").is_file():
-            raise ModelError(
-                f"The model directory {name} has no open_clip_config.json. Expected an open_clip model "
-                "directory: that file and the weights (open_clip_model.safetensors) beside it."
-            )
-        return f"local-dir:{name}", "", {}
-    return _resolve_name(name, pretrained)
+    folder = Path(TINY_DIR if name == TINY_NAME else name.removeprefix("local-dir:"))
+    is_hub = name.startswith("hf-hub:")
+    if not (is_hub or folder.is_dir() or name.startswith("local-dir:")):
+        return _resolve_name(name, pretrained)
+    if pretrained:
+        raise ModelError(
+            f"BORING_PRETRAINED is {pretrained!r}, but the model {name} brings its own weights. Leave "
+            "BORING_PRETRAINED empty, or set BORING_MODEL to the open_clip name of the checkpoint's model."
+        )
+    if not (is_hub or (folder / "open_clip_config.json").is_file()):
+        raise ModelError(
+            f"The model directory {folder} has no open_clip_config.json. Expected an open_clip model "
+            "directory: that file and the weights (open_clip_model.safetensors) beside it."
+            f"{_transformers(folder)}"
+        )
+    return name if is_hub else f"local-dir:{folder}", "", {}
+
+
+def _transformers(folder: Path) -> str:
+    if not (folder / "config.json").is_file():
+        return ""
+    known = name_of_transformers_directory(folder)
+    if not known:
+        return " This one has the format of transformers."
+    return f" This one has the format of transformers. open_clip has that model as well: {_settings(*known)}."
+
+
+def _settings(model: str, tag: str) -> str:
+    """A model's settings, ready to paste."""
+    return f"BORING_MODEL={model} BORING_PRETRAINED={tag}, or --model {model} --pretrained {tag}"
 
 
 def _resolve_name(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
@@ -109,6 +134,8 @@ def _resolve_name(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]
     known = open_clip.list_models()
     clean = name.replace("/", "-")
     if clean not in known:
+        if other := open_clip_name(name):
+            raise ModelError(f"open_clip calls the model {name!r} otherwise: set {_settings(*other)}.")
         near = difflib.get_close_matches(clean, [*known, TINY_NAME], n=5, cutoff=0.4)
         raise ModelError(
             f"There is no model {name!r}, nor a directory of that name.{_listed(' Near matches: ', near)} "

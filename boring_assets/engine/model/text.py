@@ -7,6 +7,7 @@ import numpy as np
 
 from boring_assets.engine.model.encoder import pick_device, pick_precision
 from boring_assets.engine.model.load import ClipModel, resolve
+from boring_assets.engine.model.trust import check_model
 from boring_assets.errors import ModelError
 
 BATCH = 256
@@ -66,8 +67,17 @@ def _tokenizer(model: ClipModel) -> Any:
     import open_clip
 
     try:
-        name = resolve(model.name, model.source)[0]
-        return open_clip.get_tokenizer(name if ":" in name else name.replace("/", "-"))
+        target = resolve(model.name, model.source)[0]
+        if ":" in target:
+            text = check_model(target)
+        else:
+            target = target.replace("/", "-")
+            text = (open_clip.get_model_config(target) or {}).get("text_cfg", {})
+        # Without this, transformers asks in a terminal whether it may run a model's code.
+        options = {"trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+        return open_clip.get_tokenizer(target, **options)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"The tokenizer of {model.name} cannot be loaded ({type(error).__name__}: {str(error)[:500]}). "

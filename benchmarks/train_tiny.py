@@ -1,4 +1,4 @@
-"""Trains `boring-tiny` from nothing, on drawn pictures: `python -m boring_assets.tiny.train`.
+"""Trains `boring-tiny` from nothing, on drawn pictures: `python -m benchmarks.train_tiny`.
 
 First the text tower, alone: each word that counts (a number, a colour, a shape, a background) has a direction
 of its own, and a phrase goes where the sum of its words points. Then the image tower, contrastively: each
