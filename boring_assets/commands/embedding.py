@@ -19,7 +19,7 @@ from boring_assets.commands.runs import Outcome, run_range
 from boring_assets.datasets import Dataset
 from boring_assets.engine.results import Progress
 from boring_assets.engine.samples import Reason
-from boring_assets.errors import RunError, SettingsError, StorageError, without_class_name
+from boring_assets.errors import RunError, SettingsError, StorageError
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import ALIVE_LOCK, EMBED_JOB, is_of_command_line
 from boring_assets.output.totals import refresh_totals
@@ -172,7 +172,7 @@ def _run(
         summary.failed_shards |= outcome.failed_shards
         if outcome.stops:
             done = f" {some(summary.shards, 'shard')} committed before it." if summary.shards else ""
-            raise RunError(f"{without_class_name(outcome.error)}{done}")
+            raise RunError(outcome.error + done)
     return summary
 
 

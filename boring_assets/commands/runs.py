@@ -10,7 +10,7 @@ import dagster as dg
 from boring_assets.assets.image_embeddings import FAILED_SHARDS
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.results import Progress
-from boring_assets.errors import ERROR_NAMES, RunError
+from boring_assets.errors import ERROR_NAMES, RunError, without_class_name
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.secrets import without_secrets
@@ -119,7 +119,7 @@ def explain(result: dg.ExecuteInProcessResult) -> Outcome:
         if said is not None:
             failed = said.metadata.get(FAILED_SHARDS)
             shards: Any = failed.value if failed else {}
-            return Outcome(said.description or "", shards, result.run_id)
+            return Outcome(without_class_name(said.description or ""), shards, result.run_id)
         if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
             raise KeyboardInterrupt
         return Outcome(_cause(data.error, result.run_id), run_id=result.run_id)
@@ -137,7 +137,7 @@ def _cause(error: Any, run_id: str) -> str:
     while error:
         text = without_secrets(" ".join(error.message.split()))
         if error.cls_name in ERROR_NAMES:
-            return text.removeprefix("boring_assets.errors.")
+            return without_class_name(text.removeprefix("boring_assets.errors."))
         error = error.cause
     return f"Run {run_id} failed: {text.rstrip('.')}. {_where(run_id)}"
 

@@ -135,7 +135,7 @@ def test_credentials_that_run_out_stop_the_run_and_keep_what_is_committed(
             patch.setattr("boring_assets.engine.reader.open_shard", expire)
             outcome = mine.run(keys[0], keys[-1])
         assert outcome.stops, "one error for the run, not one for each shard"
-        assert outcome.error.startswith("StorageError: Cannot read s3://")
+        assert outcome.error.startswith("Cannot read s3://")
         assert "the credentials" in outcome.error
         done = [event.partition for event in mine.events()]
         assert len(done) < len(keys)

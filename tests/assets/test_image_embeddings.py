@@ -210,7 +210,7 @@ def test_a_model_that_cannot_be_had_stops_the_run(tmp_path: Path, project: NewPr
     shards(tmp_path, 1)
     mine = project(model="no-such-model")
     mine.register()
-    assert mine.run("00000").error.startswith("ModelError: ")
+    assert mine.run("00000").error.startswith("There is no model ")
     assert "no-such-model" in mine.run("00000").error
     assert mine.events() == []
 

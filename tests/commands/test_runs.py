@@ -204,4 +204,4 @@ def test_an_unexpected_failure_shows_its_innermost_cause_and_where_the_trace_is(
     assert "\n" not in error
 
     result = job.execute_in_process(raise_on_error=False, tags={"expected": "yes"})
-    assert explain(result).error == "StorageError: Cannot write /data/out: the disk is full."
+    assert explain(result).error == "Cannot write /data/out: the disk is full."
