@@ -99,6 +99,7 @@ def report_done(home: Home, per_run: int, count: int) -> int:
     from dagster._core.events.log import EventLogEntry
 
     from boring_assets.assets.events import materialization
+    from boring_assets.datasets import ASSET_KEY
     from boring_assets.definitions import build_definitions
     from resources.source import ShardSource
 
@@ -107,14 +108,17 @@ def report_done(home: Home, per_run: int, count: int) -> int:
     facts = {
         "rows": 10_000, "embedded": 9_990, "failed": 10, "failed_by_reason": {"not_downloaded": 10},
         "model": "boring-tiny", "pretrained": "", "weights_digest": "0" * 64, "precision": "fp32",
-        "settings": settings.embedding_version(), "seconds": 12.5, "image_bytes": 240_000_000,
-        "device": "cuda:0",
+        "settings": settings.embedding_version(),
     }  # fmt: skip
+    more = {"seconds": 12.5, "images_per_second": 800.0, "device": "cuda:0"}
     shards = ShardSource.from_settings(settings).discover().shards[:count]
     for start in range(0, len(shards), per_run):
         run = home.instance.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS)
         for shard in shards[start : start + per_run]:
-            event = materialization(shard, facts, f"{home.output}/image_embeddings/{shard.key}.parquet")
+            uris = tuple(
+                f"{home.output}/image_{kind}/{shard.key}.parquet" for kind in ("embeddings", "failures")
+            )
+            event = materialization(ASSET_KEY, shard, facts, (uris[0], uris[1]), more)
             entry = EventLogEntry(
                 error_info=None, level=20, user_message="", run_id=run.run_id, timestamp=time.time(),
                 step_key="image_embeddings", job_name=run.job_name,

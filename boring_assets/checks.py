@@ -5,7 +5,7 @@ grow with the number of partitions in Dagster's event log. Each result names the
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import dagster as dg
 
@@ -14,10 +14,11 @@ from boring_assets.errors import BoringError
 from boring_assets.output.judgement import CHECKS, Committed, Found
 from boring_assets.output.measures import measure_all
 from boring_assets.settings import Settings
-from boring_assets.tags import BACKFILL_TAG
+from boring_assets.tags import BACKFILL_TAG, RESUME_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
+STEP = "image_embeddings_checks"
 _NAMED = 50
 _WAITING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
 
@@ -31,7 +32,7 @@ def define_checks(settings: Settings, dataset: Dataset) -> dg.AssetChecksDefinit
     by_output = {spec.get_python_identifier(): spec for spec in specs}
 
     @dg.op(
-        name=dataset.local_name("image_embeddings_checks"),
+        name=dataset.local_name(STEP),
         out={name: dg.Out(dg.Nothing, is_required=False) for name in by_output},
         tags={"dagster/priority": "-1"},  # a run that embeds does so first
         required_resource_keys=dataset.resource_keys("source", "embeddings"),
@@ -40,18 +41,15 @@ def define_checks(settings: Settings, dataset: Dataset) -> dg.AssetChecksDefinit
         source: ShardSource = dataset.resource(context, "source")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         if _is_followed(context.instance, context.run):
-            context.log.info("Further runs of this backfill wait; the last one of them checks everything.")
+            context.log.info("More runs of this backfill are queued; the last one evaluates the checks.")
             return
         wanted = {key.name for key in context.selected_asset_check_keys}
-        try:
-            committed = look(context.instance, source, embeddings, settings, dataset)
-        except BoringError as error:
-            # A check must not fail the run that it follows; one that could not look has not passed.
-            yield from (_unknown(name, error, dataset) for name in CHECKS if name in wanted)
-            return
-        for name, (severity, find) in CHECKS.items():
-            if name in wanted:
-                yield _result(name, severity, find(committed), len(committed.measures), dataset)
+        results = evaluate(context.instance, source, embeddings, settings, dataset)
+        results = [result for result in results if result.check_name in wanted]
+        yield from results
+        # A run of the backfill that was created later has a newer row, which the UI shows.
+        if _is_newer_run_planned(context.instance, context.run, dataset):
+            _report(context.instance, results)
 
     # `multi_asset_check` would make this step wait for an output of the asset's step, which reports each
     # partition by itself and has none: in every run of the web UI the checks would count as skipped.
@@ -63,8 +61,70 @@ def define_checks(settings: Settings, dataset: Dataset) -> dg.AssetChecksDefinit
     )
 
 
+def evaluate_after_retry(
+    context: dg.AssetExecutionContext,
+    source: ShardSource,
+    embeddings: EmbeddingsIOManager,
+    settings: Settings,
+    dataset: Dataset,
+) -> None:
+    """Reports the checks at the end of a retry, which repeats the failed step and not the checks' step.
+
+    Dagster shows checks as not evaluated as soon as a partition is reported after them, and a retry reports
+    all of its partitions.
+    """
+    steps = context.run.step_keys_to_execute or ()
+    step = dataset.local_name(STEP)
+    if context.run.tags.get(RESUME_TAG) != "true" or step in steps:
+        return
+    if not _is_followed(context.instance, context.run):
+        _report(context.instance, evaluate(context.instance, source, embeddings, settings, dataset))
+
+
+def evaluate(
+    instance: dg.DagsterInstance,
+    source: ShardSource,
+    embeddings: EmbeddingsIOManager,
+    settings: Settings,
+    dataset: Dataset,
+) -> list[dg.AssetCheckResult]:
+    """Returns the result of each check over everything that is committed."""
+    try:
+        committed = look(instance, source, embeddings, settings, dataset)
+    except BoringError as error:
+        # A check must not fail the run that it follows; one that could not look has not passed.
+        return [_unknown(name, error, dataset) for name in CHECKS]
+    return [
+        _result(name, severity, find(committed), len(committed.measures), dataset)
+        for name, (severity, find) in CHECKS.items()
+    ]
+
+
+def _report(instance: dg.DagsterInstance, results: Iterable[dg.AssetCheckResult]) -> None:
+    """Stores results outside of a run's plan."""
+    for result in results:
+        assert result.asset_key is not None and result.check_name is not None  # noqa: PT018
+        instance.report_runless_asset_event(
+            dg.AssetCheckEvaluation(
+                asset_key=result.asset_key,
+                check_name=result.check_name,
+                passed=result.passed,
+                metadata=result.metadata,
+                severity=result.severity,
+                description=result.description,
+            )
+        )
+
+
+def _is_newer_run_planned(instance: dg.DagsterInstance, run: dg.DagsterRun, dataset: Dataset) -> bool:
+    """Returns whether Dagster's newest record of the checks belongs to another run."""
+    keys = [dg.AssetCheckKey(dataset.embeddings, name) for name in CHECKS]
+    latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
+    return any(record.run_id != run.run_id for record in latest.values())
+
+
 def _is_followed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Whether another run of the same backfill is still to be started, which will look at the same output."""
+    """Returns whether a run of the same backfill is queued, which will look at the same output."""
     if BACKFILL_TAG not in run.tags:
         return False
     tags = {BACKFILL_TAG: run.tags[BACKFILL_TAG]}

@@ -4,6 +4,7 @@
     ├── SettingsError     a setting or an argument is missing or wrong
     ├── StorageError      a URI cannot be listed, read or written
     ├── ShardError        one shard cannot be read; the other shards of the run go on
+    │   └── ChangedShardError   the shard changed while it was read; the next attempt reads it as it is now
     ├── ModelError        the model or its device is not available; stops a run
     └── RunError          a Dagster run that the command line started has failed
 
@@ -26,6 +27,10 @@ class StorageError(BoringError):
 
 class ShardError(BoringError):
     """One shard cannot be read. The other shards of the run go on."""
+
+
+class ChangedShardError(ShardError):
+    """A shard changed while it was read; the next attempt reads it as it is now."""
 
 
 class ModelError(BoringError):

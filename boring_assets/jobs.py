@@ -53,7 +53,7 @@ def define_hourly_check(dataset: Dataset) -> dg.ScheduleDefinition:
         name=dataset.local_name("check_hourly"),
         job=job,
         cron_schedule="@hourly",
-        description="Runs the checks every hour.",
+        description="Optional: runs the checks of image_embeddings every hour. Backfills run them too.",
     )
 
 

@@ -1,15 +1,15 @@
-"""The sensor on the input: registers new shards and requests runs for new and changed ones."""
+"""The sensors: `new_shards` embeds what is new in the input, `index_after_embedding` updates the index."""
 
-import base64
-import json
-import zlib
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
+from boring_assets.attempts import Attempt, describe, first_attempt, from_cursor, judge_failures, to_cursor
 from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
 from boring_assets.jobs import EMBED_JOB
+from boring_assets.live_runs import fail_dead_runs
 from boring_assets.secrets import without_secret_causes
 from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
@@ -30,78 +30,104 @@ def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefiniti
         job_name=dataset.local_name(EMBED_JOB),
         minimum_interval_seconds=settings.sensor_seconds,
         required_resource_keys=dataset.resource_keys("source", "embeddings"),
-        description=__doc__,
+        description="Turn this on first: it finds new and changed shards in the input, and embeds them. "
+        "A shard that failed is tried again after a growing pause.",
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
-    def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    def new_shards(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         source: ShardSource = dataset.resource(context, "source")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
+        instance = context.instance
         try:
+            fail_dead_runs(instance)
             embeddings.check_input(source.root())
             found = source.discover()
-            added = register(context.instance, found, dataset, settings.device)
-            stock = get_shard_states(context.instance, found, version, embeddings.committed, dataset)
+            added = register(instance, found, dataset, settings.device)
+            states = get_shard_states(instance, found, version, embeddings.committed, dataset)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
-        asked = _still_asked(_unpack(context.cursor), stock)
-        requests = list(_requests(stock, asked, settings.partitions_per_run))
-        cursor = _pack(asked)
+        attempts = _update(instance, dataset.embeddings, from_cursor(context.cursor), states, settings)
+        text = f"{_summary(states, added)} {describe(attempts, states.states)}".strip()
+        requests = list(_requests(states, attempts, settings.partitions_per_run))
         if not requests:
-            return dg.SensorResult(skip_reason=dg.SkipReason(_summary(stock, added)), cursor=cursor)
-        return dg.SensorResult(run_requests=requests, cursor=cursor)
+            return dg.SensorResult(skip_reason=dg.SkipReason(text), cursor=to_cursor(attempts))
+        context.log.info(text)
+        return dg.SensorResult(run_requests=requests, cursor=to_cursor(attempts))
 
     return new_shards
 
 
 def define_automation(settings: Settings, dataset: Dataset) -> dg.SensorDefinition:
     """The sensor that updates `embedding_index` after runs that embed; off until somebody turns it on."""
-    name = "index_after_embedding" if dataset.shares_location else "default_automation_condition_sensor"
     return dg.AutomationConditionSensorDefinition(
-        dataset.local_name(name),
+        dataset.local_name("index_after_embedding"),
+        description="Optional, with the extra `search`: updates `embedding_index` after runs that embed.",
         target=dg.AssetSelection.assets(dataset.asset("embedding_index")),
         minimum_interval_seconds=settings.sensor_seconds,
         default_status=dg.DefaultSensorStatus.STOPPED,
     )
 
 
-def _pack(asked: dict[str, str]) -> str:
-    """The cursor: Dagster stores it with each tick, and shows it nowhere, so it is as short as may be."""
-    return base64.b85encode(zlib.compress(json.dumps(asked).encode(), 9)).decode()
+def _update(
+    instance: dg.DagsterInstance,
+    asset: dg.AssetKey,
+    requested: Mapping[str, Attempt],
+    states: ShardStates,
+    settings: Settings,
+) -> dict[str, Attempt]:
+    """Returns the attempts of the shards that are not done; failed ones have the time of the next one."""
+    attempts: dict[str, Attempt] = {}
+    failed: dict[str, Attempt] = {}
+    for key, state in states.states.items():
+        attempt = requested.get(key)
+        if state is State.RUNNING:
+            if attempt:
+                attempts[key] = attempt.requested()
+        elif state in PENDING:
+            version = states.shards[key].version
+            if attempt is None and state is State.FAILED:  # in a run of somebody else's
+                attempt = first_attempt(version)
+            if attempt and attempt.is_of(version):
+                attempts[key] = attempt
+                if state is State.FAILED and attempt.retry_at is None:
+                    failed[key] = attempt
+    return attempts | judge_failures(instance, asset, failed, settings.sensor_seconds)
 
 
-def _unpack(cursor: str | None) -> dict[str, str]:
-    """What `_pack` was given; earlier versions of the project wrote plain JSON."""
-    if not cursor or cursor.startswith("{"):
-        return dict(json.loads(cursor or "{}"))
-    return dict(json.loads(zlib.decompress(base64.b85decode(cursor))))
+def _requests(states: ShardStates, attempts: dict[str, Attempt], most: int) -> Iterator[dg.RunRequest]:
+    """Yields requests for the shards whose time has come, and notes them as requested.
 
+    Shards that failed before go into smaller runs each time: one that ends its process takes others with it.
 
-def _still_asked(asked: dict[str, str], stock: ShardStates) -> dict[str, str]:
-    """Versions that were requested and are not done: in the queue, running, or failed for good.
+    The requests carry no `run_key`: Dagster drops a request whose key it has seen, and a shard can come back
+    in a version that it had once. A tick that was cut short keeps its requests and its cursor without one.
 
-    A failed shard is asked for once a version: its run has retried it already.
+    Args:
+        states: Each shard's state.
+        attempts: What was requested and is not done; what is requested now is added.
+        most: Most partitions in one run.
     """
-    return {k: version for k, version in asked.items() if stock.states.get(k) in (*PENDING, State.RUNNING)}
+    now = time.time()
+    due: dict[int, list[str]] = {}
+    for key in states.keys(PENDING):
+        attempt = attempts.get(key)
+        if attempt is None or attempt.is_due(now):
+            due.setdefault(attempt.failures if attempt else 0, []).append(key)
+    running = sum(states.states[key] is State.RUNNING for key in attempts)
+    room, runs = _RUNS_PER_TICK * most - running, _RUNS_PER_TICK
+    for failures, keys in sorted(due.items()):
+        chosen = keys[: max(0, room)]
+        for first, last, count in ranges(states.order, chosen, max(1, most >> failures))[:runs]:
+            start = states.order.index(first)
+            for key in states.order[start : start + count]:
+                attempt = attempts.get(key) or first_attempt(states.shards[key].version)
+                attempts[key] = attempt.requested()
+            room, runs = room - count, runs - 1
+            yield dg.RunRequest(tags=range_tags(first, last))
 
 
-def _requests(stock: ShardStates, asked: dict[str, str], most: int) -> Iterator[dg.RunRequest]:
-    """Requests for the shards that nobody asked for in their present version; notes them as asked.
-
-    They carry no `run_key`: Dagster drops a request whose key it has seen, and a shard can come back in a
-    version that it had once. A tick that was cut short keeps its requests and its cursor without one.
-    """
-    wanted = [key for key in stock.keys(PENDING) if asked.get(key) != stock.shards[key].version]
-    # A run in the queue counts as running; what was asked for and is not, was cancelled or failed.
-    waiting = sum(stock.states[key] is State.RUNNING for key in asked)
-    room = max(0, _RUNS_PER_TICK * most - waiting)
-    chosen = set(wanted[:room])
-    for first, last, _ in ranges(stock.order, chosen, most)[:_RUNS_PER_TICK]:
-        keys = stock.order[stock.order.index(first) : stock.order.index(last) + 1]
-        asked.update({key: stock.shards[key].version for key in keys})
-        yield dg.RunRequest(tags=range_tags(first, last))
-
-
-def _summary(stock: ShardStates, added: list[str]) -> str:
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(stock.count().items()))
-    return f"Nothing to request ({counts or 'the input has no shards'}; {len(added)} newly registered)."
+def _summary(states: ShardStates, added: list[str]) -> str:
+    """Returns how many shards are in each state."""
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(states.count().items()))
+    return f"Shards: {counts or 'none in the input'}; {len(added)} newly registered."

@@ -1,4 +1,4 @@
-"""What is done and what is not: the input's shards against Dagster's record of each partition."""
+"""The state of each shard: the input's shards compared with Dagster's record of their partitions."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
@@ -18,7 +18,11 @@ _ADD_AT_ONCE = 5000
 
 
 class State(StrEnum):
-    """What a shard is to Dagster."""
+    """The state of a shard.
+
+    `LOST` is reported as done and has no embeddings file; `GONE` is a partition without a shard; a `GROWING`
+    shard is still being written.
+    """
 
     NEW = "new"
     CHANGED = "changed"
@@ -36,7 +40,7 @@ PENDING = (State.NEW, State.CHANGED, State.FAILED, State.LOST)
 
 @dataclass(frozen=True)
 class ShardStates:
-    """Every shard's state at one moment.
+    """The state of every shard at one moment.
 
     Attributes:
         states: State by partition key, for each shard of the input and each partition that Dagster knows.
@@ -49,31 +53,31 @@ class ShardStates:
     order: list[str]
 
     def count(self) -> Counter[State]:
-        """How many shards are in each state."""
+        """Returns how many shards are in each state."""
         return Counter(self.states.values())
 
     def keys(self, states: Iterable[State]) -> list[str]:
-        """Keys of the registered partitions in any of some states, in Dagster's order."""
+        """Returns the keys of the registered partitions in some states, in Dagster's order."""
         wanted = set(states)
         return [key for key in self.order if self.states[key] in wanted]
 
 
 def register(
-    instance: dg.DagsterInstance, found: Discovery, dataset: Dataset = UNNAMED, device: str = "auto"
+    instance: dg.DagsterInstance, discovery: Discovery, dataset: Dataset = UNNAMED, device: str = "auto"
 ) -> list[str]:
     """Adds the partitions of shards that are new, and prepares the pool for their runs.
 
     Args:
         instance: Dagster's instance.
-        found: What the input holds.
-        dataset: Whose shards these are.
+        discovery: The shards of the input.
+        dataset: The dataset's names.
         device: The setting `device`.
 
     Returns:
         The keys that were added, in order.
     """
     known = set(dataset.keys(instance))
-    new = [shard.key for shard in found.shards if shard.key not in known]
+    new = [shard.key for shard in discovery.shards if shard.key not in known]
     for start in range(0, len(new), _ADD_AT_ONCE):
         instance.add_dynamic_partitions(str(dataset.shards.name), new[start : start + _ADD_AT_ONCE])
     _prepare_pool(instance, device)
@@ -93,7 +97,9 @@ def _prepare_pool(instance: dg.DagsterInstance, device: str) -> None:
         except (IntegrityError, InternalError):  # PostgreSQL gives the latter
             if POOL not in storage.get_concurrency_keys():  # else another process did so at the same moment
                 raise
-    if POOL not in storage.get_concurrency_keys():
+    # Other launchers send runs to machines with devices of their own.
+    local = isinstance(instance.run_launcher, dg.DefaultRunLauncher)
+    if local and POOL not in storage.get_concurrency_keys():
         storage.set_concurrency_slots(POOL, len(devices(device)))
     # Dagster frees the slot of a run that was killed only where `run_monitoring` says so.
     for run_id in storage.get_concurrency_info(POOL).active_run_ids:
@@ -104,87 +110,85 @@ def _prepare_pool(instance: dg.DagsterInstance, device: str) -> None:
 
 def get_shard_states(
     instance: dg.DagsterInstance,
-    found: Discovery,
+    discovery: Discovery,
     settings: str,
     committed: Callable[[], Collection[str]],
     dataset: Dataset = UNNAMED,
 ) -> ShardStates:
-    """Compares the input with Dagster's record.
+    """Returns the state of each shard of the input and of each partition.
 
     Args:
         instance: Dagster's instance.
-        found: What the input holds.
-        settings: The settings that decide an embedding's numbers; see `Settings.embedding_version`.
-        committed: Lists the partitions whose embeddings file is there; one that Dagster has an event of
-            and that is not among them is lost. Asked after Dagster is, since a run commits before it
-            reports.
-        dataset: Whose shards these are.
-
-    Returns:
-        The state of each shard.
+        discovery: The shards of the input.
+        settings: The present `Settings.embedding_version`.
+        committed: Lists the partitions that have an embeddings file. It is called after Dagster's record was
+            read: a run commits a shard before it reports it.
+        dataset: The dataset's names.
     """
     order = dataset.keys(instance)
-    shards = {shard.key: shard for shard in found.shards}
+    shards = {shard.key: shard for shard in discovery.shards}
     recorded = instance.event_log_storage.get_latest_tags_by_partition(
         dataset.embeddings, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
     )
     statuses = instance.get_status_by_partition(dataset.embeddings, order, dataset.shards) if order else None
-    named = {key: status.value for key, status in (statuses or {}).items() if status}
-    there = committed()
-    states = dict.fromkeys(found.growing, State.GROWING)
-    for key in [*order, *shards]:
-        made = recorded.get(key, {}).get(DATA_VERSION_TAG)
-        states[key] = _state(shards.get(key), made, named.get(key, ""), settings, key in there)
-    growing = {key: State.GROWING for key in found.growing if states[key] is State.GONE}
-    return ShardStates({**states, **growing}, shards, order)
+    files = committed()
+    states = {
+        key: _state(
+            shards.get(key),
+            recorded.get(key, {}).get(DATA_VERSION_TAG, ""),
+            getattr((statuses or {}).get(key), "value", ""),
+            settings,
+            key in files,
+        )
+        for key in [*order, *shards]
+    }
+    for key in discovery.growing:
+        if states.get(key, State.GONE) is State.GONE:
+            states[key] = State.GROWING
+    return ShardStates(states, shards, order)
 
 
-def _state(
-    shard: Shard | None,
-    made: str | None,
-    status: str,
-    settings: str,
-    committed: bool,
-) -> State:
+def _state(shard: Shard | None, recorded: str, status: str, settings: str, has_file: bool) -> State:
+    """Returns the state of one shard from the data version and the status that Dagster has of it."""
     if shard is None:
         return State.GONE
     if status == "IN_PROGRESS":
         return State.RUNNING
-    source_version, _, made_with = (made or "").partition("@")
-    if source_version != shard.version:
-        if status == "FAILED":
-            return State.FAILED
-        return State.CHANGED if made else State.NEW
-    if not committed:
-        return State.FAILED if status == "FAILED" else State.LOST
-    return State.DONE if made_with == settings else State.OTHER_SETTINGS
+    source_version, _, made_with = recorded.partition("@")
+    if source_version == shard.version and has_file:
+        return State.DONE if made_with == settings else State.OTHER_SETTINGS
+    if status == "FAILED":
+        return State.FAILED
+    if source_version == shard.version:
+        return State.LOST
+    return State.CHANGED if recorded else State.NEW
 
 
 def data_version(source_version: str, settings: str) -> str:
-    """What a partition was made from and with: Dagster's data version of it."""
+    """Returns Dagster's data version of a partition: the version of its shard, and the settings."""
     return f"{source_version}@{settings}"
 
 
-def ranges(order: list[str], wanted: Iterable[str], most: int) -> list[tuple[str, str, int]]:
-    """Cuts a selection into contiguous ranges of partitions, which is what a run can be given.
+def ranges(order: list[str], selection: Iterable[str], most: int) -> list[tuple[str, str, int]]:
+    """Returns a selection as contiguous ranges of partitions, in order; a run can be given one range.
 
     Args:
         order: All partition keys in Dagster's order.
-        wanted: The selection.
+        selection: The keys to cover.
         most: Most partitions in one range.
 
     Returns:
-        First key, last key and number of partitions of each range, in order.
+        First key, last key and number of partitions of each range.
     """
-    selected = set(wanted)
-    found: list[tuple[str, str, int]] = []
-    open_range = False
+    selected = set(selection)
+    cut: list[tuple[str, str, int]] = []
+    is_open = False
     for key in order:
         if key not in selected:
-            open_range = False
-        elif open_range and found[-1][2] < most:
-            found[-1] = (found[-1][0], key, found[-1][2] + 1)
+            is_open = False
+        elif is_open and cut[-1][2] < most:
+            cut[-1] = (cut[-1][0], key, cut[-1][2] + 1)
         else:
-            found.append((key, key, 1))
-            open_range = True
-    return found
+            cut.append((key, key, 1))
+            is_open = True
+    return cut

@@ -1,4 +1,4 @@
-"""Tags of runs and materializations, and the pool of the runs. Names with `dagster/` are Dagster's own."""
+"""Tags of runs and materializations, and other names that runs share; `dagster/...` are Dagster's own."""
 
 DATA_VERSION_TAG = "dagster/data_version"
 """The one tag whose latest value Dagster gives for all partitions by a single query."""
@@ -7,12 +7,19 @@ RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
 RESUME_TAG = "dagster/is_resume_retry"
 """Set by Dagster on a retry "from failure", automatic or by the UI's button."""
+RETRY_FAILURES_TAG = "dagster/retry_on_asset_or_op_failure"
+"""With the value `false`, Dagster's `run_retries` does not retry the run because a step failed in it."""
 
 ADOPT_TAG = "boring_assets/adopt"
 """A run with it keeps the partitions that are committed and up to date, and embeds the others."""
 REDO_TAG = "boring_assets/redo"
 """A run with it keeps nothing, and may leave the embeddings of other settings beside its own."""
 MAX_SAMPLES_TAG = "boring_assets/max_samples"
+DAMAGED_TAG = "boring_assets/damaged_shards"
+"""On a failed run that a retry cannot mend: how many shards are damaged; 0 where a setting is wrong."""
+
+FAILED_SHARDS = "failed_shards"
+"""Metadata of a failed step: why each shard failed, by key."""
 
 POOL = "gpu"
 

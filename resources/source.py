@@ -4,7 +4,7 @@ import dagster as dg
 
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.samples import ColumnNames, Shard
-from boring_assets.errors import SettingsError, ShardError
+from boring_assets.errors import ChangedShardError, SettingsError, ShardError
 from boring_assets.settings import Settings, config_field
 from boring_assets.storage.root import Root, check_readable, open_root
 from partitions.discovery import Discovery, discover, find_shard
@@ -82,7 +82,7 @@ class ShardSource(dg.ConfigurableResource):
             StorageError: The input as a whole cannot be read.
         """
         if find_shard(self.root(), shard.key).version != shard.version:
-            raise ShardError(
+            raise ChangedShardError(
                 f"{shard.uri}, or the tar beside it, has changed since this run began, so what was read may "
                 "be a mixture. Nothing of it is kept; the run's retry, or the next run, embeds what is there."
             )

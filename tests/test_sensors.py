@@ -1,9 +1,15 @@
 """What the sensor asks for, tick by tick; that its runs do it is tried in tests/e2e."""
 
+import base64
 import json
+import random
 import shutil
 import subprocess
 import sys
+import time
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -11,10 +17,12 @@ import pytest
 from dagster._core.definitions.run_request import RunRequest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 
+from boring_assets.attempts import DAMAGED_ATTEMPTS, Attempt, from_cursor, to_cursor
+from boring_assets.commands.runs import run_range
 from boring_assets.definitions import build_definitions
-from boring_assets.sensors import _pack, _unpack
+from boring_assets.errors import SettingsError
 from boring_assets.settings import Settings
-from boring_assets.tags import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG
+from boring_assets.tags import ADOPT_TAG, RANGE_END_TAG, RANGE_START_TAG, range_tags
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 from tests.test_shard_states import instance, report_done, settings, write
@@ -102,9 +110,154 @@ def test_the_cursor_is_short_and_that_of_an_earlier_version_is_understood(
     assert not tick(settings, instance, json.dumps(asked)).run_requests
     asked["00001"] = "another version"
     assert spans(tick(settings, instance, json.dumps(asked)).run_requests) == [("00001", "00001")]
-    many = {f"{number:05d}": f"{number:016x}" for number in range(1000)}
-    assert _unpack(_pack(many)) == many
-    assert len(_pack(many)) < len(json.dumps(many)) / 2
+    packed = base64.b85encode(zlib.compress(json.dumps(asked).encode())).decode()
+    assert spans(tick(settings, instance, packed).run_requests) == [("00001", "00001")]
+
+
+def test_the_cursor_of_100_000_failed_shards_is_small() -> None:
+    digits = random.Random(1)
+    attempts = {
+        f"{number:05d}": Attempt(
+            f"{digits.getrandbits(24):06x}", 2, 0, 1_790_000_000 + number // 1000, "lost"
+        )
+        for number in range(100_000)
+    }
+    assert from_cursor(to_cursor(attempts)) == attempts
+    assert len(to_cursor(attempts)) < 900_000
+
+
+def fail_run(
+    settings: Settings, instance: dg.DagsterInstance, first: str, last: str, error: Exception | None = None
+) -> None:
+    """Runs a range as a launcher does, and has it fail: by an error in the step, or by a lost process."""
+    job = build_definitions(settings).resolve_job_def("embed_shards")
+    if error is None:
+        run = instance.create_run_for_job(job, tags=range_tags(first, last))
+        instance.report_run_failed(run, "The node was taken away.")
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShardSource, "find", lambda self, keys: (_ for _ in ()).throw(error))
+        result = job.execute_in_process(instance=instance, tags=range_tags(first, last), raise_on_error=False)
+    assert not result.success
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Moves the sensor's clock forward by some seconds."""
+    ahead = [0.0]
+    now = time.time
+    monkeypatch.setattr("boring_assets.sensors.time.time", lambda: now() + ahead[0])
+
+    def move(seconds: float) -> None:
+        ahead[0] += seconds
+
+    return move
+
+
+def test_a_lost_run_is_requested_again_as_often_as_it_takes(
+    settings: Settings, instance: dg.DagsterInstance, clock: Callable[[float], None]
+) -> None:
+    write(settings, 0, 4)
+    last = tick(settings, instance)
+    pauses = []
+    for _ in range(8):
+        assert spans(last.run_requests)[0][0] == "00000"
+        for first, end in spans(last.run_requests):
+            fail_run(settings, instance, first, end)
+        waits = tick(settings, instance, last.cursor)
+        assert not waits.run_requests
+        assert "Waits until " in waits.skip_message
+        assert "(The node was taken away.)" in waits.skip_message
+        retry_at = next(iter(from_cursor(waits.cursor).values())).retry_at
+        pauses.append(retry_at - time.time())
+        clock(pauses[-1] + 2)
+        last = tick(settings, instance, waits.cursor)
+    assert all(after >= before for before, after in pairwise(pauses))
+    assert pauses[0] < pauses[-1] <= 3600 + 2
+    # A shard that ends its process each time takes no other one with it any more.
+    assert len(spans(last.run_requests)) == 4
+
+
+def test_a_wrong_setting_is_tried_again_too(
+    settings: Settings, instance: dg.DagsterInstance, clock: Callable[[float], None]
+) -> None:
+    write(settings, 0)
+    last = tick(settings, instance)
+    for _ in range(DAMAGED_ATTEMPTS + 1):
+        assert spans(last.run_requests) == [("00000", "00000")]
+        fail_run(settings, instance, "00000", "00000", SettingsError("wrong"))
+        waits = tick(settings, instance, last.cursor)
+        assert "(SettingsError: wrong)" in waits.skip_message
+        clock(4000)
+        last = tick(settings, instance, waits.cursor)
+
+
+def test_a_damaged_shard_is_requested_a_few_times_and_again_when_it_changes(
+    settings: Settings, instance: dg.DagsterInstance, clock: Callable[[float], None]
+) -> None:
+    write(settings, 0, 2)
+    parquet = Path(settings.input_dir) / "00001.parquet"
+    parquet.write_bytes(parquet.read_bytes()[:-100])
+    last = tick(settings, instance)
+    requests = 0
+    for _ in range(DAMAGED_ATTEMPTS + 2):
+        for first, end in spans(last.run_requests):
+            requests += 1
+            run_range(settings, instance, first, end)
+        clock(4000)
+        last = tick(settings, instance, last.cursor)
+        if not last.run_requests:
+            clock(4000)
+            last = tick(settings, instance, last.cursor)
+    assert requests == DAMAGED_ATTEMPTS
+    assert "Not requested again until the file changes, after 3 failed runs: 00001" in last.skip_message
+    assert "cannot be read as parquet" in last.skip_message
+    write(settings, 1, seed=3)
+    assert spans(tick(settings, instance, last.cursor).run_requests) == [("00001", "00001")]
+
+
+def test_a_cancelled_run_is_left_alone_and_said(settings: Settings, instance: dg.DagsterInstance) -> None:
+    write(settings, 0)
+    first = tick(settings, instance)
+    job = build_definitions(settings).resolve_job_def("embed_shards")
+    run = instance.create_run_for_job(job, tags=range_tags("00000", "00000"))
+    instance.report_run_canceled(run)
+    second = tick(settings, instance, first.cursor)
+    assert not second.run_requests
+    assert "Run cancelled or deleted: 00000." in second.skip_message
+
+
+def test_a_run_that_lost_its_process_is_seen_by_the_next_tick(
+    settings: Settings, instance: dg.DagsterInstance, clock: Callable[[float], None]
+) -> None:
+    """Nobody else sees it where `dagster.yaml` is empty and the launching process is gone too."""
+    write(settings, 0)
+    first = tick(settings, instance)
+    job = build_definitions(settings).resolve_job_def("embed_shards")
+    run = instance.create_run_for_job(
+        job, tags=range_tags("00000", "00000"), status=dg.DagsterRunStatus.STARTED
+    )
+    code = (
+        "import os, sys, dagster as dg\n"
+        "from boring_assets.live_runs import mark_alive\n"
+        "with mark_alive(dg.DagsterInstance.get(), sys.argv[1]):\n"
+        "    print('alive', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, run.run_id], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "alive\n"
+    alive = tick(settings, instance, first.cursor)
+    assert "1 running" in alive.skip_message
+    process.kill()
+    process.wait()
+    dead = tick(settings, instance, alive.cursor)
+    assert instance.get_run_by_id(run.run_id).status is dg.DagsterRunStatus.FAILURE
+    assert "The process of this run ended" in dead.skip_message
+    clock(4000)
+    assert spans(tick(settings, instance, dead.cursor).run_requests) == [("00000", "00000")]
 
 
 def test_a_lost_shard_is_asked_for_once(settings: Settings, instance: dg.DagsterInstance) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from boring_assets.assets.image_embeddings import FAILED_SHARDS
+from boring_assets.assets.failures import fail_for_shards, failing_with_reason
 from boring_assets.datasets import Dataset, all_committed, backfill_policy
 from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.model.text import TextEncoder
@@ -48,8 +48,8 @@ def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinit
     def clip_scores(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
         clip: ClipResource = dataset.resource(context, "clip")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
-        failed: dict[str, str] = {}
-        try:
+        failed: dict[str, BoringError] = {}
+        with failing_with_reason(context):
             embeddings.check()
             model = clip.encoder().model
             texts = TextEncoder(model, clip.device, clip.precision)
@@ -58,16 +58,9 @@ def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinit
                     metadata = _score(key, embeddings, model, texts, settings.caption_embeddings)
                     yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
                 except ShardError as error:
-                    failed[key] = str(error)
+                    failed[key] = error
                     context.log.error(f"Shard {key} failed: {error}")
-        except BoringError as error:
-            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
-        if failed:
-            shown = "\n".join(f"- {key}: {why}" for key, why in list(failed.items())[:20])
-            raise dg.Failure(
-                description=f"{len(failed)} of {len(context.partition_keys)} shards failed.\n{shown}",
-                metadata={FAILED_SHARDS: dg.MetadataValue.json(dict(list(failed.items())[:1000]))},
-            )
+        fail_for_shards(context, failed, len(context.partition_keys))
         yield all_committed()
 
     return clip_scores

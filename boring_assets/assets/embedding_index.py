@@ -1,14 +1,14 @@
 """A nearest-neighbour index over all of `image_embeddings`: a LanceDB table in `embedding_index/`.
 
-A run reads the shards that are new or changed since the last one and removes what is superseded or gone. Turn
-on `default_automation_condition_sensor`, and it follows the embeddings by itself.
+A run reads the shards that are new or changed since the last run, and removes what is superseded or gone.
+Turn on the sensor `index_after_embedding` to update it after each run that embeds.
 """
 
 import dagster as dg
 from pydantic import Field
 
+from boring_assets.assets.failures import failing_with_reason
 from boring_assets.datasets import Dataset
-from boring_assets.errors import BoringError
 from boring_assets.search.index import update_index
 from boring_assets.search.lance import FOLDER
 from boring_assets.wording import some
@@ -54,11 +54,9 @@ def define_embedding_index(dataset: Dataset) -> dg.AssetsDefinition:
     )
     def embedding_index(context: dg.AssetExecutionContext, config: IndexConfig) -> dg.MaterializeResult:
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
-        root = embeddings.root()
-        try:
+        with failing_with_reason(context):
+            root = embeddings.root()
             done = update_index(root, rebuild=config.rebuild, say=context.log.info)
-        except BoringError as error:
-            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
         if done.other_model:
             context.log.warning(
                 f"{some(len(done.other_model), 'shard')} of another model than the index's left out: "

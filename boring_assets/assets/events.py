@@ -1,4 +1,4 @@
-"""What Dagster is told of each committed shard."""
+"""The materialization of a committed shard: what Dagster stores and shows of one partition."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from boring_assets.datasets import ASSET_KEY
 from boring_assets.engine.samples import Shard
 from boring_assets.secrets import without_secrets
 from boring_assets.shard_states import data_version
@@ -14,73 +13,105 @@ from boring_assets.tags import DATA_VERSION_TAG
 
 _PREVIEW_ROWS = 5
 _PREVIEW_TEXT = 60
+# Known only to the run that embeds a shard. Everything else stands in the output's files.
+_OF_EMBEDDING_RUN = ("contact_sheet", "failures", "preview", "images_per_second", "seconds", "device")
+# As the UI shows them. Numbers become plots by partition, so only those are numbers that are worth a plot.
+_ORDER = (
+    "contact_sheet", "embedded", "failed", "failure_share", "images_per_second", "failures",
+    "failed_by_reason", "preview", "rows", "seconds", "device", "model", "adopted", "embedded_by",
+    "source_uri", "source_version", "output_uri", "failures_uri",
+)  # fmt: skip
 
 
 def materialization(
+    asset: dg.AssetKey,
     shard: Shard,
     facts: Mapping[str, Any],
-    uri: str,
-    *,
-    table: pa.Table | None = None,
-    failures_uri: str | None = None,
-    sheets: Mapping[str, str] | None = None,
-    adopted: bool = False,
-    asset: dg.AssetKey = ASSET_KEY,
+    uris: tuple[str, str],
+    more: Mapping[str, Any],
 ) -> dg.AssetMaterialization:
-    """The event of one committed shard; numbers are metadata that the UI plots by partition.
+    """Returns the event of one committed shard.
 
     Args:
+        asset: The asset that the shard is a partition of.
         shard: The shard.
-        facts: What the embeddings file says of itself, and `seconds`, `image_bytes` and `device` where
-            it was made just now.
-        uri: URI of the embeddings file.
-        table: Its rows, for a preview.
-        failures_uri: URI of the failures file.
-        sheets: Further Markdown to show, by name; empty ones are left out.
-        adopted: Whether an earlier run had committed it.
-        asset: The asset that it is a partition of.
-
-    Returns:
-        The event.
+        facts: The metadata of its embeddings file.
+        uris: URIs of its embeddings file and of its failures file.
+        more: Metadata from `embedding_metadata` or `adopted_metadata`.
     """
     rows, embedded, failed = (int(facts[name]) for name in ("rows", "embedded", "failed"))
     metadata: dict[str, Any] = {
-        "dagster/partition_row_count": embedded,
-        "rows": rows,
         "embedded": embedded,
         "failed": failed,
-        **{f"failed_{reason}": count for reason, count in facts.get("failed_by_reason", {}).items()},
-        "model": f"{facts['model']} {facts['pretrained']}".strip(),
-        "weights_digest": facts["weights_digest"],
-        "precision": facts["precision"],
+        "failure_share": round(failed / rows, 4) if rows else 0.0,
+        "rows": rows,
+        "model": f"{facts['model']} {facts['pretrained']}".strip() + f", {facts['precision']}",
         "source_uri": dg.MetadataValue.path(shard.uri),
         "source_version": shard.version,
-        "output_uri": dg.MetadataValue.path(uri),
+        "output_uri": dg.MetadataValue.path(uris[0]),
+        "failures_uri": dg.MetadataValue.path(uris[1]),
+        **more,
     }
-    if adopted:
-        metadata["adopted"] = True
-    if failures_uri:
-        metadata["failures_uri"] = dg.MetadataValue.path(failures_uri)
-    if seconds := facts.get("seconds"):
-        metadata |= {"seconds": round(seconds, 3), "images_per_second": round(rows / seconds, 2)}
-        metadata["image_bytes"] = facts["image_bytes"]
-    if device := facts.get("device"):
-        metadata["device"] = device
-    if table is not None:
-        metadata["preview"] = dg.MetadataValue.md(preview(table))
-    for name, text in (sheets or {}).items():
-        if text:
-            metadata[name] = dg.MetadataValue.md(text)
+    if failed:
+        metadata["failed_by_reason"] = dg.MetadataValue.json(dict(facts["failed_by_reason"]))
     settings = str(facts["settings"])
     return dg.AssetMaterialization(
         asset,
         partition=shard.key,
-        metadata=metadata,
+        metadata={name: metadata[name] for name in _ORDER if name in metadata},
         tags={
             DATA_VERSION_TAG: data_version(source_version(shard, facts), settings),
             "dagster/code_version": settings,
         },
     )
+
+
+def embedding_metadata(
+    rows: int, seconds: float, device: str, table: pa.Table, contact_sheet: str, failures: str
+) -> dict[str, Any]:
+    """Returns the metadata that only the run knows that embeds a shard.
+
+    Args:
+        rows: Rows of the shard.
+        seconds: How long it took.
+        device: Where it was embedded.
+        table: Rows of its embeddings file, for a preview.
+        contact_sheet: Markdown; empty without images.
+        failures: Markdown; empty without failures.
+    """
+    texts = {"contact_sheet": contact_sheet, "failures": failures, "preview": preview(table)}
+    return {
+        **{name: dg.MetadataValue.md(text) for name, text in texts.items() if text},
+        "images_per_second": round(rows / max(seconds, 1e-3), 2),
+        "seconds": round(seconds, 3),
+        "device": device,
+    }
+
+
+def adopted_metadata(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, shard: Shard, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns what the run said of a shard that embedded it, and which run that was.
+
+    Args:
+        instance: Dagster's instance.
+        asset: The asset that the shard is a partition of.
+        shard: A shard that an earlier run has committed.
+        facts: The metadata of its embeddings file.
+    """
+    metadata: dict[str, Any] = {"adopted": "Embedded by an earlier run; this run found it up to date."}
+    of_partition = dg.AssetRecordsFilter(asset, asset_partitions=[shard.key])
+    records = instance.fetch_materializations(of_partition, limit=1).records
+    event = records[0].asset_materialization if records else None
+    version = data_version(source_version(shard, facts), str(facts["settings"]))
+    # A run that was killed may have committed the file and not reported it.
+    if event is None or (event.tags or {}).get(DATA_VERSION_TAG) != version:
+        return metadata
+    metadata |= {name: event.metadata[name] for name in _OF_EMBEDDING_RUN if name in event.metadata}
+    metadata["embedded_by"] = event.metadata.get("embedded_by") or dg.MetadataValue.dagster_run(
+        records[0].run_id
+    )
+    return metadata
 
 
 def source_version(shard: Shard, facts: Mapping[str, Any]) -> str:
@@ -90,13 +121,10 @@ def source_version(shard: Shard, facts: Mapping[str, Any]) -> str:
 
 
 def preview(table: pa.Table) -> str:
-    """The first rows as a markdown table, long texts and vectors cut short.
+    """Returns the first rows as a Markdown table, with long texts and vectors cut short.
 
     Args:
         table: Rows of an embeddings file.
-
-    Returns:
-        Markdown; without rows, a sentence.
     """
     if not table.num_rows:
         return "No image of this shard could be embedded."
@@ -112,7 +140,7 @@ def preview(table: pa.Table) -> str:
 
 
 def cell(value: str | None) -> str:
-    """One cell: captions are foreign text, so nothing in it may be read as markup."""
+    """Returns one cell of a Markdown table; nothing in a caption is read as markup."""
     text = " ".join((value or "").split())
     text = text[:_PREVIEW_TEXT] + "..." if len(text) > _PREVIEW_TEXT else text
     return f"`{text.replace('`', chr(39)).replace('|', '/')}`" if text else ""

@@ -8,27 +8,30 @@ each shard, rows in = embedded + failed.
 
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import dagster as dg
 
 from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
-from boring_assets.assets.events import materialization
+from boring_assets.assets.events import adopted_metadata, embedding_metadata, materialization
+from boring_assets.assets.failures import fail_for_shards, failing_with_reason
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
+from boring_assets.checks import evaluate_after_retry
 from boring_assets.datasets import Dataset, all_committed, backfill_policy
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import BoringError, ShardError
+from boring_assets.live_runs import mark_alive
 from boring_assets.monitoring.metrics import Metrics, RunMetrics
-from boring_assets.output.files import EMBEDDINGS, FAILURES
+from boring_assets.output.files import FAILURES
 from boring_assets.output.totals import refresh_totals
-from boring_assets.secrets import without_secret_causes
 from boring_assets.settings import Settings
 from boring_assets.storage.errors import is_down, storage_error
 from boring_assets.storage.root import check_refusal
@@ -37,11 +40,10 @@ from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
+_REASONS = 1000
+"""Most failed partitions of one run that get an event with their reason."""
 # Backfill policies are in beta, and said so for two years; the user of this project cannot act on it.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
-
-FAILED_SHARDS = "failed_shards"
-"""Name of a failed run's metadata: why each shard failed, by key."""
 
 
 def define_image_embeddings(
@@ -73,31 +75,33 @@ def define_image_embeddings(
     )
     def image_embeddings(
         context: dg.AssetExecutionContext,
-    ) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
+    ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]]:
         source: ShardSource = dataset.resource(context, "source")
         clip: ClipResource = dataset.resource(context, "clip")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
-        try:
+        with failing_with_reason(context), mark_alive(context.instance, context.run.run_id):
             output, home = embeddings.root().uri, context.instance.root_directory
-            counted = metrics.run(output, home, progress, context.log.warning)
-            with counted as counts:
+            with metrics.run(output, home, progress, context.log.warning) as counts:
                 run = _Run(context, source, clip, embeddings, code_version, counts, progress)
-                for event in run.materialize():
-                    yield dataset.with_provenance(event)
+                try:
+                    for event in run.materialize():
+                        is_reason = isinstance(event, dg.AssetObservation)
+                        yield event if is_reason else dataset.with_provenance(event)
+                finally:
+                    evaluate_after_retry(context, source, embeddings, settings, dataset)
+                fail_for_shards(context, run.failed, len(context.partition_keys))
             yield all_committed()
-        except BoringError as error:
-            raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
 
     return image_embeddings
 
 
 @contextmanager
-def _noted_on(first: BoringError) -> Iterator[None]:
-    """Adds an error of the block to one that is being handled."""
+def _add_errors_to(first: BoringError) -> Iterator[None]:
+    """Notes an error of the block on the one that is being handled."""
     try:
         yield
-    except BoringError as also:
-        first.add_note(str(also))
+    except BoringError as second:
+        first.add_note(str(second))
 
 
 class _Committed(NamedTuple):
@@ -122,13 +126,13 @@ class _Run:
     ) -> None:
         self._context, self._source, self._clip, self._embeddings = context, source, clip, embeddings
         self._code_version, self._metrics, self._progress = code_version, metrics, progress
-        self._failed: dict[str, str] = {}
+        self.failed: dict[str, BoringError] = {}
         self._committed: set[str] = set()
         self._model: dict[str, Any] = {}
         self._noted: set[str] = set()
 
-    def materialize(self) -> Iterator[dg.AssetMaterialization]:
-        """Commits each shard and yields its event at once; raises in the end where some failed."""
+    def materialize(self) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
+        """Commits each shard and yields its event at once; `failed` then has the shards that failed."""
         keys = list(self._context.partition_keys)
         if not keys:
             raise ShardError(
@@ -148,13 +152,21 @@ class _Run:
                 yield from self._embed(todo, int(tags.get(MAX_SAMPLES_TAG, 0)) or None)
         except BoringError as error:
             # What was committed before counts; the run fails with its first error.
-            with _noted_on(error):
+            with _add_errors_to(error):
                 refresh_totals(self._embeddings.root(), self._committed)
+            rest = {key: error for key in keys if key not in self._committed}
+            yield from self._name_reasons(rest | self.failed)
             raise
         refresh_totals(self._embeddings.root(), self._committed)
+        yield from self._name_reasons(self.failed)
         if self._model:  # another run may have begun in the same empty output, with another model
             self._refuse_to_mix(self._model, [shard for shard in todo if shard.key not in self._committed])
-        self._report_failures(len(keys))
+
+    def _name_reasons(self, failed: Mapping[str, BoringError]) -> Iterator[dg.AssetObservation]:
+        """Yields what each failed partition's page shows: Dagster itself keeps a reason only for the run."""
+        for key, error in islice(failed.items(), _REASONS):
+            text = str(error)
+            yield dg.AssetObservation(self._context.asset_key, text, partition=key, metadata={"reason": text})
 
     def _find(self, keys: list[str]) -> list[Shard]:
         shards = []
@@ -166,9 +178,9 @@ class _Run:
         return shards
 
     def _adopt(self, shards: list[Shard]) -> Generator[dg.AssetMaterialization, None, list[Shard]]:
-        """Reports what an earlier run committed, and returns the shards that are left to embed.
+        """Yields the events of shards that are committed and up to date; returns the other shards.
 
-        Dagster counts every partition of this run as planned, so each one needs its event again.
+        Dagster counts every partition of this run as planned, so each one needs an event of this run.
         """
         known = dict(zip(shards, self._facts_of(shards), strict=True))
         current = {shard: facts for shard, facts in known.items() if self._is_current(shard, facts)}
@@ -178,9 +190,10 @@ class _Run:
             self._refuse_to_mix(next(iter(current.values())), todo)
         for shard, facts in current.items():
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
-            uris = [self._embeddings.uri(shard.key, kind) for kind in (EMBEDDINGS, FAILURES)]
+            uris = (self._embeddings.uri(shard.key), self._embeddings.uri(shard.key, FAILURES))
             asset = self._context.asset_key
-            yield materialization(shard, facts, uris[0], failures_uri=uris[1], adopted=True, asset=asset)
+            kept = adopted_metadata(self._context.instance, asset, shard, facts)
+            yield materialization(asset, shard, facts, uris, kept)
         return todo
 
     def _facts_of(self, shards: list[Shard]) -> list[dict[str, Any]]:
@@ -241,17 +254,17 @@ class _Run:
         except ShardError as error:
             return FailedShard(result.shard, error)
         self._committed.add(result.shard.key)
-        made = {"seconds": result.seconds, "image_bytes": result.image_bytes, "device": device}
-        self._metrics.committed(written.facts | made)
-        event = materialization(
-            result.shard,
-            written.facts | made,
-            written.uri,
+        self._metrics.committed(written.facts | {"image_bytes": result.image_bytes})
+        more = embedding_metadata(
+            rows=result.rows.num_rows,
+            seconds=result.seconds,
+            device=device,
             table=written.table,
-            failures_uri=written.failures_uri,
-            asset=self._context.asset_key,
-            sheets={"contact_sheet": contact_sheet(result), "failures": failure_sheet(result)},
+            contact_sheet=contact_sheet(result),
+            failures=failure_sheet(result),
         )
+        uris = (written.uri, written.failures_uri)
+        event = materialization(self._context.asset_key, result.shard, written.facts, uris, more)
         return _Committed(result.shard, event)
 
     def _facts(self, encoder: Encoder) -> dict[str, Any]:
@@ -270,18 +283,6 @@ class _Run:
         }
 
     def _fail(self, key: str, error: BoringError) -> None:
-        self._failed[key] = str(error)
+        self.failed[key] = error
         self._metrics.add("shards_failed")
         self._context.log.error(f"Shard {key} failed: {error}")
-
-    def _report_failures(self, total: int) -> None:
-        if not self._failed:
-            return
-        shown = "\n".join(f"- {key}: {why}" for key, why in list(self._failed.items())[:20])
-        more = f"\n... and {len(self._failed) - 20} more" if len(self._failed) > 20 else ""
-        said = f"{len(self._failed)} of {total} shards failed; the others are committed.\n{shown}{more}"
-        raise dg.Failure(
-            description=said,
-            metadata={FAILED_SHARDS: dg.MetadataValue.json(dict(list(self._failed.items())[:1000]))},
-            allow_retries=True,
-        )

@@ -8,11 +8,12 @@ pixels, else `near`.
 import dagster as dg
 import pyarrow.compute as pc
 
+from boring_assets.assets.failures import failing_with_reason
 from boring_assets.datasets import Dataset
 from boring_assets.engine.decoding.decode import Limits
 from boring_assets.engine.decoding.thumbnail import pixel_digest
 from boring_assets.engine.samples import Failure
-from boring_assets.errors import BoringError, StorageError
+from boring_assets.errors import StorageError
 from boring_assets.output.files import write_table
 from boring_assets.search.duplicates import find_duplicates
 from boring_assets.search.lance import FOLDER, open_table, storage_errors
@@ -47,7 +48,7 @@ def define_near_duplicates(settings: Settings, dataset: Dataset) -> dg.AssetsDef
             data = pictures.read(partition, key, row)
             return None if isinstance(data, Failure) else pixel_digest(data, limits)
 
-        try:
+        with failing_with_reason(context):
             root = embeddings.root()
             table = open_table(root)
             if table is None:
@@ -55,8 +56,6 @@ def define_near_duplicates(settings: Settings, dataset: Dataset) -> dg.AssetsDef
             with storage_errors(root, "read"):
                 found = find_duplicates(table, threshold, digest if source.input_dir else None)
             write_table(root, FILE, found)
-        except BoringError as error:
-            raise dg.Failure(description=f"{type(error).__name__}: {error}") from error
         return dg.MaterializeResult(
             metadata={
                 "dagster/row_count": found.num_rows,

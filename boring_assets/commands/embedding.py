@@ -18,10 +18,10 @@ from boring_assets.commands.report import Summary, made_by, say_done, say_left_o
 from boring_assets.commands.runs import Outcome, run_range
 from boring_assets.datasets import Dataset
 from boring_assets.engine.results import Progress
-from boring_assets.engine.samples import Reason
 from boring_assets.errors import RunError, SettingsError, StorageError
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import ALIVE_LOCK, EMBED_JOB, is_of_command_line
+from boring_assets.live_runs import fail_dead_runs
 from boring_assets.output.totals import refresh_totals
 from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
@@ -68,6 +68,7 @@ def embed_all(
     embeddings.check(ShardSource.from_settings(settings).root())
     instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
     with _alive(instance):
+        fail_dead_runs(instance)
         register(instance, found, dataset, settings.device)
         version = settings.embedding_version()
         stock = get_shard_states(instance, found, version, embeddings.committed, dataset)
@@ -211,9 +212,7 @@ def _summarize(events: Iterable[dg.AssetMaterialization], seconds: float) -> Sum
         summary.shards += 1
         summary.rows += metadata["rows"]
         summary.embedded += metadata["embedded"]
-        summary.failed.update(
-            {reason: metadata[f"failed_{reason}"] for reason in Reason if f"failed_{reason}" in metadata}
-        )
+        summary.failed.update(metadata.get("failed_by_reason", {}))
     return summary
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import dagster as dg
 
-from boring_assets.assets.image_embeddings import FAILED_SHARDS
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.results import Progress
 from boring_assets.errors import ERROR_NAMES, RunError, without_class_name
@@ -15,7 +14,7 @@ from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings
-from boring_assets.tags import MAX_SAMPLES_TAG, REDO_TAG, range_tags
+from boring_assets.tags import FAILED_SHARDS, MAX_SAMPLES_TAG, REDO_TAG, range_tags
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class _Memory:
             metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
             if "rows" not in metadata:  # reported by somebody else
                 continue
-            failed = Counter({one: metadata.get(f"failed_{one}", 0) for one in map(str, Reason)})
+            failed = Counter(metadata.get("failed_by_reason", {}))
             rows += metadata["rows"]
             reasons += failed
             yield _measures(str(event.partition), metadata["rows"], failed)

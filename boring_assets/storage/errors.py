@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from boring_assets.errors import StorageError
+from boring_assets.errors import BoringError, ChangedShardError, SettingsError, ShardError, StorageError
 from boring_assets.secrets import without_secrets
 
 _WRONG_CREDENTIALS = {
@@ -39,6 +39,8 @@ _UNREACHABLE = {
     "TimeoutError",
     "gaierror",
 }
+_STAYS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_NETWORK = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "requests", "urllib3"}
 
 
 def storage_error(error: BaseException, uri: str, doing: str) -> StorageError:
@@ -78,6 +80,32 @@ def is_down(error: BaseException) -> bool:
     codes = {str(_response(one).get("Code", "")) for one in chain}
     names = {base.__name__ for one in chain for base in type(one).__mro__}
     return bool(codes & _WRONG_CREDENTIALS or names & (_NO_CREDENTIALS | _UNREACHABLE))
+
+
+def is_transient(error: BoringError) -> bool:
+    """Returns whether the same work may succeed later, although nobody changes a file or a setting.
+
+    That is so of storage, network and device. A damaged shard and a wrong setting stay as they are.
+
+    Args:
+        error: What was raised; the causes of a `ShardError` decide.
+    """
+    if isinstance(error, SettingsError):
+        return False
+    if not isinstance(error, ShardError) or isinstance(error, ChangedShardError):
+        return True
+    for one in causes(error):
+        if isinstance(one, _STAYS):
+            return False
+        names = {base.__name__ for base in type(one).__mro__}
+        # pyarrow raises an OSError without a number for a damaged file.
+        if (isinstance(one, OSError) and one.errno) or names & _UNREACHABLE or _library(one) in _NETWORK:
+            return True
+    return False
+
+
+def _library(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
 
 
 def _explain(

@@ -66,7 +66,7 @@ def test_a_folder_of_them_from_the_sensor_to_the_change_of_one(
     found = {shard.key: shard for shard in ShardSource.from_settings(project.settings).discover().shards}
     for event, rows in zip(project.events(), (12, 5, 7), strict=True):
         said, key = metadata_of(event), str(event.partition)
-        assert (said["dagster/partition_row_count"], said["failed"]) == (rows - 2, 2)
+        assert (said["embedded"], said["failed"]) == (rows - 2, 2)
         table, failures = project.table(key), project.table(key, "image_failures")
         assert Counter(failures["reason"].to_pylist()) == {"decode_error": 1, "missing_image": 1}
         assert sorted([*failures["key"].to_pylist(), *table["key"].to_pylist()]) == [

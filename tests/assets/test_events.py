@@ -1,9 +1,11 @@
 """What Dagster is told of a committed shard."""
 
+import dagster as dg
 import pyarrow as pa
 import pytest
 
-from boring_assets.assets.events import materialization, preview
+from boring_assets.assets.events import adopted_metadata, embedding_metadata, materialization, preview
+from boring_assets.datasets import ASSET_KEY
 from boring_assets.output.schema import embeddings_table
 from tests.assets.project import finished_shard, metadata_of
 
@@ -52,40 +54,56 @@ def test_a_preview_of_nothing() -> None:
     assert preview(embeddings_table(empty, "float32", {})) == "No image of this shard could be embedded."
 
 
+def event_of(facts: dict, more: dict) -> dg.AssetMaterialization:
+    uris = ("file:///out/image_embeddings/a/0.parquet", "file:///out/image_failures/a/0.parquet")
+    return materialization(ASSET_KEY, finished_shard("a/0").shard, facts, uris, more)
+
+
 def test_the_event_of_a_shard() -> None:
-    shard = finished_shard("a/0").shard
-    event = materialization(
-        shard,
-        FACTS | {"seconds": 2.0, "image_bytes": 1000, "device": "cuda:3"},
-        "file:///out/image_embeddings/a/0.parquet",
-        table=table("a cat"),
-        failures_uri="file:///out/image_failures/a/0.parquet",
-    )
+    event = event_of(FACTS, embedding_metadata(8, 2.0, "cuda:3", table("a cat"), "| sheet |", ""))
     assert event.partition == "a/0"
     metadata = metadata_of(event)
+    assert list(metadata)[:5] == ["contact_sheet", "embedded", "failed", "failure_share", "images_per_second"]
     assert "`a cat`" in metadata.pop("preview")
     assert metadata == {
-        "dagster/partition_row_count": 6,
-        "rows": 8,
+        "contact_sheet": "| sheet |",
         "embedded": 6,
         "failed": 2,
-        "failed_decode_error": 2,
-        "model": "ViT-B-32 laion",
-        "weights_digest": "d",
-        "precision": "fp32",
+        "failure_share": 0.25,
+        "images_per_second": 4.0,
+        "failed_by_reason": {"decode_error": 2},
+        "rows": 8,
+        "seconds": 2.0,
+        "device": "cuda:3",
+        "model": "ViT-B-32 laion, fp32",
         "source_uri": "file:///in/a/0.parquet",
         "source_version": "v1",
         "output_uri": "file:///out/image_embeddings/a/0.parquet",
         "failures_uri": "file:///out/image_failures/a/0.parquet",
-        "seconds": 2.0,
-        "images_per_second": 4.0,
-        "image_bytes": 1000,
-        "device": "cuda:3",
     }
     assert event.tags == {"dagster/data_version": "v1@s", "dagster/code_version": "s"}
-    adopted = materialization(shard, FACTS, "file:///x", adopted=True)
-    assert metadata_of(adopted)["adopted"] is True
-    assert "seconds" not in metadata_of(adopted)
-    cut = materialization(shard, FACTS | {"rows_left_out": 3}, "file:///x")
+    cut = event_of(FACTS | {"rows_left_out": 3}, {})
     assert cut.tags is not None
     assert cut.tags["dagster/data_version"] == "v1-without-3@s"
+
+
+def test_what_is_plotted_is_worth_a_plot() -> None:
+    event = event_of(FACTS, embedding_metadata(8, 2.0, "cuda:3", table("a cat"), "", ""))
+    numbers = {name for name, value in metadata_of(event).items() if isinstance(value, int | float)}
+    assert numbers == {"embedded", "failed", "failure_share", "images_per_second", "rows", "seconds"}
+
+
+def test_an_adopted_shard_keeps_what_its_first_event_said() -> None:
+    instance = dg.DagsterInstance.ephemeral()
+    shard = finished_shard("a/0").shard
+    assert adopted_metadata(instance, ASSET_KEY, shard, FACTS).keys() == {"adopted"}, "no event is known"
+    first = event_of(FACTS, embedding_metadata(8, 2.0, "cuda:3", table("a cat"), "| sheet |", "| bad |"))
+    instance.report_runless_asset_event(first)
+    kept = adopted_metadata(instance, ASSET_KEY, shard, FACTS)
+    again = event_of(FACTS, kept)
+    said = metadata_of(again)
+    assert said.pop("adopted")
+    assert said.pop("embedded_by") == ""  # the run of an event without one
+    assert said == metadata_of(first)
+    other = adopted_metadata(instance, ASSET_KEY, shard, FACTS | {"settings": "other"})
+    assert other.keys() == {"adopted"}, "that event was of other embeddings"

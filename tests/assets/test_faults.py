@@ -64,7 +64,7 @@ def test_what_is_taken_over_names_its_failures_too(tmp_path: Path, monkeypatch: 
     mine.run("00000")
     mine.run("00000")
     first, adopted = map(metadata_of, mine.events())
-    assert adopted["adopted"] is True
+    assert adopted["adopted"]
     assert adopted["failures_uri"] == first["failures_uri"]
 
 

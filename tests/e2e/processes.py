@@ -80,13 +80,6 @@ class Home:
             **{f"BORING_{name.upper()}": value for name, value in values.items()},
         }
 
-    def set_max_retries(self, count: int) -> None:
-        """Sets how often a failed run is retried: each retry takes a test ten seconds."""
-        config = self.root / "dagster" / "dagster.yaml"
-        text = config.read_text()
-        assert "max_retries: 2" in text
-        config.write_text(text.replace("max_retries: 2", f"max_retries: {count}"))
-
     def stamps(self) -> dict[str, int]:
         """Returns when each embeddings file was written, in ns."""
         return {key: path.stat().st_mtime_ns for key, path in self.committed().items()}

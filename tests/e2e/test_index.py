@@ -31,14 +31,14 @@ def test_the_index_follows_the_embeddings(home: Home, tmp_path: Path) -> None:
     with home.webserver() as server, home.daemon():
         server.turn_on("new_shards")
         home.wait_for_runs(1)
-        server.turn_on("default_automation_condition_sensor")
+        server.turn_on("index_after_embedding")
         assert wait_for(lambda: updates(home), "there is an index") == [(2, 40)]
 
         home.add_shards(1, seed=7)  # a changed shard
         home.add_shards(1, first=2)  # and a new one
         wait_for(lambda: sum(added for added, _ in updates(home)) == 4, "both are indexed", home.runs)
         assert updates(home)[-1][1] == 60
-        server.turn_off("default_automation_condition_sensor")
+        server.turn_off("index_after_embedding")
         wait_for(lambda: all(run.is_finished for run in home.runs()), "no run is left", home.runs)
     assert all(run.status is DagsterRunStatus.SUCCESS for run in home.runs())
 

@@ -67,6 +67,19 @@ class Webserver:
         wait_for(lambda: len([status for status in fresh() if status != "STARTED"]) >= 2, f"{sensor} ticks")
         assert set(fresh()) <= {"SKIPPED", "STARTED"}
 
+    def wait_for_backfill(self) -> str:
+        """Waits until the only backfill has ended, and gives how."""
+
+        def status() -> str:
+            answer = self.ask(
+                """{ partitionBackfillsOrError { ... on PartitionBackfills { results { status } } } }"""
+            )
+            (one,) = answer["partitionBackfillsOrError"]["results"]
+            return str(one["status"])
+
+        wait_for(lambda: status() not in ("REQUESTED", "COMPLETED", "FAILING"), "the backfill ends", status)
+        return status()
+
     def _sensor(self, sensor: str) -> Any:
         """A sensor's state, with its ticks, the latest first."""
         answer = self.ask(
