@@ -1,1 +1,1 @@
-"""What is told of runs outside of Dagster: metrics, logs, alerts."""
+"""Metrics, logs and alerts of runs."""

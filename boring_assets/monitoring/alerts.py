@@ -1,4 +1,4 @@
-"""The sensor that tells people when too many images fail: in Dagster, and by a webhook."""
+"""The sensor that alerts people when too many images fail: in Dagster, and by a webhook."""
 
 import json
 import time
@@ -17,7 +17,7 @@ from boring_assets.settings import Settings
 
 _EVERY_SECONDS = 30
 _PAGE = 1000
-# A tick has a minute; what is left after so many pages is looked at in the next one.
+# A tick has a minute; the next one continues after so many pages.
 _PAGES = 10
 _NAMED = 3
 
@@ -30,20 +30,20 @@ def define_failure_rate_alert(settings: Settings, dataset: Dataset) -> dg.Sensor
     @dg.sensor(
         name=dataset.local_name("failure_rate_alert"),
         minimum_interval_seconds=_EVERY_SECONDS,
-        description=f"Alerts when more than {limit:.0%} of the images of the last {minutes} minutes failed, "
-        "those never downloaded left out: once, until it is less again.",
+        description=f"Optional: alerts once when more than {limit:.0%} of the images of the last {minutes} "
+        "minutes failed, without those never downloaded. Set BORING_ALERT_WEBHOOK to get a message.",
         default_status=dg.DefaultSensorStatus.RUNNING if webhook else dg.DefaultSensorStatus.STOPPED,
     )
     def failure_rate_alert(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         memory = _Memory(json.loads(context.cursor or "{}"), minutes)
         new = list(memory.look(context.instance, dataset.embeddings))
         whole = failure_rate(Committed([memory.total()], max_failure_rate=limit))
-        said = f"{memory.said()}; the limit is {limit:.0%}."
+        summary = f"{memory.summary()}; the limit is {limit:.0%}."
         events = []
         if whole.problems and not memory.alerting:
             worst = failure_rate(Committed(new, max_failure_rate=limit)).problems
             named = "; ".join(f"{key}: {why}" for key, why in list(worst.items())[:_NAMED])
-            text = f"Too many images fail: {said}{f' E.g. {named}.' if named else ''}"
+            text = f"Too many images fail: {summary}{f' E.g. {named}.' if named else ''}"
             rate = whole.numbers["failure_rate"]
             facts = {"failure_rate": rate, "limit": limit, "minutes": minutes, **memory.reasons()}
             events.append(dg.AssetObservation(dataset.embeddings, description=text, metadata=facts))
@@ -53,13 +53,13 @@ def define_failure_rate_alert(settings: Settings, dataset: Dataset) -> dg.Sensor
         if memory.unsent:
             problem = post(webhook, memory.unsent) if webhook else ""
             if problem:
-                said += f" The alert could not be delivered, and will be tried again: {problem}."
-                context.log.warning(said)
+                summary += f" The alert was not delivered, and will be sent again: {problem}."
+                context.log.warning(summary)
             else:
                 memory.unsent = None
-        state = "Alerted before, and still too many" if memory.alerting and not events else "Looked"
+        state = "Alerted before, and still too many" if memory.alerting and not events else "No alert"
         return dg.SensorResult(
-            skip_reason=dg.SkipReason(f"{'Alerted' if events else state}: {said}"),
+            skip_reason=dg.SkipReason(f"{'Alerted' if events else state}: {summary}"),
             cursor=memory.cursor(),
             asset_events=events,
         )
@@ -68,11 +68,11 @@ def define_failure_rate_alert(settings: Settings, dataset: Dataset) -> dg.Sensor
 
 
 class _Memory:
-    """What the sensor knows from one tick to the next; kept in its cursor.
+    """What the sensor keeps in its cursor from one tick to the next.
 
     Attributes:
         alerting: Whether too many failed at the last tick.
-        unsent: The alert that the webhook has not taken yet.
+        unsent: The alert that was not delivered yet.
     """
 
     def __init__(self, cursor: dict[str, Any], minutes: int) -> None:
@@ -85,17 +85,17 @@ class _Memory:
         self._start = time.time() - minutes * 60
 
     def cursor(self) -> str:
-        """All of it as text."""
+        """Returns the cursor."""
         return json.dumps(
             {"after": self._after, "ticks": self._ticks, "alerting": self.alerting, "unsent": self.unsent}
         )
 
     def look(self, instance: dg.DagsterInstance, asset: dg.AssetKey) -> Iterator[Measures]:
-        """Takes in what was materialized since the last tick, and gives each partition's counts."""
+        """Counts what was embedded since the last tick, and yields each partition's counts."""
         rows, reasons = 0, Counter[str]()
         for event in self._events(instance, asset):
             metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
-            if "rows" not in metadata:  # reported by somebody else
+            if "rows" not in metadata or "adopted" in metadata:  # reported by others, or counted before
                 continue
             failed = Counter(metadata.get("failed_by_reason", {}))
             rows += metadata["rows"]
@@ -126,15 +126,15 @@ class _Memory:
                 return
 
     def reasons(self) -> dict[str, int]:
-        """How many images failed in the window, by reason."""
+        """Returns how many images failed in the window, by reason."""
         return dict(sum((Counter(failed) for _, _, failed in self._ticks), Counter[str]()).most_common())
 
     def total(self) -> Measures:
-        """The counts of the whole window."""
+        """Returns the counts of the whole window."""
         return _measures("all", sum(rows for _, rows, _ in self._ticks), self.reasons())
 
-    def said(self) -> str:
-        """The same in words."""
+    def summary(self) -> str:
+        """Returns the counts of the whole window in words."""
         total = self.total()
         there, failed = total.rows - total.not_downloaded, total.failed - total.not_downloaded
         reasons = {name: count for name, count in self.reasons().items() if name != Reason.NOT_DOWNLOADED}

@@ -1,4 +1,4 @@
-"""The metrics' names, texts and labels: what is remembered of an output's runs, as Prometheus reads it."""
+"""Names, texts and labels of the metrics, and their form for Prometheus."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -56,7 +56,7 @@ def families(output: str, state: Mapping[str, Any]) -> "CollectorRegistry":
 
 
 def _counters(output: str, counters: Mapping[str, Mapping[str, float]]) -> Iterator[Any]:
-    """Every counter with all of its labels from the start: what appears later has no increase to see."""
+    """Yields every counter with all labels from the start: in a new one, Prometheus sees no increase."""
     from prometheus_client.core import CounterMetricFamily
 
     for name, text in COUNTERS.items():

@@ -1,8 +1,8 @@
 """Prometheus metrics of the runs that embed: a file for node_exporter, a push to a Pushgateway, or both.
 
-Runs are batch jobs: they end before anybody scrapes them, several go at once, and labels by run or partition
-would grow for ever. So all runs of a machine into one output add to one set of metrics, whose counters go on
-where the last run left them. It is brought up to date as a run begins, every ten seconds, and as it ends.
+Runs are batch jobs: they end before they are scraped, several run at once, and labels by run or partition
+would grow for ever. So all runs of a machine into one output share one set of metrics, and its counters
+continue from run to run. A run updates it at its start, every ten seconds, and at its end.
 """
 
 import fcntl
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 _EVERY_SECONDS = 10.0
 _PUSH_SECONDS = 5.0
 LOCK_SECONDS = 10.0
-"""How long a run waits for another one that writes the metrics, which may hang, before it goes on without."""
+"""How long a run waits for another one that writes the metrics and may hang."""
 _JOB = "boring_assets"
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Where metrics go: `BORING_METRICS_DIR` and `BORING_METRICS_PUSHGATEWAY`; each may be empty."""
+    """Where metrics are written: `BORING_METRICS_DIR` and `BORING_METRICS_PUSHGATEWAY`; each may be empty."""
 
     folder: str = ""
     gateway: str = ""
@@ -58,16 +58,16 @@ class Metrics:
     def run(
         self, output: str, home: str, progress: Progress, warn: Callable[[str], None]
     ) -> "Iterator[RunMetrics]":
-        """Counts one run, which is the block; a run that raises has failed.
+        """Counts the run in the block; a run that raises counts as failed.
 
         Args:
             output: URI of the output, the label of everything.
             home: `DAGSTER_HOME`: counters are remembered there where there is no folder.
             progress: What the engine counts.
-            warn: Told when metrics cannot be written or pushed, which fails no run.
+            warn: Called when metrics cannot be written or pushed; the run continues.
 
         Yields:
-            What to tell of the run.
+            The run's counts.
 
         Raises:
             SettingsError: The extra `monitoring` is missing.
@@ -99,10 +99,10 @@ class Metrics:
 
 
 class RunMetrics:
-    """What has happened in a run since it was last asked; any thread may tell it."""
+    """Counts of one run since they were last taken; safe to use from several threads."""
 
     def __init__(self, progress: Progress) -> None:
-        """Begins to count."""
+        """Starts to count."""
         self.id = uuid.uuid4().hex
         self.started = time.monotonic()
         self._progress, self._lock = progress, threading.Lock()
@@ -136,11 +136,11 @@ class RunMetrics:
             self.add("samples_failed", count, reason)
 
     def runs_on(self, name: str, device: "torch.device") -> None:
-        """Says which device the run has, by its name for people and as torch knows it."""
+        """Sets the run's device, by its name in metrics and as torch's device."""
         self._device_name, self._device = name, device
 
     def take(self) -> dict[tuple[str, str], float]:
-        """What was counted since it was last asked, seconds included."""
+        """Returns and resets what was counted since the last call."""
         now, progress = time.monotonic(), vars(self._progress).copy()
         with self._lock:
             counts, self._counts = self._counts, defaultdict(float)
@@ -152,23 +152,23 @@ class RunMetrics:
         return counts
 
     def put_back(self, counts: Mapping[tuple[str, str], float]) -> None:
-        """Keeps for the next time what could not be written."""
+        """Adds counts again that could not be written."""
         for (name, label), value in counts.items():
             self.add(name, value, label)
 
     def now(self) -> dict[str, Any]:
-        """What the run is doing: its device, how fast it is, and how much memory it has taken at most."""
+        """Returns the run's device, its rate and its highest use of memory."""
         memory = _memory_peak(self._device) if self._device is not None else 0
         return {"device": self._device_name, "rate": self.rate, "memory": memory}
 
     def whole(self) -> dict[str, float]:
-        """What there is to say of the run once it has ended."""
+        """Returns seconds and rate of the whole run, once it has ended."""
         seconds = time.monotonic() - self.started
         return {"seconds": seconds, "rate": _samples(self._last, self._first) / max(seconds, 1e-3)}
 
 
 class _Keeper:
-    """The metrics of one output on this machine, which any number of processes add to."""
+    """The metrics of one output on this machine; any number of processes add to them."""
 
     def __init__(self, folder: Path, output: str, config: Metrics, warn: Callable[[str], None]) -> None:
         self._output, self._config, self._warn = output, config, warn
@@ -179,7 +179,7 @@ class _Keeper:
         self._state, self._lock = folder / f".{stem}.json", folder / f".{stem}.lock"
 
     def update(self, run: RunMetrics, ended: str = "") -> None:
-        """Adds what a run has done; what fails here is told once, and tried again the next time."""
+        """Adds a run's counts; what cannot be written is warned of once, and written the next time."""
         counts = run.take()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ class _Keeper:
                 self._write(state)
         except OSError as error:
             run.put_back(counts)
-            self._tell(f"The metrics cannot be written to {self._folder}: {error}.")
+            self._warn_once(f"The metrics cannot be written to {self._folder}: {error}.")
             return
         if self._config.gateway:
             self._push()
@@ -227,7 +227,7 @@ class _Keeper:
             write_to_textfile(str(self._file), families(self._output, state))
 
     def _push(self) -> None:
-        """Pushes what is in the state when it is this process's turn, so that no counter goes back."""
+        """Pushes the state under a lock, so that no counter goes back."""
         from prometheus_client import push_to_gateway
         from prometheus_client.exposition import basic_auth_handler
 
@@ -247,20 +247,20 @@ class _Keeper:
             with self._locked(self._lock.with_suffix(".push")):
                 registry = families(self._output, self._read())
                 push_to_gateway(bare, _JOB, registry, group, _PUSH_SECONDS, send)
-        except Exception as error:  # whatever the network, a proxy or the gateway comes up with
-            self._tell(f"The metrics cannot be pushed to {bare}: {type(error).__name__}: {error}.")
+        except Exception as error:  # whatever the network, a proxy or the gateway raises
+            self._warn_once(f"The metrics cannot be pushed to {bare}: {type(error).__name__}: {error}.")
 
-    def _tell(self, problem: str) -> None:
+    def _warn_once(self, problem: str) -> None:
         problem = without_secrets(problem)
         if problem not in self._warned:
             self._warned.add(problem)
-            self._warn(f"{problem} The run goes on; this is said once.")
+            self._warn(f"{problem} The run continues; this is said once.")
 
 
 def _apply(
     state: dict[str, Any], run: RunMetrics, counts: Mapping[tuple[str, str], float], ended: str
 ) -> None:
-    """Brings the state up to date with a run."""
+    """Adds a run's counts to the state."""
     now = time.time()
     runs = {name: one for name, one in state.get("runs", {}).items() if now - one["time"] < GONE_SECONDS}
     live = run.now()
@@ -294,7 +294,7 @@ def _samples(now: Mapping[str, float], before: Mapping[str, float]) -> float:
 
 
 def _memory_peak(device: "torch.device") -> int:
-    """The most bytes that this process has held on a device; on the CPU, of the machine's memory."""
+    """Returns the most bytes that this process has held of the device's memory, or of the machine's."""
     if device.type == "cuda":
         import torch
 

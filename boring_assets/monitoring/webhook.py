@@ -1,4 +1,4 @@
-"""Posts JSON to a webhook whose URL is a secret: it stands in no error and in no log."""
+"""Posts JSON to a webhook; its URL is a secret and appears in no error and no log."""
 
 import json
 import time
@@ -14,7 +14,7 @@ _TOO_MANY = 429
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Whoever answers for the address does not say where else the message goes."""
+    """Refuses redirects: the server must not choose where else the message goes."""
 
     def redirect_request(
         self,

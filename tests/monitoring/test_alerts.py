@@ -81,10 +81,10 @@ def test_an_episode_of_failures_is_told_once(
 ) -> None:
     project = make(tmp_path, monkeypatch, receiver.url)
     quiet = tick(project)
-    assert quiet.skip_message == "Looked: 0 of 0 images failed in the last 60 minutes; the limit is 10%."
+    assert quiet.skip_message == "No alert: 0 of 0 images failed in the last 60 minutes; the limit is 10%."
     project.run("00000", "00001")
     fine = tick(project, quiet.cursor)
-    assert "Looked: 0 of 20 images (0.0%) failed" in fine.skip_message
+    assert "No alert: 0 of 20 images (0.0%) failed" in fine.skip_message
     assert not fine.asset_events
     assert not receiver.got
 
@@ -115,7 +115,7 @@ def test_an_episode_of_failures_is_told_once(
     later = json.loads(still.cursor)
     later["ticks"] = [[when - 3601, *counts] for when, *counts in later["ticks"]]
     over = tick(project, json.dumps(later))
-    assert "Looked: 0 of 0 images" in over.skip_message
+    assert "No alert: 0 of 0 images" in over.skip_message
     project.run_anew("00003")
     assert tick(project, over.cursor).asset_events
     assert len(receiver.got) == 2
@@ -134,7 +134,7 @@ def test_an_alert_that_was_not_delivered_is_tried_again(
     caplog.set_level("DEBUG")
     receiver.answers = [500, 503, 429]
     first = tick(project)
-    assert "could not be delivered, and will be tried again: the webhook answered 429" in first.skip_message
+    assert "was not delivered, and will be sent again: the webhook answered 429" in first.skip_message
     assert len(first.asset_events) == 1
     receiver.answers = [302, 200]
     second = tick(project, first.cursor)
