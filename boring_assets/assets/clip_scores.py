@@ -33,7 +33,7 @@ SCORES = "clip_scores"
 def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
     """The asset `clip_scores`."""
 
-    @dg.asset(  # type: ignore[call-overload]  # its stub knows no `Nothing`
+    @dg.asset(
         key=dataset.asset(SCORES),
         description=__doc__,
         partitions_def=dataset.shards,

@@ -85,8 +85,10 @@ def define_image_embeddings(
                 run = _Run(context, source, clip, embeddings, code_version, counts, progress)
                 try:
                     for event in run.materialize():
-                        is_reason = isinstance(event, dg.AssetObservation)
-                        yield event if is_reason else dataset.with_provenance(event)
+                        if isinstance(event, dg.AssetMaterialization):
+                            yield dataset.with_provenance(event)
+                        else:
+                            yield event
                 finally:
                     evaluate_after_retry(context, source, embeddings, settings, dataset)
                 fail_for_shards(context, run.failed, len(context.partition_keys))
