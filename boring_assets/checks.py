@@ -145,12 +145,13 @@ def look(
         SettingsError: One of them is not set.
     """
     # Dagster is asked before the output is listed, since a run commits before it reports.
-    reported = frozenset(instance.get_materialized_partitions(dataset.embeddings))
+    reported = instance.get_materialized_partitions(dataset.embeddings)
     order = {key: at for at, key in enumerate(dataset.keys(instance))}
     measures = sorted(measure_all(embeddings.root()), key=lambda one: order.get(one.key, len(order)))
     versions = {shard.key: shard.version for shard in source.discover().shards}
     version, max_failure_rate = settings.embedding_version(), settings.max_failure_rate
-    return Committed(measures, reported, versions, version, max_failure_rate, settings.max_drift)
+    known = frozenset(reported & order.keys())  # Dagster keeps the events of partitions that were deleted
+    return Committed(measures, known, versions, version, max_failure_rate, settings.max_drift)
 
 
 def _result(

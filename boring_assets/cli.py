@@ -1,7 +1,7 @@
 """The command line `boring-assets`. A command is a module of `boring_assets.commands`, imported when called.
 
 Exit codes: 0 done; 1 error, what was committed stays; 2 wrong usage; 3 some shards failed, the others are
-committed; 4 (`status`, `verify`) there is work to do; 130 interrupted, what was committed stays.
+committed; 4 (`status`, `verify`, `prune`) there is work to do; 130 interrupted, what was committed stays.
 """
 
 import multiprocessing
@@ -25,7 +25,9 @@ GROUPS = {
     },
     "Check": {
         "failures": "Show which samples were not embedded, and why",
+        "retry": "Embed failed images again, and only those",
         "verify": "Check every byte of an output, and repair it",
+        "prune": "Remove what left the input or is excluded",
         "set-input": "Record that the input of an output was moved",
     },
     "Search": {
@@ -46,7 +48,7 @@ GROUPS = {
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 error, 2 wrong usage, 3 some shards failed, 4 there is work to do (status, "
-    "verify), 130 interrupted."
+    "verify, prune), 130 interrupted."
 )
 _INTERRUPTED = "Interrupted. What is committed stays; the same command does the rest."
 

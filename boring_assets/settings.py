@@ -160,6 +160,11 @@ class Settings(BaseSettings):
         description="Comma-separated image formats, by Pillow's names, to read besides JPEG, PNG, WebP, GIF, "
         "BMP, TIFF and AVIF, e.g. `JPEG2000,ICO`. Their decoders are less well tested.",
     )
+    exclude: str = Field(
+        "",
+        description="Path or URI of a list of images that must not be embedded: text with a key, URL or "
+        "SHA-256 a line, or parquet with columns `key`, `url`, `sha256`. They fail as `excluded`.",
+    )
     max_shard_rows: int = Field(
         2_000_000, ge=1, description="A shard with more rows fails: it would not fit into memory."
     )
@@ -215,7 +220,7 @@ class Settings(BaseSettings):
         columns = [f"{name}={value}" for name in names if (value := getattr(self, name))]
         return "-".join((self.model, self.pretrained, self.precision, self.output_dtype, *columns))
 
-    @field_validator("input_dir", "output_dir", "model", "pretrained", "allowed_url_prefixes")
+    @field_validator("input_dir", "output_dir", "model", "pretrained", "allowed_url_prefixes", "exclude")
     @classmethod
     def _refuse_credentials(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         # Dagster stores the resources' settings with each run, and shows them.

@@ -103,13 +103,13 @@ def discover(
         try:
             key = key_of(stem + SUFFIX, root.path)
         except ShardError as error:
-            refused[_printable(path)] = str(error)
+            refused[printable(path)] = str(error)
             continue
         tar = files.get(stem + _TAR) if path.endswith(SUFFIX) else None
         quiet = now - max(files[path].modified, tar.modified if tar else 0.0) >= quiet_seconds
         complete = quiet or (files[path].size and stem in listed.finished)
         if path in stray and complete:
-            refused[_printable(path)] = (
+            refused[printable(path)] = (
                 "It has no parquet of the same name, while other tars of its folder have one. If its "
                 "download was cut off, repeat it; if it is a shard of its own, move it to another folder."
             )
@@ -128,7 +128,7 @@ def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> dict[str
     found = {path.removesuffix(SUFFIX): path for path in files if path.endswith(SUFFIX)}
     for path in sorted(files):
         if is_archive(path):
-            refused[_printable(path)] = (
+            refused[printable(path)] = (
                 "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
             )
         elif (stem := lone_stem(path)) is None or found.get(stem) == path:
@@ -136,7 +136,7 @@ def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> dict[str
         elif stem not in found:
             found[stem] = path
         elif not (found[stem].endswith(SUFFIX) and path.endswith(_BESIDE_PARQUET)):
-            refused[_printable(path)] = f"{found[stem]} has the same name, and is the shard. Rename one."
+            refused[printable(path)] = f"{found[stem]} has the same name, and is the shard. Rename one."
     return found
 
 
@@ -249,7 +249,7 @@ def _list(root: Root) -> _Listing:
         return False
 
     def refuse(folder: str, error: OSError) -> None:
-        listing.refused[_printable(folder)] = str(storage_error(error, folder, "list"))
+        listing.refused[printable(folder)] = str(storage_error(error, folder, "list"))
 
     if output := output_around(root, root.path):
         raise StorageError(
@@ -306,7 +306,7 @@ def _shard(root: Root, key: str, path: str, parquet: File, tar: File | None, col
     )
 
 
-def _printable(path: str) -> str:
+def printable(path: str) -> str:
     """The path with invisible letters and bytes that are not UTF-8 escaped, to be logged and shown."""
     clean = path.encode(errors="backslashreplace").decode()
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in clean)

@@ -170,16 +170,17 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         """
         return set(file_versions(self.root(), EMBEDDINGS))
 
-    def remove(self, key: str) -> None:
-        """Removes a partition's embeddings file, so that the partition counts as lost.
+    def remove(self, key: str, kind: str = EMBEDDINGS) -> None:
+        """Removes a partition's file of a kind; without its embeddings file the partition counts as lost.
 
         Args:
             key: The partition key.
+            kind: `image_embeddings`, `image_failures` or `clip_scores`.
 
         Raises:
             StorageError: It cannot be removed. A file that is not there is no error.
         """
-        root, path = self.root(), _path(EMBEDDINGS, key)
+        root, path = self.root(), _path(kind, key)
         try:
             root.fs.rm_file(f"{root.path}/{path}")
         except FileNotFoundError:

@@ -2,10 +2,12 @@
 
 import dagster as dg
 
+from boring_assets.engine.inputs.exclusions import Exclusions, parse_exclusions
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.samples import ColumnNames, Shard
 from boring_assets.errors import ChangedShardError, SettingsError, ShardError
 from boring_assets.settings import Settings, config_field
+from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_readable, open_root
 from partitions.discovery import Discovery, discover, find_shard
 from resources.defaults import resource_from_settings
@@ -27,6 +29,7 @@ class ShardSource(dg.ConfigurableResource):
     caption_column: str = config_field("caption_column")
     url_column: str = config_field("url_column")
     keep_image_columns: bool = config_field("keep_image_columns")
+    exclude: str = config_field("exclude")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "ShardSource":
@@ -86,6 +89,23 @@ class ShardSource(dg.ConfigurableResource):
                 f"{shard.uri}, or the tar beside it, has changed since this run began, so what was read may "
                 "be a mixture. Nothing of it is kept; the run's retry, or the next run, embeds what is there."
             )
+
+    def exclusions(self) -> Exclusions:
+        """Reads the list of images that must not be embedded; empty where none is set.
+
+        Raises:
+            SettingsError: It is no such list.
+            StorageError: It cannot be read.
+        """
+        if not self.exclude:
+            return Exclusions()
+        root = open_root(self.exclude)
+        try:
+            data = root.fs.cat_file(root.path)
+        except Exception as error:
+            doing = "read the list of excluded images (BORING_EXCLUDE) at"
+            raise storage_error(error, root.uri, doing) from error
+        return parse_exclusions(data, root.uri)
 
     def fetcher(self) -> Fetcher:
         """The fetcher of images that only have a URL."""

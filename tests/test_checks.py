@@ -103,6 +103,13 @@ def test_the_job_says_which_partition_is_wrong(project: Project) -> None:
         assert (outcomes[name].description or "").startswith(f"{BAD}: ")
 
 
+def test_a_partition_that_was_removed_is_not_missed(project: Project, settings: Settings) -> None:
+    EmbeddingsIOManager.from_settings(settings).remove(KEYS[-1])
+    assert not check(project)["rows_accounted_for"].passed
+    project.instance.delete_dynamic_partition("shards", KEYS[-1])
+    assert check(project)["rows_accounted_for"].passed
+
+
 def test_a_file_is_read_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     real = measures.measure

@@ -18,8 +18,8 @@ _OF_EMBEDDING_RUN = ("contact_sheet", "failures", "preview", "images_per_second"
 # As the UI shows them. Numbers become plots by partition, so only those are numbers that are worth a plot.
 _ORDER = (
     "contact_sheet", "embedded", "failed", "failure_share", "images_per_second", "failures",
-    "failed_by_reason", "preview", "rows", "seconds", "device", "model", "adopted", "embedded_by",
-    "source_uri", "source_version", "output_uri", "failures_uri",
+    "failed_by_reason", "retried", "recovered", "preview", "rows", "seconds", "device", "model", "adopted",
+    "embedded_by", "source_uri", "source_version", "output_uri", "failures_uri",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -22,15 +23,19 @@ from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import adopted_metadata, embedding_metadata, materialization
 from boring_assets.assets.failures import fail_for_shards, failing_with_reason
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
+from boring_assets.assets.retry import check_settings, reasons_to_retry, rows_to_retry
 from boring_assets.checks import evaluate_after_retry
 from boring_assets.datasets import Dataset, all_committed, backfill_policy
+from boring_assets.engine.inputs.exclusions import Exclusions
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, embed_shards
-from boring_assets.engine.samples import Shard
+from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import BoringError, ShardError
 from boring_assets.live_runs import mark_alive
 from boring_assets.monitoring.metrics import Metrics, RunMetrics
 from boring_assets.output.files import FAILURES
+from boring_assets.output.merging import merge_retried, read_committed
+from boring_assets.output.schema import failed_by_reason
 from boring_assets.output.totals import refresh_totals
 from boring_assets.settings import Settings
 from boring_assets.storage.errors import is_down, storage_error
@@ -132,6 +137,7 @@ class _Run:
         self._committed: set[str] = set()
         self._model: dict[str, Any] = {}
         self._noted: set[str] = set()
+        self._exclusions = Exclusions()
 
     def materialize(self) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
         """Commits each shard and yields its event at once; `failed` then has the shards that failed."""
@@ -145,13 +151,16 @@ class _Run:
         shards = self._find(keys)
         tags = self._context.run.tags
         redo = tags.get(REDO_TAG) == "true"
-        if (tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true") and not redo:
+        reasons = reasons_to_retry(tags)
+        if reasons is not None:
+            todo = yield from self._select_failed(shards, reasons)
+        elif (tags.get(RESUME_TAG) == "true" or tags.get(ADOPT_TAG) == "true") and not redo:
             todo = yield from self._adopt(shards)
         else:
             todo = shards
         try:
             if todo:
-                yield from self._embed(todo, int(tags.get(MAX_SAMPLES_TAG, 0)) or None)
+                yield from self._embed(todo, None if reasons else int(tags.get(MAX_SAMPLES_TAG, 0)) or None)
         except BoringError as error:
             # What was committed before counts; the run fails with its first error.
             with _add_errors_to(error):
@@ -192,10 +201,38 @@ class _Run:
             self._refuse_to_mix(next(iter(current.values())), todo)
         for shard, facts in current.items():
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
-            uris = (self._embeddings.uri(shard.key), self._embeddings.uri(shard.key, FAILURES))
-            asset = self._context.asset_key
-            kept = adopted_metadata(self._context.instance, asset, shard, facts)
-            yield materialization(asset, shard, facts, uris, kept)
+            yield self._adopted(shard, facts)
+        return todo
+
+    def _adopted(self, shard: Shard, facts: dict[str, Any]) -> dg.AssetMaterialization:
+        uris = (self._embeddings.uri(shard.key), self._embeddings.uri(shard.key, FAILURES))
+        asset = self._context.asset_key
+        return materialization(
+            asset, shard, facts, uris, adopted_metadata(self._context.instance, asset, shard, facts)
+        )
+
+    def _select_failed(
+        self, shards: list[Shard], reasons: frozenset[Reason]
+    ) -> Generator[dg.AssetMaterialization, None, list[Shard]]:
+        """Returns the shards with failed rows to retry, each with these rows alone.
+
+        A shard that is not committed, or has changed since, is returned whole.
+        """
+        known = dict(zip(shards, self._facts_of(shards), strict=True))
+        check_settings(known, self._code_version)
+        current = [shard for shard, facts in known.items() if self._is_current(shard, facts)]
+        failed = rows_to_retry(self._embeddings.root(), current, reasons, self._context.log.warning)
+        todo = []
+        for shard, facts in known.items():
+            rows = failed.get(shard)
+            if rows is None:
+                self._context.log.info(f"{shard.key} is embedded as a whole: it is new, changed or damaged.")
+                todo.append(shard)
+            elif rows:
+                todo.append(replace(shard, only_rows=rows))
+            else:
+                self._committed.add(shard.key)
+                yield self._adopted(shard, facts)
         return todo
 
     def _facts_of(self, shards: list[Shard]) -> list[dict[str, Any]]:
@@ -207,6 +244,7 @@ class _Run:
         return made == (shard.version, self._code_version) and not facts.get("rows_left_out")
 
     def _embed(self, shards: list[Shard], max_rows: int | None) -> Iterator[dg.AssetMaterialization]:
+        self._exclusions = self._source.exclusions()
         options = self._clip.options(max_rows)  # starts what takes a while beside the model's loading
         before = time.monotonic()
         encoder = self._clip.encoder()
@@ -222,6 +260,7 @@ class _Run:
         )
         facts = self._model = self._facts(encoder)
         self._refuse_to_mix(facts, shards)
+        options = replace(options, exclusions=self._exclusions)
         left = {shard.key for shard in shards}
         commit = partial(self._commit, facts=facts, device=device)
         work = (shards, encoder, options, self._source.fetcher(), self._progress, self._source.check)
@@ -240,7 +279,9 @@ class _Run:
     def _refuse_to_mix(self, facts: dict[str, Any], todo: list[Shard]) -> None:
         """Refuses a model that did not embed what stays; `todo` are the shards that are embedded again."""
         run = self._context.run
-        if run.tags.get(REDO_TAG) != "true":
+        if reasons_to_retry(run.tags) is not None:
+            refuse_to_mix(self._embeddings, facts, {one.key for one in todo if one.only_rows is None})
+        elif run.tags.get(REDO_TAG) != "true":
             replaced = backfilled(self._context.instance, run.tags, self._context.asset_key)
             refuse_to_mix(self._embeddings, facts, (replaced - self._committed) | {one.key for one in todo})
 
@@ -251,14 +292,20 @@ class _Run:
         for note in set(result.notes) - self._noted:
             self._noted.add(note)  # each once a run: the shards of an input mostly are alike
             self._context.log.info(f"Shard {result.shard.key}: {note}")
+        counts = {"embedded": len(result.embedded), "failed_by_reason": failed_by_reason(result)}
+        retried: dict[str, Any] = {}
         try:
+            if result.shard.only_rows is not None:
+                retried = {"retried": len(result.shard.only_rows), "recovered": len(result.embedded)}
+                committed = read_committed(self._embeddings.root(), result.shard.key)
+                result = merge_retried(result, committed, facts, self._exclusions)
             written = self._embeddings.commit(result, facts)
         except ShardError as error:
             return FailedShard(result.shard, error)
         self._committed.add(result.shard.key)
-        self._metrics.committed(written.facts | {"image_bytes": result.image_bytes})
-        more = embedding_metadata(
-            rows=result.rows.num_rows,
+        self._metrics.committed(counts | {"image_bytes": result.image_bytes})
+        more = retried | embedding_metadata(
+            rows=retried.get("retried", result.rows.num_rows),
             seconds=result.seconds,
             device=device,
             table=written.table,

@@ -2,7 +2,7 @@
 
 import fcntl
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from boring_assets.output.totals import refresh_totals
 from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
 from boring_assets.storage.root import check_readable
-from boring_assets.tags import ADOPT_TAG
+from boring_assets.tags import ADOPT_TAG, REDO_TAG
 from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
 from resources.embeddings_io import EmbeddingsIOManager
@@ -63,11 +63,11 @@ def embed_all(
         KeyboardInterrupt: SIGINT came; what was committed before stays.
     """
     console = console or Console(highlight=False)
-    found = _discover(settings)
+    found = discover_input(settings)
     embeddings = EmbeddingsIOManager.from_settings(settings)
     embeddings.check(ShardSource.from_settings(settings).root())
     instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
-    with _alive(instance):
+    with alive(instance):
         fail_dead_runs(instance)
         register(instance, found, dataset, settings.device)
         version = settings.embedding_version()
@@ -84,13 +84,14 @@ def embed_all(
             return Summary()
         shards = [stock.shards[key] for key in wanted]
         with ProgressBar(console, shards, settings.max_samples, progress) as bar:
-            summary = _run(settings, instance, stock, wanted, bar, redo=redo)
+            tags = {REDO_TAG: "true"} if redo else {}
+            summary = run_shards(settings, instance, stock, wanted, bar, tags)
     say_done(console, settings, summary)
     return summary
 
 
 @contextmanager
-def _alive(instance: dg.DagsterInstance) -> Iterator[None]:
+def alive(instance: dg.DagsterInstance) -> Iterator[None]:
     """Holds a lock as long as this process lives, so that the next one can tell which runs are dead.
 
     A run in a process that was killed never ends by itself, and its partitions would count as running.
@@ -118,7 +119,12 @@ def _end_dead_runs(instance: dg.DagsterInstance, lock: IO[str]) -> None:
             instance.report_run_failed(run, "The process of this run was ended before the run was.")
 
 
-def _discover(settings: Settings) -> Discovery:
+def discover_input(settings: Settings) -> Discovery:
+    """Returns the input's shards.
+
+    Raises:
+        StorageError: The input cannot be read, or holds no complete shard.
+    """
     source = ShardSource.from_settings(settings)
     check_readable(source.root())
     found = source.discover()
@@ -148,23 +154,35 @@ def _choose(stock: ShardStates, settings: Settings, *, redo: bool) -> list[str]:
     return chosen
 
 
-def _run(
+def run_shards(
     settings: Settings,
     instance: dg.DagsterInstance,
     stock: ShardStates,
     wanted: list[str],
     bar: ProgressBar,
-    *,
-    redo: bool,
+    tags: Mapping[str, str],
 ) -> Summary:
+    """Runs the job over some partitions, and returns what was committed.
+
+    Args:
+        settings: Input, output, model and the rest.
+        instance: Dagster's instance.
+        stock: The state of each shard.
+        wanted: Keys of the partitions, in Dagster's order.
+        bar: Shows the progress.
+        tags: Further tags of the runs, such as `REDO_TAG`.
+
+    Raises:
+        RunError: A run could not go on; what was committed before stays.
+    """
     started = time.monotonic()
     before = instance.event_log_storage.get_maximum_record_id() or 0
     workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
     if workers > 1:
         shares = _shares(stock.order, wanted, workers, settings.partitions_per_run)
-        outcomes = run_in_workers(shares, bar.counts, redo=redo)
+        outcomes = run_in_workers(shares, bar.counts, tags)
     else:
-        outcomes = list(_run_here(settings, instance, stock, wanted, bar, redo=redo))
+        outcomes = list(_run_here(settings, instance, stock, wanted, bar, tags))
     mine = {outcome.run_id for outcome in outcomes}
     summary = _summarize(
         _events(instance, Dataset.from_settings(settings), before, mine), time.monotonic() - started
@@ -183,15 +201,14 @@ def _run_here(
     stock: ShardStates,
     wanted: list[str],
     bar: ProgressBar,
-    *,
-    redo: bool,
+    tags: Mapping[str, str],
 ) -> Iterator[Outcome]:
     """Runs one range after another in this process, where the model stays loaded."""
     for first, last, _ in ranges(stock.order, wanted, settings.partitions_per_run):
         left = settings.max_samples - bar.done if settings.max_samples else 0
         if settings.max_samples and left <= 0:
             return
-        outcome = run_range(settings, instance, first, last, left, redo=redo, progress=bar.counts)
+        outcome = run_range(settings, instance, first, last, left, tags=tags, progress=bar.counts)
         yield outcome
         if outcome.stops:
             return
@@ -212,6 +229,8 @@ def _summarize(events: Iterable[dg.AssetMaterialization], seconds: float) -> Sum
         summary.shards += 1
         summary.rows += metadata["rows"]
         summary.embedded += metadata["embedded"]
+        summary.retried += metadata.get("retried", 0)
+        summary.recovered += metadata.get("recovered", 0)
         summary.failed.update(metadata.get("failed_by_reason", {}))
     return summary
 

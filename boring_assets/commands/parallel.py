@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ Range = tuple[str, str]
 
 
 def run_in_workers(
-    shares: Sequence[Sequence[Range]], progress: Progress, *, redo: bool = False
+    shares: Sequence[Sequence[Range]], progress: Progress, tags: Mapping[str, str] | None = None
 ) -> list[Outcome]:
     """Runs each share of ranges in a process of its own, all at once.
 
@@ -37,12 +37,12 @@ def run_in_workers(
     Args:
         shares: For each worker its ranges: first and last partition key, in Dagster's order.
         progress: Counts the samples of all workers.
-        redo: See `run_range`.
+        tags: Further tags of the runs.
 
     Returns:
         How each run ended.
     """
-    workers = [_start(share, redo, _environment(len(shares))) for share in shares]
+    workers = [_start(share, tags or {}, _environment(len(shares))) for share in shares]
     with ThreadPoolExecutor(len(workers)) as pool:
         try:
             return [
@@ -62,9 +62,11 @@ def _environment(workers: int) -> dict[str, str]:
     return {**shared, **os.environ}
 
 
-def _start(share: Sequence[Range], redo: bool, environment: dict[str, str]) -> "subprocess.Popen[str]":
+def _start(
+    share: Sequence[Range], tags: Mapping[str, str], environment: dict[str, str]
+) -> "subprocess.Popen[str]":
     python = [sys.executable, "-m", "boring_assets.commands.parallel"]
-    command = [*python, json.dumps(list(share)), json.dumps(redo)]
+    command = [*python, json.dumps(list(share)), json.dumps(dict(tags))]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -96,9 +98,9 @@ def main() -> None:
     reporter = threading.Thread(target=_report, args=(progress, stop), daemon=True)
     reporter.start()
     outcomes = []
-    share, redo = map(json.loads, sys.argv[1:])
+    share, tags = map(json.loads, sys.argv[1:])
     for first, last in share:
-        outcomes.append(run_range(settings, instance, first, last, redo=redo, progress=progress))
+        outcomes.append(run_range(settings, instance, first, last, tags=tags, progress=progress))
         if outcomes[-1].stops:
             break
     stop.set()

@@ -27,6 +27,8 @@ class Summary:
         rows: Their samples.
         embedded: Samples embedded.
         failed: Samples failed, by reason.
+        retried: Failed images that were tried again.
+        recovered: How many of these are embedded now.
         seconds: From the first run's start to the last one's end.
     """
 
@@ -35,6 +37,8 @@ class Summary:
     rows: int = 0
     embedded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    retried: int = 0
+    recovered: int = 0
     seconds: float = 0.0
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings
-from boring_assets.tags import FAILED_SHARDS, MAX_SAMPLES_TAG, REDO_TAG, range_tags
+from boring_assets.tags import FAILED_SHARDS, MAX_SAMPLES_TAG, range_tags
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def run_range(
     last: str,
     max_samples: int = 0,
     *,
-    redo: bool = False,
+    tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Runs the job over one range of partitions, in this process.
@@ -55,8 +56,8 @@ def run_range(
         first: First partition key, in Dagster's order.
         last: Last partition key.
         max_samples: Most samples of the run; 0 is all.
+        tags: Further tags of the run, such as `REDO_TAG`.
         progress: Counts the samples of the run.
-        redo: Take over nothing that is committed, and leave beside it what other settings made.
 
     Returns:
         How it ended.
@@ -64,10 +65,9 @@ def run_range(
     Raises:
         KeyboardInterrupt: SIGINT came in the middle of it.
     """
-    tags = range_tags(first, last) | {HOME_TAG: home_name(instance)}
-    tags |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
-    tags |= {REDO_TAG: "true"} if redo else {}
-    return run_job(settings, instance, EMBED_JOB, tags, progress=progress)
+    every = range_tags(first, last) | {HOME_TAG: home_name(instance)} | dict(tags or {})
+    every |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
+    return run_job(settings, instance, EMBED_JOB, every, progress=progress)
 
 
 def run_job(

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoding.decoders import Decoded, start_decoders
+from boring_assets.engine.inputs.exclusions import source_columns
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.sources import OpenShard, open_shard
-from boring_assets.engine.job import Job
+from boring_assets.engine.job import Job, count_wanted
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.results import Options
 from boring_assets.engine.samples import Failure, Shard
@@ -134,7 +135,9 @@ class Reader:
 
     def _open(self, shard: Shard, max_rows: int | None = None) -> OpenShard | ShardError:
         try:
-            return open_shard(shard, self._options.limits, self._fetcher, max_rows)
+            opened = open_shard(shard, self._options.limits, self._fetcher, max_rows)
+            opened.only_rows = shard.only_rows
+            return opened
         except ShardError as error:
             return error
         except Exception as error:
@@ -145,14 +148,14 @@ class Reader:
             return self._send(Chunk(Job(shard, None, self._dim), error=opened))
         job = Job(shard, None, self._dim)
         try:
-            job = Job(shard, opened, self._dim, self._options.previews)
+            job = Job(shard, opened, self._dim, self._options)
             chunk = Chunk(job)
-            for row, image in opened.images():
+            for row, image in self._images(opened):
                 chunk.add(row, image)
                 if chunk.full():
                     self._send(chunk)
                     chunk = Chunk(job)
-            chunk.total = opened.rows.num_rows
+            chunk.total = count_wanted(opened)
             self._look_again(job)
         except Closed:
             raise
@@ -165,6 +168,18 @@ class Reader:
         if chunk.error:
             job.checked.set_exception(chunk.error)
         return self._send(chunk)
+
+    def _images(self, opened: OpenShard) -> Iterator[tuple[int, bytes | Failure]]:
+        """Yields each wanted row once; what is excluded is not fetched, as far as its row says so."""
+        exclusions = self._options.exclusions
+        if exclusions and not opened.streamed:  # a stream's columns are known at its end, see `Job.finish`
+            excluded = exclusions.find_rows(source_columns(opened.rows, opened.columns))
+            yield from ((row, failure) for row, failure in excluded.items() if opened.wants(row))
+            wanted = range(opened.rows.num_rows) if opened.only_rows is None else opened.only_rows
+            opened.only_rows = frozenset(wanted) - excluded.keys()
+        for row, image in opened.images():
+            if opened.wants(row):
+                yield row, (isinstance(image, bytes) and exclusions.find_image(image)) or image
 
     def _look_again(self, job: Job) -> None:
         """Has a shard that was read to its end compared with what it was, beside what is still computed."""

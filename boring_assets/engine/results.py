@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.exclusions import Exclusions
 from boring_assets.engine.samples import Failure, Shard
 from boring_assets.errors import ShardError
 
@@ -21,6 +22,7 @@ class Options:
         limits: Limits for one image and one shard.
         max_rows: Maximum rows over all shards, for trials. None means all.
         previews: Decoded images of a shard to keep for its contact sheet.
+        exclusions: Images that must not be embedded.
     """
 
     decode_workers: int = 2
@@ -28,11 +30,12 @@ class Options:
     limits: Limits = field(default_factory=Limits)
     max_rows: int | None = None
     previews: int = 0
+    exclusions: Exclusions = field(default_factory=Exclusions)
 
 
 @dataclass
 class EmbeddedShard:
-    """A finished shard: `rows.num_rows == len(embedded) + len(failures)`.
+    """A finished shard: each row, or each of `shard.only_rows`, is either embedded or failed.
 
     Attributes:
         shard: The shard.

@@ -16,6 +16,11 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     DECODE_ERROR = "decode_error"
     BAD_VECTOR = "bad_vector"
+    EXCLUDED = "excluded"
+
+
+NOT_COUNTED = (Reason.NOT_DOWNLOADED, Reason.EXCLUDED)
+"""Reasons that do not count as failed images: there was no image to embed, or it was not wanted."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Shard:
             allowed.
         version: Its source version, which changes with the parquet or the tar beside it.
         columns: Which of its columns to read, where the settings name them.
+        only_rows: Embed only these rows, by their number in the shard. None means all.
     """
 
     key: str
@@ -74,3 +80,4 @@ class Shard:
     root: str
     version: str
     columns: ColumnNames = USUAL_NAMES
+    only_rows: frozenset[int] | None = field(default=None, repr=False)

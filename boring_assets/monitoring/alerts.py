@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from boring_assets.datasets import Dataset
-from boring_assets.engine.samples import Reason
+from boring_assets.engine.samples import NOT_COUNTED
 from boring_assets.monitoring.webhook import post
 from boring_assets.output.judgement import Committed, failure_rate
 from boring_assets.output.measures import Measures
@@ -137,7 +137,7 @@ class _Memory:
         """Returns the counts of the whole window in words."""
         total = self.total()
         there, failed = total.rows - total.not_downloaded, total.failed - total.not_downloaded
-        reasons = {name: count for name, count in self.reasons().items() if name != Reason.NOT_DOWNLOADED}
+        reasons = {name: count for name, count in self.reasons().items() if name not in NOT_COUNTED}
         named = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
         share = f" ({failed / there:.1%})" if there else ""
         return (
@@ -147,5 +147,5 @@ class _Memory:
 
 
 def _measures(key: str, rows: int, failed: dict[str, int]) -> Measures:
-    lost = failed.get(Reason.NOT_DOWNLOADED, 0)
+    lost = sum(failed.get(reason, 0) for reason in NOT_COUNTED)
     return Measures(key, rows=rows, failed=sum(failed.values()), not_downloaded=lost)

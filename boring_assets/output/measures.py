@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.engine.samples import Reason
+from boring_assets.engine.samples import NOT_COUNTED
 from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
 from boring_assets.output.schema import belongs, read_facts
 from boring_assets.secrets import without_secrets
@@ -41,7 +41,7 @@ class Measures:
         rows: Rows of the input shard, by the file's metadata.
         embedded: How many of them are embedded, by the file's metadata.
         failed: How many of them failed, by the file's metadata.
-        not_downloaded: How many of those had no image to begin with.
+        not_downloaded: How many of those had no image, or are excluded.
         vectors: Rows that the embeddings file has.
         failures: Distinct input rows that the failures file names; -1 where there is no such file.
         dim: Length of the embeddings, by the column's type; 0 where it is no fixed-size list.
@@ -137,7 +137,7 @@ def _of_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
         **{name: int(facts.get(name) or 0) for name in ("rows", "embedded", "failed")},
         **{name: str(facts.get(name) or "") for name in ("source_version", "settings", "weights_digest")},
         "claimed_dim": int(facts.get("dim") or 0),
-        "not_downloaded": int(reasons.get(Reason.NOT_DOWNLOADED.value, 0)),
+        "not_downloaded": sum(int(reasons.get(reason, 0)) for reason in NOT_COUNTED),
     }
 
 

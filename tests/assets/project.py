@@ -50,11 +50,13 @@ class Project:
         """Runs a range as the sensor and the command line do: what is committed already is taken over."""
         return run_range(self.settings, self.instance, first, last or first, max_samples)
 
-    def run_anew(self, first: str, last: str | None = None) -> dg.ExecuteInProcessResult:
-        """Runs a range as a backfill of the web UI does: everything is computed."""
+    def run_anew(
+        self, first: str, last: str | None = None, tags: dict[str, str] | None = None
+    ) -> dg.ExecuteInProcessResult:
+        """Runs a range as a backfill of the web UI does, with the tags that its user gives."""
         job = build_definitions(self.settings).resolve_job_def(EMBED_JOB)
-        tags = {RANGE_START_TAG: first, RANGE_END_TAG: last or first}
-        return job.execute_in_process(instance=self.instance, tags=tags, raise_on_error=False)
+        every = {RANGE_START_TAG: first, RANGE_END_TAG: last or first} | (tags or {})
+        return job.execute_in_process(instance=self.instance, tags=every, raise_on_error=False)
 
     def events(self) -> list[dg.AssetMaterialization]:
         """Every materialization so far, the oldest first."""

@@ -15,6 +15,7 @@ from boring_assets.errors import StorageError
 from boring_assets.output.files import write_table
 from boring_assets.output.schema import METADATA_KEY, read_facts
 from boring_assets.sample_data import write_sample_data
+from boring_assets.tags import REDO_TAG
 from boring_assets.tiny import TINY_DIR
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import Project, finished_shard
@@ -167,7 +168,7 @@ def test_the_totals_name_what_is_mixed_by_request(project: Project) -> None:
     from boring_assets.commands.runs import run_range
 
     other = project.settings.model_copy(update={"precision": "bf16"})
-    assert run_range(other, project.instance, "00002", "00002", redo=True).error == ""
+    assert run_range(other, project.instance, "00002", "00002", tags={REDO_TAG: "true"}).error == ""
     totals = json.loads((Path(project.settings.output_dir) / "metadata.json").read_bytes())
     assert totals["precision"] == ["bf16", "fp32"]
     assert isinstance(project.instance, dg.DagsterInstance)

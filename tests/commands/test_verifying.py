@@ -90,7 +90,7 @@ def test_each_sort_of_fault_is_repaired(output: Output, fault: str) -> None:
 
 def test_an_interrupted_repair_is_finished_by_embed(output: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     output.rewrite(vectors(a_nan))
-    monkeypatch.setattr("boring_assets.commands.embedding._run", _interrupt)
+    monkeypatch.setattr("boring_assets.commands.embedding.run_shards", _interrupt)
     for name, value in output.cli.env.items():
         monkeypatch.setenv(name, value)
     settings = Settings(input_dir=str(output.folder / "in"), output_dir=str(output.out))

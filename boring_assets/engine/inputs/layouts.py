@@ -37,6 +37,7 @@ class OpenShard(ABC):
         limits: The most that one image may cost.
         cut: Rows at the shard's end that were left out on request.
         notes: What the run's log should say of how the shard was read.
+        only_rows: The rows whose images are wanted; None is all.
         streamed: Whether `rows`, `columns` and `cut` are known only when all images are read.
     """
 
@@ -48,10 +49,18 @@ class OpenShard(ABC):
     limits: Limits
     cut: int
     notes: list[str] = field(default_factory=list, init=False)
+    only_rows: frozenset[int] | None = field(default=None, init=False)
 
     @abstractmethod
     def images(self) -> Iterator[Image]:
-        """Yields `(row, bytes or failure)` exactly once for each row, in any order."""
+        """Yields `(row, bytes or failure)` exactly once for each wanted row, in any order.
+
+        Other rows may be among them, where leaving them out saves nothing.
+        """
+
+    def wants(self, row: int) -> bool:
+        """Returns whether a row's image is wanted."""
+        return self.only_rows is None or row in self.only_rows
 
     def close(self) -> None:  # noqa: B027  (most kinds hold nothing open)
         """Closes files and ends threads."""
@@ -180,7 +189,7 @@ class FolderShard(OpenShard):
         wanted: dict[str, int] = {}
         for path, info in sorted(fs.find(folder, detail=True).items()):
             row = waiting.take(PurePosixPath(path).name)
-            if row is None:
+            if row is None or not self.wants(row):
                 continue
             if refusal := self.too_large(info["size"]) or self._leads_outside(path, info):
                 yield row, refusal
@@ -218,7 +227,7 @@ class UrlShard(OpenShard):
     fetcher: Fetcher
 
     def images(self) -> Iterator[Image]:  # noqa: D102
-        urls = enumerate(self.column("url"))
+        urls = (item for item in enumerate(self.column("url")) if self.wants(item[0]))
         yield from in_parallel(urls, self._fetch, self.fetcher.parallel)
 
     def _fetch(self, item: tuple[int, str | None]) -> Image:

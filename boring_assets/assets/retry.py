@@ -1,0 +1,86 @@
+"""What a run with the tag `boring_assets/retry` embeds: rows that failed before, of committed shards."""
+
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from boring_assets.engine.samples import Reason, Shard
+from boring_assets.errors import SettingsError, ShardError
+from boring_assets.output.merging import read_committed
+from boring_assets.storage.root import Root
+from boring_assets.tags import REDO_TAG, RETRY_TAG
+
+_READERS = 16
+
+RETRIED_REASONS = frozenset(Reason) - {Reason.NOT_DOWNLOADED, Reason.EXCLUDED}
+"""The reasons that are retried by default: those that can be over while the shard is unchanged."""
+
+
+def reasons_to_retry(tags: Mapping[str, str]) -> frozenset[Reason] | None:
+    """Returns the reasons whose rows a run retries; None where it is an ordinary run.
+
+    Args:
+        tags: The run's.
+
+    Raises:
+        SettingsError: The tag names something else than reasons, or contradicts another tag.
+    """
+    value = tags.get(RETRY_TAG, "").strip()
+    if value.lower() in ("", "false"):
+        return None
+    if tags.get(REDO_TAG) == "true":
+        raise SettingsError(f"The run has the tags {RETRY_TAG} and {REDO_TAG}. Take one of them away.")
+    if value.lower() == "true":
+        return RETRIED_REASONS
+    names = {name.strip() for name in value.split(",")} - {""}
+    if unknown := sorted(names - set(Reason)):
+        raise SettingsError(
+            f"The tag {RETRY_TAG} names {', '.join(unknown)}. Expected is `true`, or some of the reasons "
+            f"{', '.join(Reason)}, with commas between them."
+        )
+    return frozenset(map(Reason, names))
+
+
+def check_settings(known: Mapping[Shard, Mapping[str, Any]], settings: str) -> None:
+    """Refuses to retry unchanged shards that other settings made: all of them would be embedded again.
+
+    Args:
+        known: What each shard's committed file says of itself; empty where there is none.
+        settings: What decides an embedding's numbers in this run.
+
+    Raises:
+        SettingsError: A shard was made by other settings.
+    """
+    for shard, facts in known.items():
+        if facts.get("source_version") == shard.version and facts.get("settings") != settings:
+            raise SettingsError(
+                f"{shard.key} was made with {facts.get('settings')}, and this run is set to {settings}. "
+                "A retry needs the settings that the shard was made with."
+            )
+
+
+def rows_to_retry(
+    root: Root, shards: Collection[Shard], reasons: Collection[Reason], warn: Callable[[str], None]
+) -> dict[Shard, frozenset[int]]:
+    """Returns the failed rows of committed shards, by shard.
+
+    Args:
+        root: The output.
+        shards: Shards that are committed in their present version.
+        reasons: Only rows that failed for one of these.
+        warn: Called with the error of a shard whose rows cannot be told; it is left out of the answer.
+
+    Raises:
+        StorageError: The output cannot be read.
+    """
+
+    def one(shard: Shard) -> frozenset[int] | None:
+        try:
+            return read_committed(root, shard.key, []).rows_to_retry(reasons)
+        except ShardError as error:
+            warn(str(error))
+            return None
+
+    with ThreadPoolExecutor(_READERS, "retry") as pool:
+        found = dict(zip(shards, pool.map(one, shards), strict=True))
+    return {shard: rows for shard, rows in found.items() if rows is not None}

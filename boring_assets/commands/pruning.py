@@ -1,0 +1,217 @@
+"""What `boring-assets prune` does: finds what must leave the output, and removes it."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import dagster as dg
+from fsspec.implementations.local import LocalFileSystem
+
+from boring_assets.assets.clip_scores import SCORES
+from boring_assets.assets.events import materialization
+from boring_assets.assets.near_duplicates import FILE as NEAR_DUPLICATES
+from boring_assets.commands.runs import run_job
+from boring_assets.datasets import Dataset
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.exclusions import Exclusions
+from boring_assets.engine.inputs.sources import open_shard
+from boring_assets.engine.samples import Failure, Shard
+from boring_assets.errors import RunError, SettingsError, ShardError, StorageError
+from boring_assets.instance.homes import open_instance
+from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
+from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
+from boring_assets.output.merging import (
+    IDENTIFYING,
+    CommittedRows,
+    find_excluded,
+    read_committed,
+    remove_rows,
+)
+from boring_assets.output.totals import refresh_totals
+from boring_assets.search.lance import FOLDER as INDEX
+from boring_assets.settings import Settings
+from boring_assets.storage.root import Root
+from boring_assets.wording import some
+from partitions.discovery import Discovery, printable
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
+
+_CLOUD_THREADS, _LOCAL_THREADS = 16, 4
+
+
+@dataclass
+class Plan:
+    """What is to be removed.
+
+    Attributes:
+        gone: Keys of the partitions whose shards left the input.
+        excluded: The embedded rows that are excluded, by partition key, with the failure to record for each.
+        notes: What the user must know of how they were found.
+    """
+
+    gone: list[str] = field(default_factory=list)
+    excluded: dict[str, dict[int, Failure]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.gone or self.excluded)
+
+
+def make_plan(settings: Settings, *, read_images: bool = False, everything: bool = False) -> Plan:
+    """Finds what must leave the output; nothing is changed.
+
+    Args:
+        settings: Input, output and list of excluded images.
+        read_images: Also compare the SHA-256 of each image in the input.
+        everything: Accept an input that holds no shard of the output, or none at all.
+
+    Raises:
+        SettingsError: Neither an input nor a list is set, or the output belongs to another input.
+        StorageError: The input, the output or the list cannot be read; or the input holds no shard of the
+            output.
+    """
+    source, embeddings = ShardSource.from_settings(settings), EmbeddingsIOManager.from_settings(settings)
+    exclusions = source.exclusions()
+    if not (settings.input_dir or exclusions):
+        raise SettingsError(
+            "Neither an input nor a list of excluded images is set, so there is nothing to compare with. Set "
+            "BORING_INPUT_DIR, BORING_EXCLUDE or both."
+        )
+    plan, shards = Plan(), {}
+    if settings.input_dir:
+        embeddings.check_input(source.root())
+        found = source.discover()
+        shards = {shard.key: shard for shard in found.shards}
+        plan.gone = _find_gone(settings, embeddings, source.root(), found, everything=everything)
+    else:
+        plan.notes.append("No input is set (--input): shards that left it were not looked for.")
+    if exclusions:
+        reader = _Reader(embeddings.root(), exclusions, source, shards if read_images else {})
+        keys = sorted(embeddings.committed() - set(plan.gone))
+        plan.excluded = reader.find(keys)
+        if exclusions.digests and not read_images:
+            plan.notes.append(
+                "SHA-256 digests were compared with the column sha256 only; --read-images reads the images."
+            )
+        plan.notes += reader.notes
+    return plan
+
+
+def _find_gone(
+    settings: Settings, embeddings: EmbeddingsIOManager, source: Root, found: Discovery, *, everything: bool
+) -> list[str]:
+    root = embeddings.root()
+    registered = Dataset.from_settings(settings).keys(open_instance(settings.output_dir))
+    held = {*file_versions(root, EMBEDDINGS), *file_versions(root, FAILURES), *registered}
+    there = {*(shard.key for shard in found.shards), *found.growing}
+    if held and not held & there and not everything:
+        raise StorageError(
+            f"None of the {some(len(held), 'shard')} of {root.uri} is in {source.uri}: it is empty, or the "
+            "wrong input. Nothing is removed. If all of them are to go, add --all."
+        )
+    return sorted(key for key in held - there if not _is_refused(f"{source.path}/{key}", found))
+
+
+def _is_refused(stem: str, found: Discovery) -> bool:
+    """Whether a shard may be there all the same, since it, or a folder that it lies in, cannot be read."""
+    name = printable(stem)
+    return any(path.startswith(f"{name}.") or f"{name}/".startswith(f"{path}/") for path in found.refused)
+
+
+class _Reader:
+    """Finds the excluded rows of committed partitions, several at once."""
+
+    def __init__(
+        self, root: Root, exclusions: Exclusions, source: ShardSource, shards: dict[str, Shard]
+    ) -> None:
+        self._root, self._exclusions, self._source, self._shards = root, exclusions, source, shards
+        self.notes: list[str] = []
+
+    def find(self, keys: list[str]) -> dict[str, dict[int, Failure]]:
+        """Returns the excluded rows of each partition that has any."""
+        threads = _LOCAL_THREADS if isinstance(self._root.fs, LocalFileSystem) else _CLOUD_THREADS
+        with ThreadPoolExecutor(threads) as pool:
+            return {key: rows for key, rows in zip(keys, pool.map(self._one, keys), strict=True) if rows}
+
+    def _one(self, key: str) -> dict[int, Failure]:
+        try:
+            committed = read_committed(self._root, key, list(IDENTIFYING.values()))
+            rows = find_excluded(committed, self._exclusions)
+            if self._exclusions.digests and key in self._shards:
+                rows |= self._by_images(self._shards[key], committed)
+        except ShardError as error:
+            self.notes.append(f"{key} was left out: {error}")
+            return {}
+        return rows
+
+    def _by_images(self, shard: Shard, committed: CommittedRows) -> dict[int, Failure]:
+        if committed.facts["source_version"] != shard.version:
+            raise ShardError(f"{shard.uri} has changed since. Embed it first.")
+        opened = open_shard(shard, Limits(), self._source.fetcher())
+        opened.only_rows = frozenset(committed.rows.tolist())
+        try:
+            images = ((row, image) for row, image in opened.images() if isinstance(image, bytes))
+            return {row: failure for row, image in images if (failure := self._exclusions.find_image(image))}
+        finally:
+            opened.close()
+
+
+def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
+    """Removes what was found; a call that is killed is finished by the next one.
+
+    Args:
+        settings: Input, output and the rest.
+        plan: What to remove.
+
+    Yields:
+        What was done, in lines for people.
+
+    Raises:
+        StorageError: The output cannot be written.
+        RunError: The index or the near duplicates could not follow.
+    """
+    embeddings = EmbeddingsIOManager.from_settings(settings)
+    root, dataset = embeddings.root(), Dataset.from_settings(settings)
+    instance = open_instance(settings.output_dir)
+    registered = set(dataset.keys(instance))
+    for key, rows in plan.excluded.items():
+        facts = remove_rows(root, key, rows)
+        embeddings.remove(key, SCORES)  # it has a row for each embedding
+        if key in registered:
+            instance.report_runless_asset_event(_event(embeddings, dataset, key, facts))
+    if plan.excluded:
+        yield f"{some(sum(map(len, plan.excluded.values())), 'image')} removed."
+    for key in plan.gone:
+        for kind in (EMBEDDINGS, FAILURES, SCORES):  # the embeddings first: they are the commit mark
+            embeddings.remove(key, kind)
+        if key in registered:
+            instance.delete_dynamic_partition(str(dataset.shards.name), key)
+    if plan.gone:
+        yield f"{some(len(plan.gone), 'shard')} removed."
+    refresh_totals(root, [*plan.excluded, *plan.gone])
+    yield from _update_derived(settings, instance, root)
+
+
+def _event(
+    embeddings: EmbeddingsIOManager, dataset: Dataset, key: str, facts: dict[str, object]
+) -> dg.AssetMaterialization:
+    shard = Shard(key, str(facts["source_uri"]), embeddings.root().fs, "", "", str(facts["source_version"]))
+    uris = [embeddings.uri(key, kind) for kind in (EMBEDDINGS, FAILURES)]
+    return materialization(dataset.embeddings, shard, facts, (uris[0], uris[1]), {})
+
+
+def _update_derived(settings: Settings, instance: dg.DagsterInstance, root: Root) -> Iterator[str]:
+    """Brings the index and the near duplicates up to date, where they exist."""
+    for path, job, command in (
+        (INDEX, INDEX_JOB, "index"),
+        (NEAR_DUPLICATES, DUPLICATES_JOB, "near-duplicates"),
+    ):
+        if not root.fs.exists(f"{root.path}/{path}"):
+            continue
+        outcome = run_job(settings, instance, job)
+        if outcome.error:
+            raise RunError(
+                f"What was removed is still in {root.uri}/{path}, which was not updated: {outcome.error} "
+                f"Update it: boring-assets {command}."
+            )
+        yield f"{path} is up to date."

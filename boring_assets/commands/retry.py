@@ -1,0 +1,77 @@
+"""`boring-assets retry`: embeds failed images again; the other rows of their shards stay as they are."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from boring_assets.commands import exit_codes
+from boring_assets.commands.options import Command, apply, config, folder, setting
+from boring_assets.engine.samples import Reason
+
+if TYPE_CHECKING:
+    from boring_assets.commands.retrying import Retried
+
+_NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
+
+
+@click.command(
+    cls=Command,
+    examples=(
+        "boring-assets retry photos embeddings",
+        "boring-assets retry photos embeddings --reason fetch_error --shard 00017",
+        "boring-assets retry s3://bucket/laion s3://bucket/embeddings --reason too_large --config large.toml",
+    ),
+)
+@folder("input_dir")
+@folder("output_dir")
+@click.option(
+    "--reason",
+    "reasons",
+    multiple=True,
+    type=click.Choice([reason.value for reason in Reason]),
+    help=f"Only this reason; may be given several times. Without it, each reason but {_NOT_BY_DEFAULT}.",
+)
+@click.option(
+    "--shard", "shards", multiple=True, metavar="KEY", help="Only this shard; may be given several times."
+)
+@setting("model")
+@setting("pretrained")
+@setting("batch_size", metavar="auto|N")
+@setting("num_workers", metavar="N")
+@setting("device")
+@setting("precision", metavar="auto|fp32|bf16|fp16")
+@setting("quiet_seconds", metavar="SECONDS")
+@setting("allowed_url_prefixes", metavar="PREFIX,...")
+@config
+def retry(reasons: tuple[str, ...], shards: tuple[str, ...], **options: Any) -> None:
+    """Embed the failed images of OUTPUT again, and only those.
+
+    For a site that is back, a larger limit or a newly allowed format. Only the failed rows of embedded shards
+    are read. Each shard's files are replaced at once, with the rows in the order of the input; an image that
+    fails again keeps the new reason. The model must be the one that made the output, and shards that have
+    changed since are left to `embed`.
+    """
+    from boring_assets.commands.retrying import retry_failed
+
+    retried = retry_failed(apply(options), [Reason(one) for one in reasons], shards)
+    _print(retried)
+    sys.exit(exit_codes.FAILED_SHARDS if retried.failed_shards else 0)
+
+
+def _print(retried: "Retried") -> None:
+    from boring_assets.wording import first_of, plain, some
+
+    if retried.changed:
+        count = some(len(retried.changed), "shard")
+        click.echo(plain(f"Changed since: {count}, which `embed` does: {first_of(retried.changed)}"))
+    if not retried.images and not retried.failed_shards:
+        click.echo("Nothing to retry: no image has failed for these reasons.")
+        return
+    again = retried.images - retried.recovered
+    click.echo(
+        f"{some(retried.images, 'failed image')} of {some(retried.shards, 'shard')} retried: "
+        f"{retried.recovered:,} embedded now, {again:,} failed again."
+    )
+    for key, why in retried.failed_shards.items():
+        click.echo(plain(f"Failed: {key}: {why}"))

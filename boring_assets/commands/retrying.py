@@ -1,0 +1,138 @@
+"""What `boring-assets retry` does: finds the shards with failed images, and runs the job over them."""
+
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+
+from boring_assets.assets.retry import RETRIED_REASONS
+from boring_assets.commands.embedding import alive, discover_input, run_shards
+from boring_assets.commands.progress_bar import ProgressBar
+from boring_assets.commands.report import made_by
+from boring_assets.datasets import Dataset
+from boring_assets.engine.samples import Reason, Shard
+from boring_assets.errors import SettingsError
+from boring_assets.instance.homes import open_instance
+from boring_assets.live_runs import fail_dead_runs
+from boring_assets.output.files import EMBEDDINGS, committed_facts
+from boring_assets.settings import Settings
+from boring_assets.shard_states import State, get_shard_states, register
+from boring_assets.storage.root import Root
+from boring_assets.tags import RETRY_TAG
+from boring_assets.wording import first_of, some
+from partitions.shards import uri_of
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
+
+_READERS = 16
+
+
+@dataclass
+class Retried:
+    """What one `retry` call did.
+
+    Attributes:
+        shards: Shards that were committed again.
+        images: Failed images of these shards that were tried.
+        recovered: How many of them are embedded now.
+        changed: Keys of the shards that were left out, since they have changed.
+        failed_shards: Why each shard failed that did; its files are as they were.
+    """
+
+    shards: int = 0
+    images: int = 0
+    recovered: int = 0
+    changed: list[str] = field(default_factory=list)
+    failed_shards: dict[str, str] = field(default_factory=dict)
+
+
+def retry_failed(
+    settings: Settings,
+    reasons: Collection[Reason] = (),
+    only: Collection[str] = (),
+    console: Console | None = None,
+) -> Retried:
+    """Embeds the failed images of committed shards again.
+
+    Args:
+        settings: Input, output, model and the rest.
+        reasons: Only images that failed for one of these; empty is `RETRIED_REASONS`.
+        only: Keys of the only shards to look at; empty is all.
+        console: Where the progress bar goes; the terminal by default.
+
+    Raises:
+        SettingsError: A setting is wrong, a shard of `only` is not embedded, or other settings made it.
+        StorageError: The input or the output cannot be read, or the output cannot be written.
+        RunError: A run could not go on; what was committed before stays.
+    """
+    console = console or Console(highlight=False)
+    reasons = frozenset(reasons) or RETRIED_REASONS
+    settings = settings.model_copy(update={"max_samples": 0})  # it would cut shards off
+    found = discover_input(settings)
+    embeddings = EmbeddingsIOManager.from_settings(settings)
+    embeddings.check(ShardSource.from_settings(settings).root())
+    instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
+    with alive(instance):
+        fail_dead_runs(instance)
+        register(instance, found, dataset, settings.device)
+        version = settings.embedding_version()
+        stock = get_shard_states(instance, found, version, embeddings.committed, dataset)
+        committed = embeddings.committed()
+        if unknown := sorted(set(only) - (committed & stock.shards.keys())):
+            raise SettingsError(f"--shard names {first_of(unknown)}, which the output does not hold.")
+        keys = [
+            key
+            for key in stock.order
+            if key in committed
+            and key in stock.shards
+            and stock.states[key] is not State.RUNNING
+            and (not only or key in only)
+        ]
+        counts, changed = _count_failures(embeddings.root(), stock.shards, keys, reasons, settings)
+        retried = Retried(changed=changed)
+        wanted = [key for key in keys if counts.get(key)]
+        if not wanted:
+            return retried
+        shards = [stock.shards[key] for key in wanted]
+        tags = {RETRY_TAG: ",".join(sorted(reasons))}
+        with ProgressBar(console, shards, sum(counts.values())) as bar:
+            summary = run_shards(settings, instance, stock, wanted, bar, tags)
+    retried.shards, retried.failed_shards = summary.shards, summary.failed_shards
+    retried.images, retried.recovered = summary.retried, summary.recovered
+    return retried
+
+
+def _count_failures(
+    root: Root, shards: Mapping[str, Shard], keys: list[str], reasons: Collection[Reason], settings: Settings
+) -> tuple[dict[str, int], list[str]]:
+    """Returns how many images of each shard failed for some reasons, and which shards have changed.
+
+    Raises:
+        SettingsError: A shard with such images was made by other settings.
+        StorageError: A file cannot be read.
+    """
+    counts, changed, other = {}, [], []
+    for key, facts in _read_facts(root, keys):
+        count = sum(facts.get("failed_by_reason", {}).get(reason, 0) for reason in reasons)
+        if not count:
+            continue
+        if facts.get("source_version") != shards[key].version or facts.get("rows_left_out"):
+            changed.append(key)
+        elif facts.get("settings") != settings.embedding_version():
+            other.append(key)
+        else:
+            counts[key] = count
+    if other:
+        raise SettingsError(
+            f"{root.uri} holds {some(len(other), 'shard')} made by other settings than "
+            f"{made_by(settings)}: {first_of(other)}. A retry needs the settings that they were made with."
+        )
+    return counts, changed
+
+
+def _read_facts(root: Root, keys: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    with ThreadPoolExecutor(_READERS) as pool:
+        facts = pool.map(lambda key: committed_facts(root, f"{EMBEDDINGS}/{uri_of('', key)}"), keys)
+        yield from zip(keys, facts, strict=True)

@@ -1,0 +1,236 @@
+"""A partition's committed rows: how a retry is merged into them, and how excluded rows are taken out."""
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from boring_assets.engine.inputs.exclusions import Exclusions, source_columns
+from boring_assets.engine.results import EmbeddedShard
+from boring_assets.engine.samples import Failure, Reason
+from boring_assets.errors import ShardError
+from boring_assets.output.commit import write_pair
+from boring_assets.output.files import EMBEDDINGS, FAILURES, to_parquet
+from boring_assets.output.identity import differences, identity
+from boring_assets.output.schema import (
+    FAILURES_DIGEST,
+    FAILURES_SCHEMA,
+    METADATA_KEY,
+    ROW,
+    belongs,
+    digest,
+    input_rows,
+    read_facts,
+)
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import Root
+from partitions.shards import uri_of
+
+IDENTIFYING = {"key": "key", "url": "url", "sha256": "meta_sha256"}
+"""What a row is excluded by, and the column of an embeddings file that holds it."""
+_READ_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class CommittedRows:
+    """What is committed of one partition.
+
+    Attributes:
+        uri: URI of the embeddings file.
+        facts: What its metadata says.
+        table: Its rows, or only some of its columns.
+        rows: int64 [n], the shard's row of each row of `table`, in rising order.
+        failed: The rows of the failures file that are not embedded.
+    """
+
+    uri: str
+    facts: dict[str, Any]
+    table: pa.Table
+    rows: np.ndarray
+    failed: pa.Table
+
+    @property
+    def failures(self) -> dict[int, Failure]:
+        """Why each failed row failed, by its row in the shard."""
+        columns = (self.failed[name].to_pylist() for name in (ROW, "reason", "detail"))
+        return {
+            row: Failure(Reason(reason), detail or "") for row, reason, detail in zip(*columns, strict=True)
+        }
+
+    def lost_rows(self) -> set[int]:
+        """Returns the rows that neither file has: those of a retry that was killed between its two writes."""
+        held = {*self.rows.tolist(), *self.failed[ROW].to_pylist()}
+        return set(range(self.facts["rows"])) - held
+
+    def rows_to_retry(self, reasons: Collection[Reason]) -> frozenset[int]:
+        """Returns the rows that failed for one of some reasons, and the lost ones."""
+        failed = {row for row, failure in self.failures.items() if failure.reason in reasons}
+        return frozenset(failed | self.lost_rows())
+
+
+def read_committed(root: Root, key: str, columns: list[str] | None = None) -> CommittedRows:
+    """Reads both files of a partition.
+
+    Args:
+        root: The output.
+        key: The partition key.
+        columns: Read only these columns of the embeddings; None is all.
+
+    Raises:
+        ShardError: The two files were written by different runs, and which rows they hold cannot be told.
+        StorageError: They cannot be read.
+    """
+    path = uri_of("", key)
+    uri = f"{root.uri}/{EMBEDDINGS}/{path}"
+    try:
+        with root.fs.open(f"{root.path}/{EMBEDDINGS}/{path}", "rb", block_size=_READ_BYTES) as file:
+            parquet = pq.ParquetFile(file)
+            facts: dict[str, Any] = dict(read_facts(parquet.schema_arrow.metadata))
+            names = parquet.schema_arrow.names
+            wanted = names if columns is None else [name for name in names if name in {*columns, ROW}]
+            table = parquet.read(columns=wanted)
+        data = root.fs.cat_file(f"{root.path}/{FAILURES}/{path}")
+        failed = pq.read_table(pa.BufferReader(data))
+    except Exception as error:
+        raise storage_error(error, uri, "read") from error
+    known = ROW in names or belongs(data, facts)
+    rows = input_rows(table, failed, facts) if known else None
+    if rows is None:
+        raise ShardError(
+            f"{uri} and its failures file were written by different runs. Embed the shard again: "
+            "boring-assets verify --repair."
+        )
+    numbers = rows.to_numpy()
+    # A removal that was killed between its two writes has left rows in both.
+    return CommittedRows(
+        uri, facts, table, numbers, failed.filter(np.isin(failed[ROW], numbers, invert=True))
+    )
+
+
+def merge_retried(
+    result: EmbeddedShard, committed: CommittedRows, made_by: Mapping[str, Any], exclusions: Exclusions
+) -> EmbeddedShard:
+    """Merges the rows of a retry into what is committed, in the order of the input.
+
+    Args:
+        result: What `shard.only_rows` gave.
+        committed: The partition as it is committed now, with all its columns.
+        made_by: Facts of the model that made `result`.
+        exclusions: Images that must not stay embedded either.
+
+    Returns:
+        The whole shard, as if all of it had been embedded at once.
+
+    Raises:
+        ShardError: The committed rows were made from another version of the shard, by another model, or with
+            settings by which the shard had other rows.
+    """
+    _check_same(result, committed, made_by)
+    new = np.isin(result.embedded, committed.rows, invert=True)  # another run may have been faster
+    rows = np.concatenate([committed.rows, result.embedded[new]])
+    vectors = np.concatenate([_vectors(committed.table), result.embeddings[new]])
+    excluded = exclusions.find_rows(source_columns(result.rows, result.columns))
+    kept = np.isin(rows, list(excluded), invert=True)
+    rows, vectors = rows[kept], vectors[kept]
+    order = np.argsort(rows)
+    embedded = set(rows.tolist())
+    failures = committed.failures | result.failures | excluded
+    return replace(
+        result,
+        embedded=rows[order],
+        embeddings=vectors[order],
+        failures={row: failures[row] for row in sorted(failures) if row not in embedded},
+    )
+
+
+def find_excluded(committed: CommittedRows, exclusions: Exclusions) -> dict[int, Failure]:
+    """Returns the embedded rows that are excluded by their key, URL or `sha256` column, and their failures.
+
+    Args:
+        committed: The partition, with at least the columns of `IDENTIFYING`.
+        exclusions: What must not be embedded.
+    """
+    names = {name: column for name, column in IDENTIFYING.items() if column in committed.table.column_names}
+    found = exclusions.find_rows({name: committed.table[column] for name, column in names.items()})
+    return {int(committed.rows[at]): failure for at, failure in found.items()}
+
+
+def remove_rows(root: Root, key: str, excluded: Mapping[int, Failure]) -> dict[str, Any]:
+    """Moves embedded rows of a partition to its failures, and commits both files.
+
+    Args:
+        root: The output.
+        key: The partition key.
+        excluded: Which rows, and the failure to record for each.
+
+    Returns:
+        What the embeddings file says of itself now.
+
+    Raises:
+        ShardError: The partition's files do not hold all of its rows.
+        StorageError: They cannot be read or written.
+    """
+    committed = read_committed(root, key)
+    if lost := committed.lost_rows():
+        raise ShardError(
+            f"{committed.uri} lacks {len(lost)} rows, since a retry was killed while it wrote them. Run it "
+            "again: boring-assets retry."
+        )
+    leaving = np.isin(committed.rows, list(excluded))
+    gone = committed.table.filter(leaving)
+    reasons = [excluded[int(row)] for row in committed.rows[leaving]]
+    moved = pa.table(
+        {
+            ROW: committed.rows[leaving],
+            "key": gone["key"],
+            "url": gone["url"],
+            "reason": [failure.reason.value for failure in reasons],
+            "detail": [failure.detail for failure in reasons],
+        },
+        schema=FAILURES_SCHEMA,
+    )
+    failed = pa.concat_tables([committed.failed, moved]).sort_by(ROW)
+    data = to_parquet(failed)
+    facts = committed.facts | {
+        "embedded": committed.table.num_rows - moved.num_rows,
+        "failed": failed.num_rows,
+        "failed_by_reason": dict(Counter(failed["reason"].to_pylist()).most_common()),
+        FAILURES_DIGEST: digest(data),
+    }
+    kept = committed.table.filter(~leaving).replace_schema_metadata(
+        {METADATA_KEY: json.dumps(facts).encode()}
+    )
+    path = uri_of("", key)
+    write_pair(root, (f"{FAILURES}/{path}", data), (f"{EMBEDDINGS}/{path}", to_parquet(kept)))
+    return facts
+
+
+def _check_same(result: EmbeddedShard, committed: CommittedRows, made_by: Mapping[str, Any]) -> None:
+    facts, shard = committed.facts, result.shard
+    if facts["source_version"] != shard.version:
+        raise ShardError(f"{committed.uri} was made from another version of {shard.uri}. Run it again.")
+    if said := differences(identity(facts), identity(made_by)):
+        raise ShardError(f"{committed.uri} has {said}. Give the settings that it was made with.")
+    same = facts["rows"] == result.rows.num_rows
+    for name in ("key", "url"):
+        source = result.columns.get(name)
+        if same and source:
+            now = result.rows[source].cast(pa.string()).take(pa.array(committed.rows))
+            same = now.equals(committed.table[name])
+    if not same:
+        raise ShardError(
+            f"{shard.uri} has other rows, keys or URLs than when {committed.uri} was made: its settings have "
+            "changed. Give those that it was made with, or embed it again."
+        )
+
+
+def _vectors(table: pa.Table) -> np.ndarray:
+    """The embeddings of a table, float32 [n, dim]."""
+    column = table["embedding"].combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return values.astype(np.float32, copy=False).reshape(len(table), column.type.list_size)
