@@ -93,8 +93,11 @@ def test_input_and_output_are_positions_and_the_earlier_flags_are_still_taken(cl
         (("nowhere", "out"), ["/nowhere: nothing exists there", "Check the spelling"]),
         (("empty", "out"), ["no complete shards below", "/empty", "Expected are parquet files"]),
         (("file", "out"), ["/file is a file, not a folder", "Give the folder"]),
-        (("in", "file"), ["Cannot write", "/file: a part of the path is a file", "Choose another path"]),
-        (("in", "file/below"), ["/file/below: a part of the path is a file", "Choose another path"]),
+        (("in", "file"), ["/file/.boring_assets.json: a part of the path is a file", "Choose another path"]),
+        (
+            ("in", "file/below"),
+            ["/file/below/.boring_assets.json: a part of the path is a file", "Choose another path"],
+        ),
         (("", "out"), ["Set BORING_INPUT_DIR (INPUT) to the folder"]),
         (("in", "ftps3://out"), ["'ftps3', which is unknown", "s3://bucket/prefix"]),
         (("in", "out", "--batch-size", "0"), ["BORING_BATCH_SIZE (--batch-size) is '0'", "greater than 0"]),
@@ -142,7 +145,7 @@ def test_wrong_settings_leave_earlier_output_as_it_was(cli: CommandLine) -> None
         (("--model", "ViT-B-23"), "other settings than model ViT-B-23"),
         (("--model", "ViT-B-23", "--redo"), "Near matches: ViT-B-32"),
         (("--model", "./modle", "--redo"), "no model './modle', nor a directory of that name"),
-        (("--model", "./model", "--redo"), "./model has no open_clip_config.json"),
+        (("--model", "./model", "--redo"), "The model directory model has no open_clip_config.json"),
     ):
         assert said in cli("embed", "in", "out", *options, code=1).stderr
         assert cli.stamps(Path("out")) == before
@@ -234,12 +237,12 @@ def test_failures_can_be_asked_for(cli: CommandLine) -> None:
     assert (table["key"], table["status"]) == (row["key"], "failed_to_download")
 
     lines = cli("failures", "out", "--limit", 2).stdout.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert lines[-1] == "... and 10 more; --limit 0 shows all."
-    assert len(cli("failures", "out", "--limit", 0).stdout.splitlines()) == 14
+    assert len(cli("failures", "out", "--limit", 0).stdout.splitlines()) == 15
     assert cli("failures", "out", "--reason", "too_large").stdout == "No failures.\n"
     assert "decode_error" in cli("failures", "out", "--reason", "typo", code=2).stderr
-    assert "/none.parquet: there is nothing" in cli("failures", "out", "--shard", "none", code=1).stderr
+    assert "/none.parquet: nothing exists there" in cli("failures", "out", "--shard", "none", code=1).stderr
     assert "BORING_OUTPUT_DIR (OUTPUT)" in cli("failures", code=1).stderr
 
 

@@ -78,7 +78,7 @@ def test_trouble_with_the_file_names_it(config: Path, monkeypatch: pytest.Monkey
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert "modle" in str(caught.value).lower()
-    assert "the settings are input_dir, output_dir, model" in str(caught.value)
+    assert "the settings are input_dir, output_dir, image_column" in str(caught.value)
 
     config.write_text("batch_size = [1]\n")
     with pytest.raises(SettingsError, match="BORING_BATCH_SIZE"):

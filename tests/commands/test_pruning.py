@@ -183,7 +183,8 @@ def test_a_run_does_not_embed_excluded_images(cli: CommandLine, monkeypatch: pyt
     project.register()
     assert project.run_anew("00000", "00001").success
     event = metadata_of(project.events()[0])
-    assert (event["embedded"], event["failed"], event["failed_excluded"]) == (5, 3, 3)
+    assert (event["embedded"], event["failed"]) == (5, 3)
+    assert event["failed_by_reason"] == {"excluded": 3}
     missing = Project(cli.folder / "home", monkeypatch, source, cli.folder / "out", exclude=f"{listed}-not")
     result = missing.run_anew("00000")
     assert not result.success
