@@ -138,7 +138,8 @@ def test_a_run_of_the_web_ui_checks_at_its_end(project: Project, gone: bool) -> 
         instance=project.instance, tags=tags, run_config=QUIET, raise_on_error=False
     )
     ended = [event.step_key for event in result.all_events if event.is_step_success or event.is_step_failure]
-    assert ended == ["image_embeddings", "image_embeddings_checks"]
+    assert ended[0] == "image_embeddings"
+    assert "image_embeddings_checks" in ended
     assert result.success is not gone
     outcomes = result.get_asset_check_evaluations()
     assert {one.check_name for one in outcomes if one.passed} == set(CHECKS)

@@ -200,7 +200,7 @@ def vector_of(sample: Embedded) -> list[float]:
 
 def test_polars(sample: Embedded) -> None:
     for frame in (pl.read_parquet(sample.paths()), pl.scan_parquet(sample.paths()).collect()):
-        assert frame.shape == (32, 12)
+        assert frame.shape == (32, 13)
         assert frame.schema["embedding"] == pl.Array(pl.Float32, DIM)
         assert frame["embedding"][16 + 3].to_list() == vector_of(sample)
 
@@ -301,7 +301,7 @@ def test_a_shard_of_nothing_but_images(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path, columns=["jpg"]), path)
     for done in embed("bare", tmp_path):
         table = done.project.table("00000")
-        assert table.column_names == ["url", "key", "caption", "embedding"]
-        assert [table[name].null_count for name in table.column_names] == [4, 4, 4, 0]
+        assert table.column_names == ["url", "key", "caption", "embedding", "row"]
+        assert [table[name].null_count for name in table.column_names] == [4, 4, 4, 0, 0]
         (failed,) = done.project.table("00000", "image_failures").to_pylist()
         assert (failed["key"], failed["url"], failed["reason"]) == (None, None, "missing_image")

@@ -147,8 +147,10 @@ class _Run:
                 "The run was given no partitions: its range ends before it starts, or names none. Partitions "
                 "stand in the order in which they were registered; give first and last in that order."
             )
-        self._embeddings.check(self._source.root())
+        source = self._source.root()
+        self._embeddings.check_input(source)
         shards = self._find(keys)
+        self._embeddings.check(source)  # only an input that can be read may claim a new output
         tags = self._context.run.tags
         redo = tags.get(REDO_TAG) == "true"
         reasons = reasons_to_retry(tags)

@@ -105,7 +105,7 @@ class Embedder:
         """Returns the pixels of some images and their rows. Writes failures to `answers`."""
         there = []
         for row in rows:
-            if images[row] is None:
+            if not images[row]:
                 answers[row] = _failed(Failure(Reason.MISSING_IMAGE, "the image is missing"))
             else:
                 there.append(row)

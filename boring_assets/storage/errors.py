@@ -133,8 +133,9 @@ def _explain(
         return f"there is no bucket {bucket} at {_endpoint()}. Check its name, or create it."
     if codes & {"AccessDenied", "AllAccessDisabled", "403", "Forbidden"}:
         return (
-            f"the credentials are wrong or lack permission ({codes_text}). They need to list and read the "
-            "input, and to write and delete below the output."
+            f"the credentials are wrong or lack permission ({codes_text}). Check AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE. They need to list and read the input, and to write and "
+            "delete below the output."
         )
     if any(isinstance(one, ValueError) and "Invalid endpoint" in str(one) for one in chain):
         return f"{_endpoint()} is not a server URL. Expected a URL such as `https://host:port`."

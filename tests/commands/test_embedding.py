@@ -113,7 +113,7 @@ def test_shards_that_are_still_being_written_wait(cli: CommandLine) -> None:
     assert "Shards    1 embedded\n" in cli("embed", "in", "out", "--quiet-seconds", 0).stdout
     Path("in/00000_stats.json").unlink()
     said = cli("embed", "in", "out2", code=1).stderr
-    assert "2 shards may still grow" in said
+    assert "2 shards may still be growing" in said
     assert "--quiet-seconds" in said
 
 

@@ -71,5 +71,5 @@ def test_the_command_lines_own_errors_are_json_too(tmp_path: Path) -> None:
     code, printed, lines = run(cli, "embed", "in", "s3://bucket/out", AWS_ENDPOINT_URL=endpoint, **keys)
     assert (code, printed) == (1, "")
     assert lines[-1]["level"] == "ERROR"
-    assert "s3://bucket/out: the server does not answer" in lines[-1]["message"]
+    assert "s3://bucket/out/.boring_assets.json: the server does not answer" in lines[-1]["message"]
     assert SECRET not in json.dumps(lines)

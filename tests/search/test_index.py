@@ -307,7 +307,7 @@ def test_large_tables_are_indexed_and_still_find_the_nearest(
 def test_what_lancedb_cannot_write_to_is_said() -> None:
     output = EmbeddingsIOManager(output_dir="memory://somewhere")
     commit(output, "a")
-    with pytest.raises(SettingsError, match="cannot lie at memory://"):
+    with pytest.raises(SettingsError, match="cannot be written to memory://"):
         update_index(output.root())
 
 

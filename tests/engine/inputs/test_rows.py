@@ -11,7 +11,7 @@ from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.sources import OpenShard, open_shard
 from boring_assets.engine.model.encoder import Encoder
-from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, embed_shards
+from boring_assets.engine.pipeline import EmbeddedShard, embed_shards
 from boring_assets.engine.results import Options
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
@@ -106,10 +106,10 @@ def test_views_inside_of_other_types_are_committed_as_what_they_view(
 
 
 @pytest.mark.parametrize("name", ["caption", "key", "other"])
-def test_text_that_is_no_text_costs_its_shard_and_not_the_output(
+def test_a_text_that_is_not_utf8_is_null_and_its_image_is_embedded(
     tmp_path: Path, encoder: Encoder, name: str
 ) -> None:
-    """Parquet does not look at what it calls text; readers of the output would refuse all of it."""
+    """Parquet does not check its texts. Readers of the output would refuse the whole file."""
     broken = pa.Array.from_buffers(
         pa.string(), 1, [None, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe")]
     )
@@ -117,6 +117,9 @@ def test_text_that_is_no_text_costs_its_shard_and_not_the_output(
     good = tmp_path / "00001.parquet"
     pq.write_table(pa.table({"jpg": [jpeg()], name: ["fine"]}), good)
     first, second = embed_shards([shard_at(bad), shard_at(good)], encoder, Options())
-    assert isinstance(first, FailedShard)
-    assert "UTF" in str(first.error)
-    assert isinstance(second, EmbeddedShard)
+    for answer in (first, second):
+        assert isinstance(answer, EmbeddedShard)
+        assert answer.embedded.tolist() == [0]
+    embeddings_table(first, "float32", {}).validate(full=True)
+    column = name if name != "other" else "meta_other"
+    assert embeddings_table(first, "float32", {})[column].to_pylist() == [None]

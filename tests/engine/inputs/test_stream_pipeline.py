@@ -55,9 +55,14 @@ def test_streams_and_others_share_batches_and_keep_their_rows(encoder: Encoder, 
         assert {failure.reason for failure in result.failures.values()} <= {Reason.DECODE_ERROR}
     # The first half of a tar's images stands before all of its texts.
     assert results[0].rows["key"].to_pylist()[:18] == [str(row) for row in range(18)]
-    by_key = dict(zip(*(results[0].rows[name].to_pylist() for name in ("key", "caption")), strict=True))
+    by_key = dict(
+        zip(
+            *(results[0].rows[results[0].columns[name]].to_pylist() for name in ("key", "caption")),
+            strict=True,
+        )
+    )
     assert by_key == {str(row): None if row % 2 else f"no {row}" for row in range(37)}
-    assert results[2].rows["caption"].to_pylist() == [f"no {row}" for row in range(23)]
+    assert results[2].rows[results[2].columns["caption"]].to_pylist() == [f"no {row}" for row in range(23)]
 
 
 def test_a_stream_that_breaks_off_costs_itself_alone(encoder: Encoder, tmp_path: Path) -> None:
