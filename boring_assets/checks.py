@@ -48,7 +48,7 @@ def define_checks(settings: Settings, dataset: Dataset) -> dg.AssetChecksDefinit
         results = [result for result in results if result.check_name in wanted]
         yield from results
         # A run of the backfill that was created later has a newer row, which the UI shows.
-        if _is_newer_run_planned(context.instance, context.run, dataset):
+        if _is_newer_run_planned(context.instance, context.run, wanted, dataset):
             _report(context.instance, results)
 
     # `multi_asset_check` would make this step wait for an output of the asset's step, which reports each
@@ -116,9 +116,11 @@ def _report(instance: dg.DagsterInstance, results: Iterable[dg.AssetCheckResult]
         )
 
 
-def _is_newer_run_planned(instance: dg.DagsterInstance, run: dg.DagsterRun, dataset: Dataset) -> bool:
-    """Returns whether Dagster's newest record of the checks belongs to another run."""
-    keys = [dg.AssetCheckKey(dataset.embeddings, name) for name in CHECKS]
+def _is_newer_run_planned(
+    instance: dg.DagsterInstance, run: dg.DagsterRun, names: set[str], dataset: Dataset
+) -> bool:
+    """Returns whether Dagster's newest record of one of these checks belongs to another run."""
+    keys = [dg.AssetCheckKey(dataset.embeddings, name) for name in names]
     latest = instance.event_log_storage.get_latest_asset_check_execution_by_key(keys)
     return any(record.run_id != run.run_id for record in latest.values())
 

@@ -137,7 +137,6 @@ def test_wrong_credentials(refused: Callable[..., str], s3: Seaweed) -> None:
     said = refused(s3.env_of(s3.key, PLANTED[0]), target=target)
     assert target in said
     assert "AWS_SECRET_ACCESS_KEY" in said
-    assert "StorageError" in said
 
 
 def test_a_wrong_session_token(refused: Callable[..., str], s3: Seaweed) -> None:

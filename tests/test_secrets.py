@@ -97,7 +97,7 @@ def test_an_endpoint_with_a_password_in_a_run(tmp_path: Path, monkeypatch: pytes
     project = Project(tmp_path / "home", monkeypatch, tmp_path / "in", "s3://bucket/out")
     project.register("0")
     said = project.run("0").error
-    assert "s3://bucket/out: the server does not answer" in said
+    assert "s3://bucket/out/.boring_assets.json: the server does not answer" in said
     assert not leaks(tmp_path, said), "nor by the causes of the error, which Dagster stores as well"
 
 

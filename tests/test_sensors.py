@@ -9,7 +9,6 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -160,7 +159,7 @@ def test_a_lost_run_is_requested_again_as_often_as_it_takes(
     write(settings, 0, 4)
     last = tick(settings, instance)
     pauses = []
-    for _ in range(8):
+    for _ in range(10):
         assert spans(last.run_requests)[0][0] == "00000"
         for first, end in spans(last.run_requests):
             fail_run(settings, instance, first, end)
@@ -172,8 +171,9 @@ def test_a_lost_run_is_requested_again_as_often_as_it_takes(
         pauses.append(retry_at - time.time())
         clock(pauses[-1] + 2)
         last = tick(settings, instance, waits.cursor)
-    assert all(after >= before for before, after in pairwise(pauses))
-    assert pauses[0] < pauses[-1] <= 3600 + 2
+    growing = [pause for pause in pauses if pause < 3000]
+    assert growing == sorted(growing), "each pause is longer"
+    assert pauses[0] < 3000 < pauses[-1] <= 3600 + 2
     # A shard that ends its process each time takes no other one with it any more.
     assert len(spans(last.run_requests)) == 4
 

@@ -18,8 +18,9 @@ from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
 from boring_assets.shard_states import register
 from resources.source import ShardSource
-from tests.e2e.processes import DEADLINE, SCRIPTS, Webserver, free_port, running, wait_for
+from tests.e2e.processes import SCRIPTS, Webserver, free_port, running, wait_for
 from tests.e2e.test_backfill import LAUNCH, backfill
+from tests.waiting import HANG_SECONDS
 
 IMAGES = 4
 # As create-dagster makes it.
@@ -111,7 +112,7 @@ class Project:
             env=self.env,
             capture_output=True,
             text=True,
-            timeout=2 * DEADLINE,
+            timeout=HANG_SECONDS,
             check=False,
         )
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -33,7 +33,7 @@ def test_each_image_has_its_own_answer_whatever_its_neighbours(images: list[byte
     answers = embedder.embed(mixed)
     assert len(answers) == len(mixed)
     failed = {at: answer.reason for at, answer in enumerate(answers) if answer.reason}
-    reasons = ["missing_image", "decode_error", "decode_error", "too_large", "decode_error"]
+    reasons = ["missing_image", "missing_image", "decode_error", "too_large", "decode_error"]
     assert failed == dict(zip(bad, reasons, strict=True)) | dict.fromkeys(range(45, 65), "missing_image")
     assert all(answers[at].detail and answers[at].embedding is None for at in failed)
     there = np.stack([answer.embedding for answer in answers if answer.embedding is not None])
