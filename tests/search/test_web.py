@@ -182,7 +182,7 @@ def test_filters_are_chips_with_counted_values(page: Any) -> None:
     page.select_option("#column", "partition")
     page.locator("#values button", has_text="many").wait_for()
     assert "1,200" in page.inner_text("#values")
-    page.locator("#values button", has_text="00001").click()
+    page.locator("#values button", has_text=re.compile("^00001")).click()
     page.wait_for_url("**filter=partition**")
     assert page.locator("#filters .chip").count() == 2, "the filter, and a button for another"
     page.click("#add-filter")
