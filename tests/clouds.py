@@ -104,7 +104,11 @@ def _server(command: list[str], url: str, env: dict[str, str]) -> Iterator[None]
         yield
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:  # the emulator of GCS may ignore the signal while it answers
+            process.kill()
+            process.wait()
 
 
 def _answers(url: str) -> bool:
