@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boring_assets.commands.options import Command, apply, config, folder, setting
+from boring_assets.commands.options import Command, apply, index_of
 from boring_assets.errors import SettingsError
 from boring_assets.settings import Settings
 from boring_assets.wording import first_of, plain, some
@@ -26,12 +26,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     ),
 )
 @click.argument("text", required=False, help="What to search for; left out with --image and --key.")
-@folder("output_dir")
-@folder("input_dir", required=False)
-@setting("model", help="Model of the query. By default the one that made the embeddings.")
-@setting("pretrained")
-@setting("device")
-@config
+@index_of
 @click.option("--image", metavar="FILE", type=_FILE, help="Search by this image file.")
 @click.option("--key", metavar="KEY", help="Search by the image with this key.")
 @click.option("--partition", metavar="SHARD", help="The shard of --key, where several shards have that key.")
@@ -54,7 +49,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--html", metavar="FILE", type=_FILE, help="Write a page with the images to this file; needs --input."
 )
-@click.option("--no-update", is_flag=True, help="Use the index as it is, without new shards.")
 def search(
     text: str | None,
     image: Path | None,

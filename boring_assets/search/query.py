@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -135,6 +136,23 @@ class Searcher:
             found = asked.select([*self.columns]).to_arrow()
         return [_hit(row, 0.0) for row in found.to_pylist()]
 
+    def sample_vectors(self, limit: int, where: str = "") -> pa.Table:
+        """Returns rows from all over the dataset: `columns` and `VECTOR`, float32 [rows, dim].
+
+        Args:
+            limit: Most rows.
+            where: A condition in LanceDB's SQL.
+
+        Raises:
+            SettingsError: The condition is wrong.
+            StorageError: The index cannot be read.
+        """
+        with self._reading(where):
+            asked = self._table.search().select([]).with_row_id(True).limit(self._table.count_rows())
+            ids = (asked.where(where) if where else asked).to_arrow()["_rowid"].to_numpy()
+            chosen = [int(ids[place]) for place in _spread(len(ids), 0, limit)]
+            return self._table.take_row_ids(chosen).select([*self.columns, VECTOR]).to_arrow()
+
     def count_values(self, column: str, most: int = 20) -> list[tuple[Any, int]]:
         """Returns the most frequent values of a column with their counts, over the first million rows.
 
@@ -240,9 +258,18 @@ class Searcher:
             ask = ask.minimum_nprobes(_PROBES).maximum_nprobes(0).refine_factor(_REFINE)
         if where:
             ask = ask.where(where)
+        with self._reading(where):
+            found = ask.select([*self.columns, "_distance"]).limit(limit).offset(offset).to_arrow()
+        scores = 1 - found["_distance"].to_numpy()
+        rows = found.drop_columns(["_distance"]).to_pylist()
+        hits = [_hit(row, float(score)) for row, score in zip(rows, scores, strict=True)]
+        return [hit for hit in hits if hit.score >= least_score]
+
+    @contextmanager
+    def _reading(self, where: str) -> Iterator[None]:
         try:
             with storage_errors(self._root, "read"):
-                found = ask.select([*self.columns, "_distance"]).limit(limit).offset(offset).to_arrow()
+                yield
         except StorageError as error:
             if where and isinstance(error.__cause__, ValueError):
                 names = ", ".join(self.columns)
@@ -250,10 +277,6 @@ class Searcher:
                     f"The filter {where!r} is wrong: {error.__cause__}. The columns are {names}."
                 ) from error
             raise
-        scores = 1 - found["_distance"].to_numpy()
-        rows = found.drop_columns(["_distance"]).to_pylist()
-        hits = [_hit(row, float(score)) for row, score in zip(rows, scores, strict=True)]
-        return [hit for hit in hits if hit.score >= least_score]
 
     @cached_property
     def _model(self) -> "ClipModel":
