@@ -42,7 +42,8 @@ test: .venv/installed-test
 	$(SITE) --quiet
 	$(BIN)/python $(PYTEST) -m "not heavy"
 
-# The tests that `make test` leaves out: Ray, containers, PostgreSQL, a browser, torture, the documents' commands.
+# The tests that `make test` leaves out: other ways to deploy (a `dg` project, an empty dagster.yaml, two daemons, two
+# devices, Ray, containers, PostgreSQL), other clouds, a browser, torture, the documents' commands.
 test-all: .venv/installed-test .venv/azurite
 	$(BIN)/python $(PYTEST) -m heavy
 

@@ -16,7 +16,7 @@ from tests.waiting import wait_for
 SHARDS = 6
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_daemons_at_once_tear_nothing(home: Home) -> None:
     keys = home.add_shards(SHARDS, images=4)
 
