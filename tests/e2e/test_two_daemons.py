@@ -17,7 +17,7 @@ SHARDS = 6
 
 
 @pytest.mark.heavy
-def test_two_daemons_at_once_tear_nothing(home: Home) -> None:
+def test_two_daemons_at_once_damage_nothing(home: Home) -> None:
     keys = home.add_shards(SHARDS, images=4)
 
     def sensor(action: str) -> subprocess.CompletedProcess[str]:

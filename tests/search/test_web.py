@@ -194,7 +194,7 @@ def test_the_results_of_the_page_and_its_downloads(server: Server, gallery: Gall
     assert [hit["key"] for hit in json.loads(tables["json"])] == keys
 
 
-def test_a_lost_server_is_said(gallery: Gallery, browser: Any) -> None:
+def test_a_lost_server_is_reported(gallery: Gallery, browser: Any) -> None:
     mine = Server(gallery.call, "--output", gallery.output, "--input", gallery.input, "--no-update")
     page = browser.new_page()
     page.set_default_timeout(120_000)
@@ -224,7 +224,7 @@ def test_strangers_are_refused(server: Server, gallery: Gallery) -> None:
     assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_hostile_requests_are_answered_and_cost_nothing_else(server: Server) -> None:
+def test_hostile_requests_get_an_error_and_the_server_goes_on(server: Server) -> None:
     assert server.ask("/api/embed", "POST", b"\0" * (2**20 + 1))[0] == 413
     bomb = encoded(Image.new("1", (30_000, 30_000)), "PNG")
     for body in (bomb, b"", b"GIF89a", jpeg(HELD_OUT[0], 1)[:100]):
@@ -260,7 +260,7 @@ def test_hostile_requests_are_answered_and_cost_nothing_else(server: Server) -> 
     assert server.ask("/")[0] == 200
 
 
-def test_it_listens_on_loopback_alone_unless_told_otherwise(server: Server) -> None:
+def test_it_listens_on_loopback_by_default(server: Server) -> None:
     import psutil
 
     listening = [
