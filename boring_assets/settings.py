@@ -300,7 +300,7 @@ def load_settings(dataset_file: Path | None = None, **own: Any) -> Settings:
 
 
 def _refuse_misspelt() -> None:
-    """Refuses unknown variables: a misspelt one would have no effect, and nobody would know."""
+    """Refuses unknown variables: a misspelt one would have no effect."""
     known = [f"{PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")]
     for name in os.environ:
         if not name.upper().startswith(PREFIX) or name.upper() in known or _SERVICE.search(name.upper()):
@@ -319,7 +319,7 @@ def _explain(name: str, problems: list[ErrorDetails]) -> str:
     field = Settings.model_fields.get(name)
     if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
         return f"{PREFIX}{name.upper()} {reasons}"
-    if field is None:  # its value may be a secret that somebody keeps in the same file
+    if field is None:  # its value may be a secret
         return f"{PREFIX}{name.upper()}: {setting_help(name)}."
     return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {reasons} {setting_help(name)}."
 

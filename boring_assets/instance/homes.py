@@ -1,4 +1,4 @@
-"""Opens the Dagster home, and tells which home started a run.
+"""Opens the Dagster home, and knows which home started a run.
 
 The process of a run is alive while it holds a lock in the home that started it. Where several homes share one
 PostgreSQL, a home on another machine or in another container cannot see that lock, so each run is tagged with
