@@ -128,16 +128,21 @@ def _print(hits: "list[Hit]") -> None:
 
 
 def open_searcher(settings: Settings, *, update: bool) -> "Searcher":
-    """The search index of the output, updated first; prints what was left out of it.
+    """Returns the search index of the output, updated first; prints what was left out of it.
 
     Raises:
+        SettingsError: The output belongs to another input than that of the settings.
         StorageError: There is no index, or it cannot be read.
     """
     from boring_assets.search.index import update_index
     from boring_assets.search.query import Searcher
     from resources.embeddings_io import EmbeddingsIOManager
+    from resources.source import ShardSource
 
-    root = EmbeddingsIOManager.from_settings(settings).root()
+    embeddings = EmbeddingsIOManager.from_settings(settings)
+    if settings.input_dir:
+        embeddings.check_input(ShardSource.from_settings(settings).root())
+    root = embeddings.root()
     if update:
         done = update_index(root, say=lambda text: click.echo(f"Updating the index: {text}", err=True))
         left_out = [f"{key}: {why}" for key, why in done.failed.items()]
