@@ -117,26 +117,28 @@ class WarmRunLauncher(DefaultRunLauncher):
 
     Args:
         idle_seconds: How long a worker keeps the model loaded while it waits for its next run.
-        linger_seconds: How long a launch waits for its run to end, where the worker was idle. The daemon
-            looks for the next run only after the launch, so short runs follow each other at once.
+        linger_seconds: How long a launch waits for a run to end, once each device has one. The daemon looks
+            for the next run as soon as the launch returns, and else every half second at most.
         inst_data: Set by Dagster: this section of dagster.yaml.
     """
 
     def __init__(
-        self, idle_seconds: int = 60, linger_seconds: int = 2, inst_data: ConfigurableClassData | None = None
+        self, idle_seconds: int = 60, linger_seconds: int = 5, inst_data: ConfigurableClassData | None = None
     ) -> None:
         super().__init__(inst_data)
         self._idle_seconds, self._linger_seconds = idle_seconds, linger_seconds
         self._idle: list[_Worker] = []
         self._lock = threading.Lock()
-        self._pool_limit_set = False
+        self._run_ended = threading.Condition()
+        self._running = 0
+        self._devices = 0  # not counted yet
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
         """Returns the schema of this section of dagster.yaml."""
         return {
             "idle_seconds": dg.Field(IntSource, default_value=60),
-            "linger_seconds": dg.Field(IntSource, default_value=2),
+            "linger_seconds": dg.Field(IntSource, default_value=5),
         }
 
     @classmethod
@@ -160,9 +162,9 @@ class WarmRunLauncher(DefaultRunLauncher):
             super().launch_run(context)
             return
         assert run.job_code_origin is not None
-        if not self._pool_limit_set:
-            set_pool_limit(self._instance, len(devices(load_settings().device)))
-            self._pool_limit_set = True
+        if not self._devices:
+            self._devices = len(devices(load_settings().device))
+            set_pool_limit(self._instance, self._devices)
         origin = run.job_code_origin.repository_origin
         worker = self._take_idle(origin)
         while worker and not self._send(run.run_id, worker):
@@ -176,10 +178,12 @@ class WarmRunLauncher(DefaultRunLauncher):
                     "its output is in the log of the daemon."
                 )
         self._run_ids.add(run.run_id)
-        ended = threading.Event()
-        threading.Thread(target=self._watch, args=(worker, run.run_id, ended), daemon=True).start()
+        with self._run_ended:
+            self._running += 1
+        threading.Thread(target=self._watch, args=(worker, run.run_id), daemon=True).start()
         if was_idle:
-            ended.wait(self._linger_seconds)
+            with self._run_ended:
+                self._run_ended.wait_for(lambda: self._running < self._devices, self._linger_seconds)
 
     def terminate(self, run_id: str) -> bool:
         """Marks a run as canceling, from any process; its worker sees that within a second and stops it.
@@ -263,7 +267,15 @@ class WarmRunLauncher(DefaultRunLauncher):
         request = {"run_id": run_id, "instance_ref": serialize_value(self._instance.get_ref())}
         return worker.send(json.dumps(request).encode() + b"\n")
 
-    def _watch(self, worker: _Worker, run_id: str, ended: threading.Event) -> None:
+    def _watch(self, worker: _Worker, run_id: str) -> None:
+        try:
+            self._wait(worker, run_id)
+        finally:
+            with self._run_ended:
+                self._running -= 1
+                self._run_ended.notify_all()
+
+    def _wait(self, worker: _Worker, run_id: str) -> None:
         """Waits until a run has ended; reports it as failed, so it is retried, where its process died."""
         if worker.wait():
             with self._lock:
@@ -278,7 +290,6 @@ class WarmRunLauncher(DefaultRunLauncher):
                     f"The run's process {worker.id} ended before the run did, with exit status {status}."
                 )
                 self._instance.report_run_failed(run, message)
-        ended.set()
 
 
 def _is_local(run: dg.DagsterRun) -> bool:
