@@ -62,7 +62,7 @@ docs: .venv/installed-test
 
 # Takes the screenshots of the documents. Needs Chromium.
 screenshots: .venv/installed-test
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python -m docs.screenshots
 
 # Compares with other ways to embed the same shards; docs/performance.md says how to read it.
 bench: .venv/installed-test

@@ -58,7 +58,6 @@ def main() -> None:
 
 def fill(home: Home, server: Webserver) -> None:
     """Embeds most of the shards by a backfill, and checks the output."""
-    home.set_max_retries(0)
     new = home.root / "new"
     write_sample_data(new, SHARDS, PICTURES, "webdataset", broken=BROKEN)
     write_sample_data(new, 1, PICTURES, "webdataset", broken=3 * BROKEN, first_shard=BAD)
