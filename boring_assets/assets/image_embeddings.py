@@ -21,7 +21,7 @@ import dagster as dg
 from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import adopted_metadata, embedding_metadata, materialization
-from boring_assets.assets.failures import fail_for_shards, failing_with_reason
+from boring_assets.assets.failures import allow_more_retries, fail_for_shards, failing_with_reason
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
 from boring_assets.assets.retry import check_settings, reasons_to_retry, rows_to_retry
 from boring_assets.checks import evaluate_after_retry
@@ -263,7 +263,7 @@ class _Run:
         facts = self._model = self._facts(encoder)
         self._refuse_to_mix(facts, shards)
         options = replace(options, exclusions=self._exclusions)
-        left = {shard.key for shard in shards}
+        left, has_committed = {shard.key for shard in shards}, False
         commit = partial(self._commit, facts=facts, device=device)
         work = (shards, encoder, options, self._source.fetcher(), self._progress, self._source.check)
         for result in embed_shards(*work, then=commit):
@@ -275,6 +275,9 @@ class _Run:
                 self._fail(result.shard.key, result.error)
             else:
                 yield result.event
+                if not has_committed:
+                    allow_more_retries(self._context)
+                has_committed = True
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
 
