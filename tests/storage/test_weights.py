@@ -13,8 +13,11 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from boring_assets.commands.embedding import embed_all
 from boring_assets.engine.model.load import load_model
-from boring_assets.errors import ModelError, StorageError
+from boring_assets.errors import ModelError, RunError, StorageError
+from boring_assets.sample_data import write_sample_data
+from boring_assets.settings import Settings
 from boring_assets.storage.weights import find_model_files, sha256_of
 from boring_assets.tiny import TINY_DIR, TINY_NAME
 from resources.clip import ClipResource
@@ -107,6 +110,22 @@ def test_a_changed_file_is_noticed(s3_env: Seaweed, uri: str, cache: Path, tmp_p
         s3_env.filesystem().pipe_file(f"{uri}/note-{number}.txt", b"")
         find_model_files(uri)
     assert len(list(cache.glob("*/*/manifest.json"))) == 2  # the present version, and the one before
+
+
+def test_weights_that_changed_do_not_get_into_the_same_output(
+    s3_env: Seaweed, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    settings = Settings(
+        input_dir=str(tmp_path / "input"), output_dir=str(tmp_path / "output"), model=uri, device="cpu"
+    )
+    write_sample_data(tmp_path / "input", 1, 2, "parquet", image_size=16)
+    assert embed_all(settings).shards == 1
+    change_one_weight(s3_env, uri, tmp_path)
+    write_sample_data(tmp_path / "input", 1, 2, "parquet", image_size=16, first_shard=1)
+    with pytest.raises(RunError, match="would hold vectors of two models: 00000 has weights_digest"):
+        embed_all(settings)
+    assert embed_all(settings, redo=True).shards == 2
 
 
 def test_a_fetch_that_was_killed_is_not_used(uri: str, cache: Path, s3_env: Seaweed) -> None:
