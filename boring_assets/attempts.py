@@ -18,6 +18,8 @@ from boring_assets.tags import DAMAGED_TAG, FAILED_SHARDS
 DAMAGED_ATTEMPTS = 3
 """A shard that is damaged itself is requested so often, and then again only once its file changes."""
 LONGEST_PAUSE = 3600
+_RETRY_SECONDS = 300
+"""How long `run_retries` has to create the retry of a failed run, with an event for each partition."""
 _RUNS_AT_ONCE = 50
 _VERSION_DIGITS = 6
 _REASON_LETTERS = 240
@@ -107,7 +109,8 @@ def judge_failures(
 ) -> dict[str, Attempt]:
     """Looks at the run in which each shard failed last, and sets when the shard may be requested again.
 
-    The pause doubles with each failure, up to an hour.
+    The pause doubles with each failure, up to an hour. It is longer where `run_retries` is about to retry the
+    run: else both would take the shards.
 
     Args:
         instance: Dagster's instance.
@@ -132,9 +135,10 @@ def judge_failures(
         run = record.dagster_run
         ended, reason = record.end_time or time.time(), _reason(instance, run.run_id)
         damaged = int(run.tags.get(DAMAGED_TAG, "0")) > 0
+        least = _RETRY_SECONDS if run.is_complete_and_waiting_to_retry else 0
         for key in by_run[run.run_id]:
             failures = failed[key].failures + 1
-            wait = min(max(LONGEST_PAUSE, pause), pause * 2**failures)
+            wait = max(least, min(max(LONGEST_PAUSE, pause), pause * 2**failures))
             judged[key] = replace(
                 failed[key],
                 failures=failures,

@@ -13,7 +13,7 @@ from boring_assets.live_runs import fail_dead_runs
 from boring_assets.secrets import without_secret_causes
 from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
-from boring_assets.tags import range_tags
+from boring_assets.tags import EMBEDS_TAG, range_tags
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
@@ -49,7 +49,8 @@ def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefiniti
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
         attempts = _update(instance, dataset.embeddings, from_cursor(context.cursor), states, settings)
         text = f"{_summary(states, added)} {describe(attempts, states.states)}".strip()
-        requests = list(_requests(states, attempts, settings.partitions_per_run))
+        tags = {EMBEDS_TAG: dataset.embeddings.to_user_string()}
+        requests = list(_requests(states, attempts, settings.partitions_per_run, tags))
         if not requests:
             return dg.SensorResult(skip_reason=dg.SkipReason(text), cursor=to_cursor(attempts))
         context.log.info(text)
@@ -95,7 +96,9 @@ def _update(
     return attempts | judge_failures(instance, asset, failed, settings.sensor_seconds)
 
 
-def _requests(states: ShardStates, attempts: dict[str, Attempt], most: int) -> Iterator[dg.RunRequest]:
+def _requests(
+    states: ShardStates, attempts: dict[str, Attempt], most: int, tags: Mapping[str, str]
+) -> Iterator[dg.RunRequest]:
     """Yields requests for the shards whose time has come, and notes them as requested.
 
     Shards that failed before go into smaller runs each time: one that ends its process takes others with it.
@@ -107,6 +110,7 @@ def _requests(states: ShardStates, attempts: dict[str, Attempt], most: int) -> I
         states: Each shard's state.
         attempts: What was requested and is not done; what is requested now is added.
         most: Most partitions in one run.
+        tags: Further tags of the runs.
     """
     now = time.time()
     due: dict[int, list[str]] = {}
@@ -124,7 +128,7 @@ def _requests(states: ShardStates, attempts: dict[str, Attempt], most: int) -> I
                 attempt = attempts.get(key) or first_attempt(states.shards[key].version)
                 attempts[key] = attempt.requested()
             room, runs = room - count, runs - 1
-            yield dg.RunRequest(tags=range_tags(first, last))
+            yield dg.RunRequest(tags=range_tags(first, last) | dict(tags))
 
 
 def _summary(states: ShardStates, added: list[str]) -> str:

@@ -65,11 +65,19 @@ class Settings(BaseSettings):
 
     model: str = Field(
         "ViT-B-32",
-        description="open_clip model name, `hf-hub:` name, local model directory, or `boring-tiny`.",
+        description="open_clip model name, `hf-hub:` name, path or URI of a model directory, or "
+        "`boring-tiny`.",
     )
     pretrained: str = Field(
         "",
-        description="Pretrained tag or checkpoint path; empty takes the model's own weights, if any.",
+        description="Pretrained tag, or path or URI of a checkpoint; empty takes the model's own weights, if "
+        "any.",
+    )
+    weights_sha256: str = Field(
+        "",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="SHA-256 of the checkpoint or model directory, computed as in docs/models.md. Another "
+        "one is refused; empty accepts any.",
     )
     device: str = Field(
         "auto",
@@ -218,7 +226,9 @@ class Settings(BaseSettings):
         """The settings that decide what is embedded and its numbers; partitions of other ones are stale."""
         names = ("image_column", "key_column", "caption_column", "url_column")
         columns = [f"{name}={value}" for name in names if (value := getattr(self, name))]
-        return "-".join((self.model, self.pretrained, self.precision, self.output_dtype, *columns))
+        weights = [f"sha256={self.weights_sha256}"] if self.weights_sha256 else []
+        parts = (self.model, self.pretrained, *weights, self.precision, self.output_dtype, *columns)
+        return "-".join(parts)
 
     @field_validator("input_dir", "output_dir", "model", "pretrained", "allowed_url_prefixes", "exclude")
     @classmethod

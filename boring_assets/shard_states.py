@@ -127,10 +127,11 @@ def get_shard_states(
     """
     order = dataset.keys(instance)
     shards = {shard.key: shard for shard in discovery.shards}
+    # Statuses first: a shard that is finished between the reads counts as running, not as new.
+    statuses = instance.get_status_by_partition(dataset.embeddings, order, dataset.shards) if order else None
     recorded = instance.event_log_storage.get_latest_tags_by_partition(
         dataset.embeddings, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
     )
-    statuses = instance.get_status_by_partition(dataset.embeddings, order, dataset.shards) if order else None
     files = committed()
     states = {
         key: _state(

@@ -10,6 +10,11 @@ RESUME_TAG = "dagster/is_resume_retry"
 RETRY_FAILURES_TAG = "dagster/retry_on_asset_or_op_failure"
 """With the value `false`, Dagster's `run_retries` does not retry the run because a step failed in it."""
 
+MAX_RETRIES_TAG = "dagster/max_retries"
+"""How often `run_retries` retries a run, counted over all runs that began with the same one."""
+
+EMBEDS_TAG = "boring_assets/embeds"
+"""On a run of the sensor or the command line: the asset's key. A later run leaves its partitions to it."""
 ADOPT_TAG = "boring_assets/adopt"
 """A run with it keeps the partitions that are committed and up to date, and embeds the others."""
 REDO_TAG = "boring_assets/redo"

@@ -11,10 +11,10 @@ from boring_assets.engine.decoding.decoders import MOST_THREADS, start_server
 from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.model.devices import Lease, lease
 from boring_assets.engine.model.encoder import Encoder
-from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import Options
 from boring_assets.errors import SettingsError
 from boring_assets.settings import Settings, config_field
+from boring_assets.storage.weights import find_model_files
 from resources.defaults import resource_from_settings
 
 _loaded: dict[tuple[Any, ...], Encoder] = {}
@@ -28,6 +28,7 @@ class ClipResource(dg.ConfigurableResource):
 
     model: str = config_field("model")
     pretrained: str = config_field("pretrained")
+    weights_sha256: str = config_field("weights_sha256")
     device: str = config_field("device")
     precision: str = config_field("precision")
     batch_size: Any = config_field("batch_size")  # Dagster's config has no type for a number or `auto`
@@ -55,14 +56,17 @@ class ClipResource(dg.ConfigurableResource):
         Raises:
             ModelError: The model cannot be loaded, or the device is not there.
             SettingsError: The batch size or the precision is wrong.
+            StorageError: The model's files cannot be fetched.
         """
         size, precision = self._check("batch_size"), self._check("precision")
         device = self.lease().torch_name
-        wanted = (self.model, self.pretrained, device, precision, size)
+        # Looked up in each run, so that a worker process notices files that have changed in object storage.
+        files = find_model_files(self.model, self.pretrained, self.weights_sha256)
+        wanted = (files, device, precision, size)
         with _lock:
             if wanted not in _loaded:
                 _loaded.clear()  # a device rarely has room for two
-                _loaded[wanted] = Encoder(load_model(self.model, self.pretrained), device, precision, size)
+                _loaded[wanted] = Encoder(files.load(), device, precision, size)
             return _loaded[wanted]
 
     def lease(self) -> Lease:

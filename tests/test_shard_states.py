@@ -1,6 +1,8 @@
 """What is done and what is not, in every state that a shard can be in."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -100,6 +102,30 @@ def test_a_lost_partition_that_fails_again_is_failed(
     assert run_range(settings, instance, "00000", "00000").error
     hidden.rename(parquet)  # the same version as before
     assert states(settings, instance) == {"00000": State.FAILED}
+
+
+def test_a_shard_that_is_finished_while_the_states_are_read_is_not_new(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(settings, 0)
+    register(instance, ShardSource.from_settings(settings).discover())
+    finished: list[str] = []
+
+    def finish(read: Callable[..., Any]) -> Callable[..., Any]:
+        def first_read(*arguments: Any) -> Any:
+            answer = read(*arguments)
+            if not finished:
+                finished.append("00000")
+                report_done(settings, instance, "00000")
+            return answer
+
+        return first_read
+
+    storage = instance.event_log_storage
+    monkeypatch.setattr(instance, "get_status_by_partition", finish(instance.get_status_by_partition))
+    monkeypatch.setattr(storage, "get_latest_tags_by_partition", finish(storage.get_latest_tags_by_partition))
+    assert states(settings, instance) == {"00000": State.DONE}
+    assert finished
 
 
 def test_register_adds_what_is_new_in_order(settings: Settings, instance: dg.DagsterInstance) -> None:

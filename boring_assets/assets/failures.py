@@ -1,4 +1,4 @@
-"""How a run of an asset fails: it names the reasons, and is not retried where a retry would fail alike."""
+"""How a run of an asset fails: it names the reasons, and is retried where a retry may get further."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import dagster as dg
 from boring_assets.errors import BoringError
 from boring_assets.secrets import without_secret_causes
 from boring_assets.storage.errors import is_transient
-from boring_assets.tags import DAMAGED_TAG, FAILED_SHARDS, RETRY_FAILURES_TAG
+from boring_assets.tags import DAMAGED_TAG, FAILED_SHARDS, MAX_RETRIES_TAG, RETRY_FAILURES_TAG
 
 _LISTED = 20
 _STORED = 1000
@@ -50,6 +50,26 @@ def fail_for_shards(context: dg.AssetExecutionContext, failed: Mapping[str, Bori
         description="\n".join([f"{len(failed)} of {total} shards failed; the others are committed.", *lines]),
         metadata={FAILED_SHARDS: dg.MetadataValue.json(dict(list(reasons.items())[:_STORED]))},
     )
+
+
+def allow_more_retries(context: dg.AssetExecutionContext) -> None:
+    """Lets Dagster retry a run as often as a new one, once the run has committed a shard that it embedded.
+
+    `max_retries` then limits the attempts in a row that get no further, such as those of a shard that ends
+    its process; a machine may be taken away any number of times.
+
+    Args:
+        context: The step's.
+    """
+    instance, run = context.instance, context.run
+    if run.root_run_id is None or not instance.run_retries_enabled:
+        return
+    root = instance.get_run_by_id(run.root_run_id)
+    group = instance.get_run_group(run.run_id)
+    if root is None or group is None or MAX_RETRIES_TAG in root.tags:  # a limit of the user's own
+        return
+    most = len(list(group[1])) - 1 + instance.run_retries_max_retries
+    instance.add_run_tags(run.run_id, {MAX_RETRIES_TAG: str(most)})
 
 
 def _allow_retries(context: dg.AssetExecutionContext, allowed: bool, damaged: int = 0) -> None:

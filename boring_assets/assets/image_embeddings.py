@@ -21,9 +21,10 @@ import dagster as dg
 from boring_assets import __version__
 from boring_assets.assets.contact_sheet import contact_sheet, failure_sheet
 from boring_assets.assets.events import adopted_metadata, embedding_metadata, materialization
-from boring_assets.assets.failures import fail_for_shards, failing_with_reason
+from boring_assets.assets.failures import allow_more_retries, fail_for_shards, failing_with_reason
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
 from boring_assets.assets.retry import check_settings, reasons_to_retry, rows_to_retry
+from boring_assets.assets.sharing import leave_to_earlier_runs
 from boring_assets.checks import evaluate_after_retry
 from boring_assets.datasets import Dataset, all_committed, backfill_policy
 from boring_assets.engine.inputs.exclusions import Exclusions
@@ -87,7 +88,8 @@ def define_image_embeddings(
         with failing_with_reason(context), mark_alive(context.instance, context.run.run_id):
             output, home = embeddings.root().uri, context.instance.root_directory
             with metrics.run(output, home, progress, context.log.warning) as counts:
-                run = _Run(context, source, clip, embeddings, code_version, counts, progress)
+                keys = leave_to_earlier_runs(context, dataset)
+                run = _Run(context, keys, source, clip, embeddings, code_version, counts, progress)
                 try:
                     for event in run.materialize():
                         if isinstance(event, dg.AssetMaterialization):
@@ -124,6 +126,7 @@ class _Run:
     def __init__(
         self,
         context: dg.AssetExecutionContext,
+        keys: list[str],
         source: ShardSource,
         clip: ClipResource,
         embeddings: EmbeddingsIOManager,
@@ -131,7 +134,13 @@ class _Run:
         metrics: RunMetrics,
         progress: Progress,
     ) -> None:
-        self._context, self._source, self._clip, self._embeddings = context, source, clip, embeddings
+        self._context, self._keys, self._source, self._clip, self._embeddings = (
+            context,
+            keys,
+            source,
+            clip,
+            embeddings,
+        )
         self._code_version, self._metrics, self._progress = code_version, metrics, progress
         self.failed: dict[str, BoringError] = {}
         self._committed: set[str] = set()
@@ -141,8 +150,8 @@ class _Run:
 
     def materialize(self) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
         """Commits each shard and yields its event at once; `failed` then has the shards that failed."""
-        keys = list(self._context.partition_keys)
-        if not keys:
+        keys = self._keys
+        if not self._context.partition_keys:
             raise ShardError(
                 "The run was given no partitions: its range ends before it starts, or names none. Partitions "
                 "stand in the order in which they were registered; give first and last in that order."
@@ -263,7 +272,7 @@ class _Run:
         facts = self._model = self._facts(encoder)
         self._refuse_to_mix(facts, shards)
         options = replace(options, exclusions=self._exclusions)
-        left = {shard.key for shard in shards}
+        left, has_committed = {shard.key for shard in shards}, False
         commit = partial(self._commit, facts=facts, device=device)
         work = (shards, encoder, options, self._source.fetcher(), self._progress, self._source.check)
         for result in embed_shards(*work, then=commit):
@@ -275,6 +284,9 @@ class _Run:
                 self._fail(result.shard.key, result.error)
             else:
                 yield result.event
+                if not has_committed:
+                    allow_more_retries(self._context)
+                has_committed = True
         if left:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
 

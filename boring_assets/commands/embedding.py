@@ -16,6 +16,7 @@ from boring_assets.commands.progress_bar import ProgressBar, count_rows
 from boring_assets.commands.redoing import find_other_weights
 from boring_assets.commands.report import Summary, made_by, say_done, say_left_out
 from boring_assets.commands.runs import Outcome, run_range
+from boring_assets.commands.sharing import ranges_left
 from boring_assets.datasets import Dataset
 from boring_assets.engine.results import Progress
 from boring_assets.errors import RunError, SettingsError, StorageError
@@ -182,7 +183,7 @@ def run_shards(
         shares = _shares(stock.order, wanted, workers, settings.partitions_per_run)
         outcomes = run_in_workers(shares, bar.counts, tags)
     else:
-        outcomes = list(_run_here(settings, instance, stock, wanted, bar, tags))
+        outcomes = list(_run_here(settings, instance, wanted, bar, tags, before))
     mine = {outcome.run_id for outcome in outcomes}
     summary = _summarize(
         _events(instance, Dataset.from_settings(settings), before, mine), time.monotonic() - started
@@ -198,17 +199,20 @@ def run_shards(
 def _run_here(
     settings: Settings,
     instance: dg.DagsterInstance,
-    stock: ShardStates,
     wanted: list[str],
     bar: ProgressBar,
     tags: Mapping[str, str],
+    since: int,
 ) -> Iterator[Outcome]:
     """Runs one range after another in this process, where the model stays loaded."""
-    for first, last, _ in ranges(stock.order, wanted, settings.partitions_per_run):
+    mine: set[str] = set()
+    dataset, most = Dataset.from_settings(settings), settings.partitions_per_run
+    for first, last in ranges_left(instance, dataset, wanted, most, since, mine):
         left = settings.max_samples - bar.done if settings.max_samples else 0
         if settings.max_samples and left <= 0:
             return
         outcome = run_range(settings, instance, first, last, left, tags=tags, progress=bar.counts)
+        mine.add(outcome.run_id)
         yield outcome
         if outcome.stops:
             return

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from boring_assets.engine.model.encoder import pick_device, pick_precision
-from boring_assets.engine.model.load import load_model
 from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.identity import find_other_models, identity
 from boring_assets.settings import Settings
 from boring_assets.shard_states import ShardStates, State
+from boring_assets.storage.weights import find_model_files
 from resources.embeddings_io import EmbeddingsIOManager
 
 
@@ -17,8 +17,9 @@ def present_model(settings: Settings) -> dict[str, Any]:
 
     Raises:
         ModelError: It cannot be loaded, or there is no such device.
+        StorageError: Its files cannot be fetched.
     """
-    model = load_model(settings.model, settings.pretrained)
+    model = find_model_files(settings.model, settings.pretrained, settings.weights_sha256).load()
     device = pick_device(settings.device.partition(",")[0])
     precision = pick_precision(settings.precision, device)
     facts = {"weights_digest": model.digest, "preprocess": vars(model.preprocess), "precision": precision}

@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from boring_assets.datasets import Dataset
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.results import Progress
 from boring_assets.errors import ERROR_NAMES, RunError, without_class_name
@@ -15,7 +16,7 @@ from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings
-from boring_assets.tags import FAILED_SHARDS, MAX_SAMPLES_TAG, range_tags
+from boring_assets.tags import EMBEDS_TAG, FAILED_SHARDS, MAX_SAMPLES_TAG, range_tags
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def run_range(
     Raises:
         KeyboardInterrupt: SIGINT came in the middle of it.
     """
-    every = range_tags(first, last) | {HOME_TAG: home_name(instance)} | dict(tags or {})
+    asset = Dataset.from_settings(settings).embeddings.to_user_string()
+    every = range_tags(first, last) | {HOME_TAG: home_name(instance), EMBEDS_TAG: asset} | dict(tags or {})
     every |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
     return run_job(settings, instance, EMBED_JOB, every, progress=progress)
 

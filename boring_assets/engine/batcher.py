@@ -150,9 +150,10 @@ class Batcher:
             return None
         model = self._encoder.model
         return ShardError(
-            f"The model {model.name} {model.source} (weights {model.digest}) in {self._encoder.precision} "
-            f"gave no usable vector for any of the {bad:,} images of {shard.shard.uri}: all of them are NaN, "
-            "infinite or zero. Its checkpoint is broken. Check BORING_MODEL and BORING_PRETRAINED."
+            f"The model {model.name} {model.pretrained} (weights {model.digest}) in "
+            f"{self._encoder.precision} gave no usable vector for any of the {bad:,} images of "
+            f"{shard.shard.uri}: all of them are NaN, infinite or zero. Its checkpoint is broken. Check "
+            "BORING_MODEL and BORING_PRETRAINED."
         )
 
 

@@ -22,6 +22,7 @@ from boring_assets.search.lance import open_table, storage_errors
 from boring_assets.search.rows import VECTOR
 from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
+from boring_assets.storage.weights import find_model_files
 
 if TYPE_CHECKING:
     from boring_assets.engine.model.encoder import Encoder
@@ -280,12 +281,16 @@ class Searcher:
 
     @cached_property
     def _model(self) -> "ClipModel":
-        from boring_assets.engine.model.load import load_model
-
         made_by = model_of(self._table.schema)
         chosen = {"model", "pretrained"} & self._settings.model_fields_set
         name = self._settings.model if chosen else str(made_by["model"])
-        model = load_model(name, self._settings.pretrained if chosen else str(made_by["pretrained"]))
+        tag = self._settings.pretrained if chosen else str(made_by["pretrained"])
+        if not chosen and "://" in (tag or name):
+            raise ModelError(
+                f"The embeddings were made with {tag or name}, and a URI inside data is not fetched. Set "
+                "BORING_MODEL and BORING_PRETRAINED to the model that they were made with."
+            )
+        model = find_model_files(name, tag, self._settings.weights_sha256 if chosen else "").load()
         if model.digest != made_by["weights_digest"]:
             raise ModelError(
                 f"The embeddings were made with {made_by['model']} {made_by['pretrained']} (weights "

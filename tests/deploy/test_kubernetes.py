@@ -154,6 +154,8 @@ def test_a_run_gets_a_pod_with_a_gpu(
     volumes = {one["name"]: one for one in pod["volumes"]}
     mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
     assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    claim = volumes[mounts["/home/boring/.cache"]]["persistentVolumeClaim"]
+    assert claim.get("claimName", claim.get("claim_name")) == "boring-models"
     assert {"configMapRef": {"name": "boring-settings"}} in container["envFrom"]
     password = next(one for one in container["env"] if one["name"] == "DAGSTER_PG_PASSWORD")
     assert password["valueFrom"]["secretKeyRef"]["name"] == "boring-postgres"
@@ -197,6 +199,10 @@ def test_the_other_objects_are_valid_and_are_the_ones_that_are_named(values: dic
     assert [one["name"] for one in launcher["envConfigMaps"]] == [names["ConfigMap"]]
     assert launcher["runK8sConfig"]["podSpecConfig"]["serviceAccountName"] == names["ServiceAccount"]
     assert values["dagster-user-deployments"]["serviceAccount"]["name"] == names["ServiceAccount"]
+    claims = [
+        one["persistentVolumeClaim"]["claimName"] for one in launcher["volumes"] if "emptyDir" not in one
+    ]
+    assert claims == [names["PersistentVolumeClaim"]]
     settings = next(one["data"] for one in objects if one["kind"] == "ConfigMap")
     known = {
         name.removeprefix("BORING_").lower(): value for name, value in settings.items() if "BORING" in name

@@ -295,7 +295,7 @@ class Encoder:
         )
 
     def _load_again(self) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
-        again = load_model(self.model.name, self.model.source)
+        again = load_model(*self.model.loaded_from)
         if again.digest != self.model.digest:
             raise ModelError(
                 f"The weights of {self.model.name} have changed since this run began ({self.model.digest}, "

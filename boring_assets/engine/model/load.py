@@ -28,12 +28,12 @@ class ClipModel:
     """A loaded model and what identifies it.
 
     Attributes:
-        name: The model as it was asked for.
-        pretrained: The tag or the checkpoint's file name; empty for directories and hub models.
+        name: The model as it was asked for, or the URI that its directory was fetched from.
+        pretrained: The tag, or the checkpoint's file name or URI; empty for directories and hub models.
         digest: First 16 hex digits of the SHA-256 over the image tower's weights.
         module: The whole open_clip model, fp32, on the CPU, in evaluation mode.
         preprocess: The model's own preprocess numbers.
-        source: The tag or the checkpoint's whole path.
+        loaded_from: What `load_model` was given for the name and the tag; a tag's default filled in.
     """
 
     name: str
@@ -41,10 +41,10 @@ class ClipModel:
     digest: str
     module: "open_clip.CLIP | open_clip.CustomTextCLIP"
     preprocess: Preprocess
-    source: str = ""
+    loaded_from: tuple[str, str] = ("", "")
 
 
-def load_model(name: str, pretrained: str = "") -> ClipModel:
+def load_model(name: str, pretrained: str = "", uri: str = "") -> ClipModel:
     """Loads a model with its weights; checkpoints are loaded weights-only.
 
     Args:
@@ -53,6 +53,7 @@ def load_model(name: str, pretrained: str = "") -> ClipModel:
         pretrained: For a model name: one of its pretrained tags, or the path of a checkpoint file. Empty
             takes the default tag of the model, where it has only one or a well-known one. Empty for the
             others, which bring their weights.
+        uri: Where the directory or the checkpoint is a copy of; the model is then named by it.
 
     Returns:
         The model.
@@ -82,8 +83,12 @@ def load_model(name: str, pretrained: str = "") -> ClipModel:
         ) from error
     module = module.eval().requires_grad_(False)
     shown = Path(tag).name if tag and Path(tag).is_file() else tag
+    if uri:
+        shown, called = (uri, name) if tag else ("", uri)
+    else:
+        called = name
     preprocess = Preprocess.of(module.visual.preprocess_cfg)
-    return ClipModel(name, shown, _digest(module.visual), module, preprocess, tag)
+    return ClipModel(called, shown, _digest(module.visual), module, preprocess, (name, tag))
 
 
 def resolve(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:

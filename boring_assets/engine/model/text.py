@@ -67,7 +67,7 @@ def _tokenizer(model: ClipModel) -> Any:
     import open_clip
 
     try:
-        target = resolve(model.name, model.source)[0]
+        target = resolve(*model.loaded_from)[0]
         if ":" in target:
             text = check_model(target)
         else:

@@ -262,7 +262,7 @@ def test_a_model_directory_runs_no_code(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(ModelError, match=said):
             load_model(str(folder))
         with pytest.raises(ModelError, match=said):  # what search, clip-scores and serve do
-            TextEncoder(replace(tiny, name=str(folder)), "cpu", "fp32")
+            TextEncoder(replace(tiny, loaded_from=(str(folder), "")), "cpu", "fp32")
         assert not mark.exists()
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     with pytest.raises(ValueError, match="tokenizer"):  # there is no vocabulary, but the code was run

@@ -1,0 +1,80 @@
+"""The ranges that one command line embeds, while others may embed the same dataset on other machines."""
+
+import random
+import time
+from collections import deque
+from collections.abc import Collection, Iterator
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from boring_assets.assets.sharing import UNFINISHED
+from boring_assets.datasets import Dataset
+from boring_assets.shard_states import ranges
+from boring_assets.tags import DATA_VERSION_TAG, EMBEDS_TAG
+
+_LOOK_SECONDS = 10.0
+# The database has another clock than this machine.
+_CLOCKS_DIFFER = timedelta(minutes=1)
+
+
+def ranges_left(
+    instance: dg.DagsterInstance,
+    dataset: Dataset,
+    wanted: Collection[str],
+    most: int,
+    since: int,
+    mine: Collection[str],
+) -> Iterator[tuple[str, str]]:
+    """Yields the ranges of partitions to embed; what other runs have taken or done meanwhile is left out.
+
+    With other runs at work, the next range is any of those that are left, so that two machines rarely take
+    the same one.
+
+    Args:
+        instance: Dagster's instance.
+        dataset: The dataset's names.
+        wanted: Keys of the partitions.
+        most: Most partitions in one range.
+        since: Number of the last event of the instance when the partitions were chosen.
+        mine: The ids of the caller's own runs; the caller adds each.
+
+    Yields:
+        First and last key of a range.
+    """
+    order = dataset.keys(instance)
+    left = deque(ranges(order, wanted, most))
+    looked, moment = time.monotonic(), datetime.now(UTC)
+    while left:
+        first, last, _ = left.popleft()
+        yield first, last
+        if not left or time.monotonic() - looked < _LOOK_SECONDS:
+            continue
+        before, looked, moment = moment, time.monotonic(), datetime.now(UTC)
+        if _others_run(instance, dataset, before, mine):
+            keys = [key for begin, end, _ in left for key in order[order.index(begin) : order.index(end) + 1]]
+            left = deque(ranges(order, set(keys) - _taken(instance, dataset, keys, since), most))
+            left.rotate(-random.randrange(len(left) or 1))
+
+
+def _others_run(
+    instance: dg.DagsterInstance, dataset: Dataset, since: datetime, mine: Collection[str]
+) -> bool:
+    """Whether another run embeds, or has done so lately."""
+    tags = {EMBEDS_TAG: dataset.embeddings.to_user_string()}
+    lately = instance.get_runs(dg.RunsFilter(tags=tags, updated_after=since - _CLOCKS_DIFFER))
+    going = instance.get_runs(dg.RunsFilter(tags=tags, statuses=UNFINISHED))
+    return any(run.run_id not in mine for run in (*lately, *going))
+
+
+def _taken(instance: dg.DagsterInstance, dataset: Dataset, keys: list[str], since: int) -> set[str]:
+    """The keys that a run has now, or that were reported since."""
+    statuses = instance.get_status_by_partition(dataset.embeddings, keys, dataset.shards) or {}
+    running = {key for key, status in statuses.items() if getattr(status, "value", "") == "IN_PROGRESS"}
+    done = instance.event_log_storage.get_latest_tags_by_partition(
+        dataset.embeddings,
+        dg.DagsterEventType.ASSET_MATERIALIZATION,
+        [DATA_VERSION_TAG],
+        after_cursor=since,
+    )
+    return running | done.keys()
