@@ -1,5 +1,6 @@
 """Which rows an export takes: those that fulfil a condition, without near duplicates."""
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,15 @@ from boring_assets.storage.root import Root
 
 if TYPE_CHECKING:
     import polars as pl
+
+
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`""")
+# Rows come in batches: an average would be that of a batch.
+_OF_MANY_ROWS = re.compile(
+    r"\b(avg|mean|sum|count|min|max|median|mode|std\w*|var\w*|quantile\w*|corr|covar\w*|first|last|rank|"
+    r"dense_rank|row_number|lag|lead|first_value|last_value|nth_value|over) *\(",
+    re.IGNORECASE,
+)
 
 
 class Condition:
@@ -41,8 +51,10 @@ class Condition:
             self.names = sorted(set(self._expression.meta.root_names()))
             if unknown := [name for name in self.names if name not in schema.names]:
                 raise ValueError(f"there is no column {unknown[0]}")
-            if not self._expression.meta.is_row_separable():
-                raise ValueError("it must say of each row alone whether it is wanted")
+            if found := _OF_MANY_ROWS.search(_QUOTED.sub("", where)):
+                raise ValueError(
+                    f"{found[0].rstrip('(')} looks at several rows, and a row is chosen by itself"
+                )
             if self._evaluate(schema.empty_table()).dtype != pl.Boolean:
                 raise ValueError("it is neither true nor false")
         except (pl.exceptions.PolarsError, TypeError, ValueError) as error:

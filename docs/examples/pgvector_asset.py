@@ -4,9 +4,9 @@ The connection is given by libpq's variables: `PGHOST`, `PGDATABASE`, `PGUSER`, 
 """
 
 from contextlib import closing
+from typing import Any
 
 import dagster as dg
-import polars as pl
 import psycopg2
 from psycopg2.extras import execute_values
 
@@ -24,10 +24,9 @@ UPSERT = """INSERT INTO images VALUES %s ON CONFLICT (shard, input_row) DO UPDAT
     backfill_policy=dg.BackfillPolicy.multi_run(1000),
     automation_condition=dg.AutomationCondition.eager(),
 )
-def pgvector_images(
-    context: dg.AssetExecutionContext, embeddings: pl.LazyFrame | dict[str, pl.LazyFrame]
-) -> None:
+def pgvector_images(context: dg.AssetExecutionContext, embeddings: Any) -> None:
     """A row for each embedding, with shard and row as its primary key, so a second run replaces it."""
+    # A polars LazyFrame, or several by shard.
     shards = embeddings if isinstance(embeddings, dict) else {context.partition_key: embeddings}
     with closing(psycopg2.connect("")) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")

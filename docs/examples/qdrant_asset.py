@@ -2,9 +2,9 @@
 
 import os
 import uuid
+from typing import Any
 
 import dagster as dg
-import polars as pl
 from qdrant_client import QdrantClient, models
 
 SHARDS = dg.DynamicPartitionsDefinition(name="shards")
@@ -18,10 +18,9 @@ BATCH = 1000
     backfill_policy=dg.BackfillPolicy.multi_run(1000),
     automation_condition=dg.AutomationCondition.eager(),
 )
-def qdrant_images(
-    context: dg.AssetExecutionContext, embeddings: pl.LazyFrame | dict[str, pl.LazyFrame]
-) -> None:
+def qdrant_images(context: dg.AssetExecutionContext, embeddings: Any) -> None:
     """A point for each embedding. Its id is made from the shard and the row, so a second run replaces it."""
+    # A polars LazyFrame, or several by shard.
     shards = embeddings if isinstance(embeddings, dict) else {context.partition_key: embeddings}
     url = os.environ.get("QDRANT_URL")
     client = QdrantClient(url=url) if url else QdrantClient(path=os.environ["QDRANT_FOLDER"])

@@ -153,7 +153,7 @@ def test_labels_are_in_the_index_and_in_its_filters(labelled: Labelled) -> None:
     searcher.refresh()
     assert searcher.count() == 200
     assert dict(searcher.count_values("form")) == dict(wanted["shape"].value_counts().rows())
-    assert searcher.count_values("shape") == []
+    assert "shape" not in searcher.columns
 
 
 def test_a_shard_that_is_embedded_again_is_labelled_again(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_head_that_does_not_fit_is_refused(labelled: Labelled) -> None:
         ("", "BORING_HEADS is empty"),
         ("[heads.own]\nlabels = ['a']\n", r"BORING_HEADS \(own\) is .*at least two `labels`"),
         ("[heads.url]\nlabels = ['a', 'b']\n", "name of another column"),
-        ("[heads.own]\nlabels = ['a', 'b']\ntemplates = ['x']\n", "must have one `{}`"),
+        ("[heads.own]\nlabels = ['a', 'b']\ntemplates = ['x']\n", "must have one `.{2}`"),
     ]
     for heads, said in cases:
         text = " ".join(labelled.label(heads, code=1).split())
