@@ -14,8 +14,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from boring_assets.secrets import CREDENTIALS
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 # Names of columns that the embeddings, the index and the exports have already.
@@ -43,6 +45,13 @@ class HeadSettings(BaseModel):
     activation: Literal["none", "relu"] = "none"
     model: str = ""
     pretrained: str = ""
+
+    @field_validator("weights")
+    @classmethod
+    def _refuse_credentials(cls, value: str) -> str:
+        if CREDENTIALS.search(value):
+            raise _wrong("it holds credentials. Take them out, and set AWS's own variables")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> "HeadSettings":

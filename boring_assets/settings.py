@@ -332,9 +332,10 @@ def _explain(name: str, problems: list[ErrorDetails]) -> str:
         return f"{PREFIX}{name.upper()} {reasons}"
     if field is None:  # its value may be a secret that somebody keeps in the same file
         return f"{PREFIX}{name.upper()}: {setting_help(name)}."
-    inside = ".".join(map(str, problems[0]["loc"][1:])) if name == "heads" else ""
-    place = f"{PREFIX}{name.upper()}{f' ({inside})' if inside else ''}"
-    return f"{place} is {problems[0]['input']!r}: {reasons} {setting_help(name)}."
+    if name == "heads":  # of a table, the place says more than its value, which may hold a secret
+        inside = ".".join(map(str, problems[0]["loc"][1:]))
+        return f"{PREFIX}{name.upper()}{f' ({inside})' if inside else ''}: {reasons} {setting_help(name)}."
+    return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {reasons} {setting_help(name)}."
 
 
 def config_field(name: str, default: Any = None) -> Any:

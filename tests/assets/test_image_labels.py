@@ -192,7 +192,9 @@ def test_a_head_that_does_not_fit_is_refused(labelled: Labelled) -> None:
         (head("bias", bias=ones(3)), "holds bias. Expected"),
         ("[heads.own]\nweights = '/nowhere/head.safetensors'\n", "/nowhere/head.safetensors"),
         ("", "BORING_HEADS is empty"),
-        ("[heads.own]\nlabels = ['a']\n", r"BORING_HEADS \(own\) is .*at least two `labels`"),
+        ("[heads.own]\nlabels = ['a']\n", r"BORING_HEADS \(own\): a head needs .* at least two `labels`"),
+        ("[heads.own]\nlabls = ['a']\n", r"BORING_HEADS \(own.labls\): expected no entry of that name"),
+        ("[heads.own]\nweights = 'https://me:secret@host/x'\n", r"\(own.weights\): it holds credentials"),
         ("[heads.url]\nlabels = ['a', 'b']\n", "name of another column"),
         ("[heads.own]\nlabels = ['a', 'b']\ntemplates = ['x']\n", "must have one `.{2}`"),
     ]
