@@ -42,6 +42,7 @@ _MANY = 256
 _TRIES = 10
 _KEEP = timedelta(hours=1)
 _NAME = "vector_"
+_FIXED = {*(column.name for column in OWN), VECTOR}
 _ROWS = "input"
 """What `row` counts, in the table's metadata."""
 
@@ -104,7 +105,7 @@ def update_index(
     done = Update(rebuilt=table is None)
     plan = _plan(root, table, current)
     peeks = _peek(root, plan.missing, done)
-    if table is not None and peeks and (not plan.kept or not _fits(table.schema, peeks)):
+    if table is not None and peeks and _needs_rebuild(table.schema, plan, peeks):
         done = Update(rebuilt=True)
         table, plan = None, _plan(root, None, current)
         peeks = _peek(root, plan.missing, done)
@@ -115,6 +116,8 @@ def update_index(
     _keep_the_models(table.schema, peeks, done)
     _add(root, table, {key: plan.missing[key] for key in peeks}, peeks, done, say)
     _remove(root, table, _plan(root, table, current).superfluous, done)
+    if not plan.kept and peeks:
+        _drop_columns(root, table, peeks)
     if done.added or done.removed or done.rebuilt:
         _write(root, table, lambda: _optimize(table, say))
     with storage_errors(root, "read"):
@@ -177,19 +180,34 @@ def _peek(root: Root, sources: dict[str, Source], done: Update) -> dict[str, Pee
     }
 
 
-def _fits(schema: pa.Schema, peeks: dict[str, Peek]) -> bool:
-    """Whether the index's columns can hold those of some files; a new column is no trouble."""
-    own = {*(column.name for column in OWN), VECTOR}
-    there = {column.name: column.type for column in schema if column.name not in own}
+def _needs_rebuild(schema: pa.Schema, plan: _Plan, peeks: dict[str, Peek]) -> bool:
+    """Whether all rows are of another model now, or the index's columns cannot hold those of some files."""
+    about = model_of(schema)
+    other_model = _most(peeks) != (about["weights_digest"], about["dim"])
+    if not plan.kept and other_model:
+        return True
+    there = {column.name: column.type for column in schema if column.name not in _FIXED}
     wanted = widest([there, *(each.kinds for each in peeks.values())])
-    return all(wanted[name] == kind for name, kind in there.items())
+    return any(wanted[name] != kind for name, kind in there.items())
+
+
+def _most(peeks: dict[str, Peek]) -> tuple[str, int]:
+    """The model that made most of some files; see `Peek.weights`."""
+    return Counter(each.weights for each in peeks.values()).most_common(1)[0][0]
+
+
+def _drop_columns(root: Root, table: Any, peeks: dict[str, Peek]) -> None:
+    """Drops the columns that no file has, e.g. those of a head that is gone."""
+    kept = _FIXED | widest(each.kinds for each in peeks.values()).keys()
+    if gone := [name for name in table.schema.names if name not in kept]:
+        _write(root, table, lambda: table.drop_columns(gone))
 
 
 def _create(root: Root, peeks: dict[str, Peek]) -> Any:
     """An empty table for the model that made most of the files; an earlier table is replaced."""
     if not peeks:
         return None
-    weights = Counter(each.weights for each in peeks.values()).most_common(1)[0][0]
+    weights = _most(peeks)
     same = [each for each in peeks.values() if each.weights == weights]
     facts = same[0].facts
     about = {name: facts.get(name) for name in ("model", "pretrained", "weights_digest", "dim")}

@@ -1,19 +1,25 @@
 """Heads over committed embeddings: zero-shot labels, models from files, and what is computed again."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import numpy as np
 import polars as pl
 import pytest
 from safetensors.numpy import save_file
 
+from boring_assets.datasets import Dataset
+from boring_assets.errors import SettingsError
+from boring_assets.sample_data import write_sample_data
 from boring_assets.search.query import Searcher
-from boring_assets.settings import Settings
+from boring_assets.settings import Settings, load_settings
+from boring_assets.shard_states import register
 from boring_assets.storage.root import open_root
 from boring_assets.tiny.pictures import COLOURS, OUTLINES
+from resources.source import ShardSource
 from tests.command_line import CommandLine
+from tests.test_component import QUIET, component
 
 SHOTS = f"""
 [heads.colour]
@@ -149,9 +155,10 @@ def test_labels_are_in_the_index_and_in_its_filters(labelled: Labelled) -> None:
 
     # A head that is new or gone is so in the index after its next update, each row once.
     labelled.label(SHOTS.replace("heads.shape", "heads.form"))
+    before = searcher.count()
     labelled.call("index", labelled.output)
     searcher.refresh()
-    assert searcher.count() == 200
+    assert searcher.count() == before == 200
     assert dict(searcher.count_values("form")) == dict(wanted["shape"].value_counts().rows())
     assert "shape" not in searcher.columns
 
@@ -203,22 +210,35 @@ def test_a_head_that_does_not_fit_is_refused(labelled: Labelled) -> None:
         assert pl.Series([text]).str.contains(said).all(), (said, text)
 
 
-def test_heads_in_the_environment_and_in_a_component(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, build_component: Callable[..., Any]
-) -> None:
-    import dagster as dg
+def test_a_component_with_heads_labels_in_the_run_that_embeds(tmp_path: Path) -> None:
+    names = Dataset("laion", shares_location=True)
+    labels = names.asset("image_labels")
+    assert labels not in component(tmp_path, dataset="laion").resolve_asset_graph().get_all_asset_keys()
 
-    heads = {"animal": {"labels": ["cat", "dog"]}}
-    graph = build_component(heads=heads).resolve_asset_graph()
-    assert dg.AssetKey(["laion", "image_labels"]) in graph.get_all_asset_keys()
-    assert (
-        dg.AssetKey(["laion", "image_labels"])
-        not in build_component().resolve_asset_graph().get_all_asset_keys()
+    write_sample_data(tmp_path / "in", 2, 6, "webdataset", image_size=32)
+    defs = component(tmp_path, dataset="laion", heads={"kind": {"labels": ["circle", "square"]}})
+    instance = dg.DagsterInstance.ephemeral()
+    register(instance, ShardSource.from_settings(Settings(input_dir=str(tmp_path / "in"))).discover(), names)
+    job = defs.resolve_implicit_job_def_def_for_assets([names.embeddings, labels])
+    assert job is not None
+    done = job.execute_in_process(
+        instance=instance,
+        asset_selection=[names.embeddings, labels],
+        run_config=QUIET,
+        tags={"dagster/asset_partition_range_start": "00000", "dagster/asset_partition_range_end": "00001"},
     )
+    events = done.asset_materializations_for_node("laion__image_labels")
+    assert [event.partition for event in events] == ["00000", "00001"]
+    for event in events:
+        found = pl.read_parquet(tmp_path / "out" / "image_labels" / f"{event.partition}.parquet")
+        counts = [f"{label} {count}" for label, count in found["kind"].value_counts().rows()]
+        assert sorted(str(event.metadata["kind"].value).split(", ")) == sorted(counts)
+        assert event.metadata["dagster/partition_row_count"].value == len(found) == 6
 
 
-@pytest.fixture
-def build_component(tmp_path: Path) -> Callable[..., Any]:
-    from tests.test_component import component
-
-    return lambda **attributes: component(tmp_path, dataset="laion", **attributes)
+def test_heads_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BORING_HEADS", '{"animal": {"labels": ["cat", "dog"]}}')
+    assert load_settings().heads["animal"].labels == ("cat", "dog")
+    monkeypatch.setenv("BORING_HEADS", "animal")
+    with pytest.raises(SettingsError, match="BORING_HEADS: it is not JSON"):
+        load_settings()

@@ -13,8 +13,11 @@ from boring_assets.cli import main
 from boring_assets.commands.exporting import export_all
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.settings import Settings
+from boring_assets.storage.root import open_root
 from boring_assets.tiny.pictures import COLOURS
+from partitions.discovery import discover
 from tests.command_line import CommandLine
+from tests.seaweed import Seaweed
 
 WHERE = "colour IN ('red', 'blue') AND clip_score > 0.2"
 
@@ -121,6 +124,15 @@ def test_new_shards_are_read_by_webdataset_and_by_this_project(gallery: Gallery,
     assert both["meta_colour"].to_list() == both["colour"].to_list()
     a, b = both["embedding"].to_numpy(), both["embedding_before"].to_numpy()
     assert np.einsum("nd,nd->n", a, b).min() > 0.9999
+
+
+def test_new_shards_on_s3(gallery: Gallery, s3_env: Seaweed) -> None:
+    dest = open_root(f"{s3_env.new_prefix()}/shards")
+    settings = Settings(input_dir=str(gallery.input))
+    facts = export_all(str(gallery.output), dest.uri, "webdataset", settings=settings)
+    (shard,) = discover(dest, quiet_seconds=0).shards
+    with dest.fs.open(shard.path) as file, tarfile.open(fileobj=file) as tar:
+        assert sum(name.endswith(".jpg") for name in tar.getnames()) == facts["rows"] == 56
 
 
 def test_an_interrupted_export_is_no_input(gallery: Gallery, tmp_path: Path) -> None:
