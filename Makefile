@@ -15,15 +15,23 @@ PYTEST := -m pytest -n $(WORKERS) --dist worksteal
 # `make test-newest-dagster` has its own environment.
 NEWEST := .venv-newest/bin/python
 
-.PHONY: demo dev test test-all test-newest-dagster docs screenshots lint clean bench torture
+.PHONY: demo dev search test test-all test-newest-dagster docs screenshots lint clean bench torture
 
 demo: .venv/installed $(DEMO)/input
 	@$(DEMO_ENV) $(BIN)/boring-assets embed $(DEMO)/input $(DEMO)/output
-	@echo "  make dev     (the same in the Dagster UI)"
+	@echo
+	@echo 'Search for "two red circles":'
+	@$(DEMO_ENV) $(BIN)/boring-assets search "two red circles" $(DEMO)/output --limit 3
+	@echo
+	@echo "  make dev     the same partitions in the Dagster UI, http://localhost:3000"
+	@echo "  make search  a page to search in, http://localhost:8100"
 
 dev: .venv/installed $(DEMO)/input
 	$(DEMO_ENV) $(BIN)/boring-assets register
 	$(DEMO_ENV) $(BIN)/dagster dev -w workspace.yaml
+
+search: .venv/installed $(DEMO)/input
+	@$(DEMO_ENV) $(BIN)/boring-assets serve $(DEMO)/output
 
 # Whatever a change can break: formatter, linter, types, imports, documents, and all tests that are not `heavy`.
 test: .venv/installed-test
@@ -34,7 +42,8 @@ test: .venv/installed-test
 	$(SITE) --quiet
 	$(BIN)/python $(PYTEST) -m "not heavy"
 
-# The tests that `make test` leaves out: Ray, containers, PostgreSQL, a browser, torture, the documents' commands.
+# The tests that `make test` leaves out: other ways to deploy (a `dg` project, an empty dagster.yaml, two daemons, two
+# devices, Ray, containers, PostgreSQL), other clouds, a browser, torture, the documents' commands.
 test-all: .venv/installed-test .venv/azurite
 	$(BIN)/python $(PYTEST) -m heavy
 
@@ -83,7 +92,7 @@ $(DEMO)/input: | .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@echo "Installing into .venv; the first time this takes minutes."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) -e .
+	@$(PIP) -e '.[search]'
 	@touch $@
 
 .venv/installed-test: .venv/installed

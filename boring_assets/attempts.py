@@ -68,7 +68,7 @@ def first_attempt(version: str) -> Attempt:
 
 
 def to_cursor(attempts: Mapping[str, Attempt]) -> str:
-    """Returns the cursor: shards that failed together share what is said of them, and all of it is packed."""
+    """Returns the cursor: shards that failed together share one entry, and the whole is compressed."""
 
     def shared(item: tuple[str, Attempt]) -> tuple:
         one = item[1]

@@ -33,6 +33,7 @@ GROUPS = {
     "Search": {
         "search": "Find images by text, by image or by key",
         "serve": "Open a web page to search in",
+        "map": "Open a map of the embeddings",
         "index": "Update the search index",
         "near-duplicates": "Find groups of near-identical images",
         "clip-scores": "Score how well each caption fits its image",

@@ -51,7 +51,7 @@ def define_jobs(dataset: Dataset, *, labels: bool = False) -> list[Any]:
 
 
 def define_hourly_check(dataset: Dataset) -> dg.ScheduleDefinition:
-    """The schedule `check_hourly` with its job `check_embeddings`; off until somebody turns it on."""
+    """The schedule `check_hourly` with its job `check_embeddings`; off by default."""
     job = dg.define_asset_job(
         dataset.local_name("check_embeddings"),
         selection=dg.AssetSelection.checks_for_assets(dataset.embeddings),

@@ -208,7 +208,7 @@ def _samples(
         encoded = io.BytesIO()
         draw(combination, image_size, (seed, shard, i)).save(encoded, **_SAVE_OPTIONS[encode_format])
         image = encoded.getvalue()
-        # As with img2dataset, the digest is of what was downloaded, whatever is stored.
+        # As with img2dataset, the digest is of the downloaded bytes, not of the stored ones.
         digest = hashlib.sha256(image).hexdigest()
         size = image_size
         row = _Row(combination.caption, url, key, "success", None, size, size, size, size, "{}", digest)

@@ -22,7 +22,7 @@ _RUNS_PER_TICK = 10
 
 
 def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefinition:
-    """The sensor `new_shards`, off until somebody turns it on."""
+    """The sensor `new_shards`, off by default."""
     version = settings.embedding_version()
 
     @dg.sensor(
@@ -59,7 +59,7 @@ def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefiniti
 
 
 def define_automation(settings: Settings, dataset: Dataset) -> dg.SensorDefinition:
-    """The sensor that updates `embedding_index` after runs that embed; off until somebody turns it on."""
+    """The sensor that updates `embedding_index` after runs that embed; off by default."""
     return dg.AutomationConditionSensorDefinition(
         dataset.local_name("index_after_embedding"),
         description="Optional, with the extra `search`: updates `embedding_index` after runs that embed.",
@@ -86,7 +86,7 @@ def _update(
                 attempts[key] = attempt.requested()
         elif state in PENDING:
             version = states.shards[key].version
-            if attempt is None and state is State.FAILED:  # in a run of somebody else's
+            if attempt is None and state is State.FAILED:  # in a run that the sensor did not request
                 attempt = first_attempt(version)
             if attempt and attempt.is_of(version):
                 attempts[key] = attempt

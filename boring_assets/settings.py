@@ -311,7 +311,7 @@ def load_settings(dataset_file: Path | None = None, **own: Any) -> Settings:
 
 
 def _refuse_misspelt() -> None:
-    """Refuses unknown variables: a misspelt one would have no effect, and nobody would know."""
+    """Refuses unknown variables: a misspelt one would have no effect."""
     known = [f"{PREFIX}{name.upper()}" for name in (*Settings.model_fields, "config")]
     for name in os.environ:
         if not name.upper().startswith(PREFIX) or name.upper() in known or _SERVICE.search(name.upper()):
@@ -330,7 +330,7 @@ def _explain(name: str, problems: list[ErrorDetails]) -> str:
     field = Settings.model_fields.get(name)
     if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
         return f"{PREFIX}{name.upper()} {reasons}"
-    if field is None:  # its value may be a secret that somebody keeps in the same file
+    if field is None:  # its value may be a secret
         return f"{PREFIX}{name.upper()}: {setting_help(name)}."
     if name == "heads":  # of a table, the place says more than its value, which may hold a secret
         inside = ".".join(map(str, problems[0]["loc"][1:]))

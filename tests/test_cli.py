@@ -215,7 +215,7 @@ def test_status_of_an_empty_input(cli: CommandLine) -> None:
     assert cli("status", "in", "out").stdout == "There are no shards.\n"
 
 
-def test_failures_can_be_asked_for(cli: CommandLine) -> None:
+def test_failures_can_be_filtered(cli: CommandLine) -> None:
     cli.sample_data("in", "--broken", 4, shards=3)
     next_ones = cli("embed", "in", "out").stdout.partition("\nNext:\n")[2].splitlines()
     assert next_ones[0].endswith("boring-assets failures out")
@@ -246,7 +246,7 @@ def test_failures_can_be_asked_for(cli: CommandLine) -> None:
     assert "BORING_OUTPUT_DIR (OUTPUT)" in cli("failures", code=1).stderr
 
 
-def test_what_a_shard_says_of_a_failure_cannot_steer_the_terminal(cli: CommandLine) -> None:
+def test_a_failure_message_of_a_shard_cannot_control_the_terminal(cli: CommandLine) -> None:
     Path("in").mkdir()
     evil = "\x1b[2J\x1b]0;title\x07"
     row = {"url": f"https://example.com/{evil}", "caption": "a", "key": "1", "status": "failed_to_download"}

@@ -77,7 +77,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     yield from embed("sample", folder)
 
 
-def test_every_row_is_answered_once_and_in_order(embedded: Embedded) -> None:
+def test_every_row_has_one_embedding_or_failure_in_order(embedded: Embedded) -> None:
     for key in embedded.keys:
         rows = pq.read_table(embedded.input / f"{key}.parquet").to_pylist()
         done = embedded.project.table(key)

@@ -193,7 +193,7 @@ def test_a_large_object_appears_whole(s3_env: Seaweed) -> None:
     assert not fs.call_s3("list_multipart_uploads", Bucket=BUCKET, Prefix=name).get("Uploads")
 
 
-def test_a_shard_that_went_away_costs_itself(s3_env: Seaweed, shards: Path, project: NewProject) -> None:
+def test_a_deleted_shard_fails_alone(s3_env: Seaweed, shards: Path, project: NewProject) -> None:
     source = copy_to_s3(shards, s3_env)
     mine = project("home", source, s3_env.new_prefix())
     mine.register()

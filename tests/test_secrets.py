@@ -118,7 +118,7 @@ def test_a_database_that_does_not_answer_keeps_its_password(cli: CommandLine, tm
     assert not leaks(tmp_path, done.stdout, done.stderr)
 
 
-def test_secrets_are_taken_out_of_foreign_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_removed_from_error_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     for text in (
         f"401 for {SECRET}",

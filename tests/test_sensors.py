@@ -45,7 +45,7 @@ def spans(requests: list[RunRequest]) -> list[tuple[str, str]]:
     return [(request.tags[RANGE_START_TAG], request.tags[RANGE_END_TAG]) for request in requests]
 
 
-def test_new_and_changed_shards_are_asked_for_once(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_new_and_changed_shards_are_requested_once(settings: Settings, instance: dg.DagsterInstance) -> None:
     write(settings, 0, 5)
     (Path(settings.input_dir) / "00003_stats.json").unlink()  # growing
     first = tick(settings, instance)
@@ -62,7 +62,9 @@ def test_new_and_changed_shards_are_asked_for_once(settings: Settings, instance:
     assert spans(tick(settings, instance, again.cursor).run_requests) == [("00001", "00001")]
 
 
-def test_what_other_settings_made_is_left_alone(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_shards_made_by_other_settings_are_not_requested(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
     write(settings, 0, 3)
     tick(settings, instance)
     for key in ("00000", "00002"):
@@ -81,7 +83,7 @@ def test_a_tick_asks_for_a_bounded_number_of_runs(settings: Settings, instance: 
     assert not tick(small, instance, second.cursor).run_requests
 
 
-def test_a_shard_that_comes_back_in_an_old_version_is_asked_for_again(
+def test_a_shard_that_returns_in_an_old_version_is_requested_again(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
     write(settings, 0)
@@ -219,7 +221,9 @@ def test_a_damaged_shard_is_requested_a_few_times_and_again_when_it_changes(
     assert spans(tick(settings, instance, last.cursor).run_requests) == [("00001", "00001")]
 
 
-def test_a_cancelled_run_is_left_alone_and_said(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_a_cancelled_run_is_not_requested_again_and_named(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
     write(settings, 0)
     first = tick(settings, instance)
     job = build_definitions(settings).resolve_job_def("embed_shards")
@@ -263,7 +267,7 @@ def test_a_run_that_lost_its_process_is_seen_by_the_next_tick(
     assert spans(tick(settings, instance, dead.cursor).run_requests) == [("00000", "00000")]
 
 
-def test_a_lost_shard_is_asked_for_once(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_a_lost_shard_is_requested_once(settings: Settings, instance: dg.DagsterInstance) -> None:
     write(settings, 0, 2)
     for key in ("00000", "00001"):
         report_done(settings, instance, key)

@@ -66,7 +66,7 @@ def test_a_wrong_value_names_its_variable_and_what_was_expected(
     assert message.count(field.description or "-") == 1, "the help stands there once"
 
 
-def test_every_wrong_value_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_wrong_value_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BORING_BATCH_SIZE", "x")
     monkeypatch.setenv("BORING_NUM_WORKERS", "y")
     with pytest.raises(SettingsError, match=r"(?s)BORING_BATCH_SIZE.*BORING_NUM_WORKERS"):
@@ -115,7 +115,7 @@ def test_a_misspelt_variable_is_refused_with_the_nearest(
     assert "planted-secret" not in str(caught.value)
 
 
-def test_what_kubernetes_says_of_a_service_called_boring_assets_is_no_setting(
+def test_variables_of_a_kubernetes_service_are_ignored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in (
@@ -130,7 +130,7 @@ def test_what_kubernetes_says_of_a_service_called_boring_assets_is_no_setting(
     assert load_settings().model == "ViT-B-32"
 
 
-def test_an_unknown_line_of_the_file_keeps_its_value_to_itself(config: Path) -> None:
+def test_the_value_of_an_unknown_line_is_not_printed(config: Path) -> None:
     config.write_text("aws_secret_access_key = 'planted-secret'\n")
     with pytest.raises(
         SettingsError, match="BORING_AWS_SECRET_ACCESS_KEY: There is no such setting"

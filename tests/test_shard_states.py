@@ -58,7 +58,7 @@ def states(settings: Settings, instance: dg.DagsterInstance) -> dict[str, State]
     return get_shard_states(instance, found, settings.embedding_version(), committed).states
 
 
-def test_each_state_is_told_from_the_others(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_each_state_is_recognized(settings: Settings, instance: dg.DagsterInstance) -> None:
     folder = Path(settings.input_dir)
     write(settings, 0, 8)
     register(instance, ShardSource.from_settings(settings).discover())

@@ -91,7 +91,7 @@ def embedding_metadata(
 def adopted_metadata(
     instance: dg.DagsterInstance, asset: dg.AssetKey, shard: Shard, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns what the run said of a shard that embedded it, and which run that was.
+    """Returns the metadata of the run that embedded a shard, and the run's id.
 
     Args:
         instance: Dagster's instance.

@@ -47,7 +47,7 @@ from resources.source import ShardSource
 
 _REASONS = 1000
 """Most failed partitions of one run that get an event with their reason."""
-# Backfill policies are in beta, and said so for two years; the user of this project cannot act on it.
+# Backfill policies have been in beta for two years; a user of this project cannot act on the warning.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
 
 

@@ -47,6 +47,8 @@ def define_near_duplicates(settings: Settings, dataset: Dataset) -> dg.AssetsDef
             return None if isinstance(data, Failure) else pixel_digest(data, limits)
 
         with failing_with_reason(context):
+            if source.input_dir:
+                embeddings.check_input(source.root())
             root = embeddings.root()
             table = open_table(root)
             if table is None:

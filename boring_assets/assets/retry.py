@@ -68,7 +68,7 @@ def rows_to_retry(
         root: The output.
         shards: Shards that are committed in their present version.
         reasons: Only rows that failed for one of these.
-        warn: Called with the error of a shard whose rows cannot be told; it is left out of the answer.
+        warn: Called with the error of a shard whose rows are unknown; it is left out of the result.
 
     Raises:
         StorageError: The output cannot be read.

@@ -189,10 +189,10 @@ def _check(root: Root, key: str, files: Files) -> Checked:
         before = after
     left_out = checked.facts.get("rows_left_out")
     if left_out and not checked.findings:
-        said = (
+        message = (
             f"only {checked.facts['rows']:,} of its rows were taken, {left_out:,} were left out on request."
         )
-        checked.findings.append(Finding(Kind.CUT_SHORT, said))
+        checked.findings.append(Finding(Kind.CUT_SHORT, message))
     return checked
 
 
@@ -241,8 +241,8 @@ def _against_source(facts: Mapping[str, Any], shard: Shard | None) -> Iterator[F
 def _compare_models(report: Report) -> None:
     most = report.model()
     for key, facts in report.checked.items():
-        if facts and (said := differences(identity(facts), identity(most))):
-            report.add(key, Finding(Kind.OTHER_MODEL, f"it has {said}, which most partitions have."))
+        if facts and (message := differences(identity(facts), identity(most))):
+            report.add(key, Finding(Kind.OTHER_MODEL, f"it has {message}, which most partitions have."))
 
 
 def _compare_input(report: Report, found: Discovery) -> None:
@@ -251,8 +251,8 @@ def _compare_input(report: Report, found: Discovery) -> None:
         if shard.key not in report.checked:
             report.add(shard.key, Finding(Kind.MISSING, f"{shard.uri} is not embedded."))
     for key in report.checked.keys() - there - set(found.growing):
-        said = "its shard is no longer in the input; what was embedded stays."
-        report.add(key, Finding(Kind.GONE, said, Severity.NOTE))
+        message = "its shard is no longer in the input; what was embedded stays."
+        report.add(key, Finding(Kind.GONE, message, Severity.NOTE))
 
 
 def _check_totals(root: Root, report: Report) -> Iterator[Finding]:
@@ -268,13 +268,13 @@ def _check_totals(root: Root, report: Report) -> Iterator[Finding]:
         return
     try:
         totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
-        said = {name: totals.get(name) for name in counted}
+        message = {name: totals.get(name) for name in counted}
     except FileNotFoundError:
-        said = {}
+        message = {}
     except (ValueError, AttributeError):
-        said = {"metadata.json": "no JSON object"}
+        message = {"metadata.json": "no JSON object"}
     except Exception as error:
         raise storage_error(error, f"{root.uri}/metadata.json", "read") from error
-    if said != counted:
-        text = f"{root.uri}/metadata.json says {said or 'nothing'}, but the files hold {counted}."
+    if message != counted:
+        text = f"{root.uri}/metadata.json says {message or 'nothing'}, but the files hold {counted}."
         yield Finding(Kind.TOTALS, text)

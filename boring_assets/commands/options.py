@@ -10,6 +10,7 @@ from boring_assets.monitoring.logs import set_up_process
 from boring_assets.settings import PREFIX, Settings, load_settings
 
 Decorator = Callable[..., Any]
+LOOPBACK = "127.0.0.1"
 
 
 class Command(click.Command):
@@ -85,6 +86,58 @@ def columns(command: Callable[..., Any]) -> Callable[..., Any]:
     for name in ("url_column", "caption_column", "key_column", "image_column"):
         command = setting(name, metavar="NAME")(command)
     return command
+
+
+def index_of(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that open a search index: output, input of the pictures, model, `--no-update`."""
+    for option in (
+        click.option("--no-update", is_flag=True, help="Use the index as it is, without new shards."),
+        config,
+        setting("device"),
+        setting("pretrained"),
+        setting("model", help="Model of the query. By default the one that made the embeddings."),
+        folder("input_dir", required=False),
+        folder("output_dir"),
+    ):
+        command = option(command)
+    return command
+
+
+def server(port: int) -> Decorator:
+    """Adds the options of a web page: address, port, names.
+
+    Args:
+        port: The default port.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option(
+                "--allowed-host",
+                "allowed_hosts",
+                metavar="NAME",
+                multiple=True,
+                help="Another host name that the page may be opened by; * allows all.",
+            ),
+            click.option(
+                "--port",
+                default=port,
+                show_default=True,
+                metavar="N",
+                type=click.IntRange(0, 65535),
+                help="Port to listen on; 0 takes a free one.",
+            ),
+            click.option(
+                "--host",
+                default=LOOPBACK,
+                show_default=True,
+                help="Address to listen on. Other machines can reach any but a loopback address.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
 
 
 def apply(options: dict[str, Any]) -> Settings:

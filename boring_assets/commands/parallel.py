@@ -2,7 +2,7 @@
 
 Each takes its device by itself, see `boring_assets.engine.model.devices`.
 
-A worker tells how far it is by JSON lines on its standard output.
+A worker reports its progress as JSON lines on its standard output.
 """
 
 import json
@@ -76,21 +76,21 @@ def _follow(worker: "subprocess.Popen[str]", progress: Progress) -> list[Outcome
     before = {"embedded": 0, "failed": 0}
     with worker:
         for line in worker.stdout or ():
-            said: dict[str, Any] = json.loads(line)
-            if "error" in said:
-                outcomes.append(Outcome(**said))
+            report: dict[str, Any] = json.loads(line)
+            if "error" in report:
+                outcomes.append(Outcome(**report))
                 continue
             with _lock:
-                progress.embedded += said["embedded"] - before["embedded"]
-                progress.failed += said["failed"] - before["failed"]
-            before = said
+                progress.embedded += report["embedded"] - before["embedded"]
+                progress.failed += report["failed"] - before["failed"]
+            before = report
     if worker.returncode:
         outcomes.append(Outcome(f"a worker process ended with code {worker.returncode}"))
     return outcomes
 
 
 def main() -> None:
-    """A worker's own part: runs the ranges that it is given, one after another."""
+    """Runs the ranges of one worker, one after another; the entry point of a worker process."""
     settings = load_settings()
     set_up_process(settings)
     instance = open_instance(settings.output_dir)

@@ -55,7 +55,7 @@ class ProgressBar:
         self._bar.stop()
 
     def _count(self) -> None:
-        """Finds the total beside the run, by the shards' footers; estimates until all are read."""
+        """Reads the total from the shards' footers beside the run; estimates it until all are read."""
         rows = 0
         with ThreadPoolExecutor(4) as pool:
             for number, count in enumerate(pool.map(self._rows, self._shards), 1):
@@ -74,7 +74,7 @@ class ProgressBar:
 
     def _show(self) -> None:
         done, total = self.done, self._bar.tasks[0].total
-        # The last images' shards are still to be written when all images are answered.
+        # The last shards are still to be written when all images are embedded.
         text = "loading the model" if not done else "writing" if total and done >= total else "embedding"
         self._bar.update(self._task, completed=done, failed=self.counts.failed, description=text)
 
@@ -93,7 +93,7 @@ class _Rate(ProgressColumn):
 
 
 def count_rows(shard: Shard) -> int:
-    """Rows of a shard by its footer; 0 where it cannot be read, which its run will say."""
+    """Returns the rows of a shard by its footer; 0 if it cannot be read, which its run reports."""
     with suppress(OSError, pa.ArrowException), shard.fs.open(shard.path, "rb") as file:
         return pq.read_metadata(file).num_rows
     return 0

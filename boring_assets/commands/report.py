@@ -43,23 +43,23 @@ class Summary:
 
 
 def made_by(settings: Settings) -> str:
-    """What decides an embedding's numbers, in words."""
+    """Returns the settings that determine the embeddings, as text."""
     tag = f" {settings.pretrained}" if settings.pretrained else ""
     return f"model {settings.model}{tag}, precision {settings.precision}, {settings.output_dtype}"
 
 
 def say_left_out(console: Console, stock: ShardStates, found: Discovery) -> None:
-    """Which shards of the input this call does not take, and why."""
+    """Prints which shards of the input are left out, and why."""
     left_out = [f"{path}: {why}" for path, why in found.refused.items()]
     for state, why in ((State.GROWING, "still being written"), (State.RUNNING, "in another run now")):
-        if keys := [key for key, its in stock.states.items() if its is state]:
+        if keys := [key for key, found_state in stock.states.items() if found_state is state]:
             left_out.append(f"{some(len(keys), 'shard')} {why}: {first_of(keys)}")
     for what in left_out:
         _line(console, "Left out", what, "yellow")
 
 
 def say_done(console: Console, settings: Settings, summary: Summary) -> None:
-    """What happened, where it lies, and what to type next."""
+    """Prints the counts, the output and the next commands."""
     failed = sum(summary.failed.values())
     bad = len(summary.failed_shards)
     _line(console, "Shards", f"{summary.shards:,} embedded" + (f", {bad:,} failed" if bad else ""))
@@ -80,7 +80,7 @@ def say_done(console: Console, settings: Settings, summary: Summary) -> None:
 
 
 def _program(name: str) -> str:
-    """How a shell here finds a program of this environment: by its name, or else by its path."""
+    """Returns how the shell finds a program of this environment: its name, or else its path."""
     beside = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if found and Path(found).parent.resolve() == beside.parent.resolve():
@@ -90,7 +90,7 @@ def _program(name: str) -> str:
 
 
 def _environment(settings: Settings) -> str:
-    """The variables with which Dagster's UI shows the same partitions, as a shell takes them."""
+    """Returns the variables with which Dagster's UI shows the same partitions, quoted for a shell."""
     variables = {"DAGSTER_HOME": os.environ["DAGSTER_HOME"]}
     decisive = (
         *("input_dir", "output_dir", "model", "pretrained", "precision", "output_dtype"),
@@ -104,6 +104,6 @@ def _environment(settings: Settings) -> str:
 
 
 def _line(console: Console, label: str, text: str, style: str = "") -> None:
-    """One line, never wrapped, and never read as rich's markup: names and errors come from the data."""
+    """Prints one line, not wrapped, and not as rich's markup: names and errors come from the data."""
     indent = f"{label:<10}" if label else "  "
     console.print(Text.assemble((indent, style), plain(text)), soft_wrap=True)

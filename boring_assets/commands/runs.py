@@ -83,9 +83,9 @@ def run_job(
     Args:
         settings: What the resources are made with.
         instance: Dagster's instance.
-        name: The job's.
-        tags: The run's.
-        config: The run's, besides its logging.
+        name: Name of the job.
+        tags: Tags of the run.
+        config: Run config, besides its logging.
         progress: Counts the samples of the run.
 
     Returns:
@@ -105,7 +105,7 @@ def run_job(
 
 
 def explain(result: dg.ExecuteInProcessResult) -> Outcome:
-    """How a failed run ended: the reason that the asset gave, or else the exception that it raised.
+    """Returns how a failed run ended: the reason that the asset gave, or else the exception that it raised.
 
     Raises:
         KeyboardInterrupt: The run was interrupted.
@@ -114,11 +114,11 @@ def explain(result: dg.ExecuteInProcessResult) -> Outcome:
         if not event.is_step_failure:
             continue
         data = event.step_failure_data
-        said = data.user_failure_data
-        if said is not None:
-            failed = said.metadata.get(FAILED_SHARDS)
+        failure = data.user_failure_data
+        if failure is not None:
+            failed = failure.metadata.get(FAILED_SHARDS)
             shards: Any = failed.value if failed else {}
-            return Outcome(without_class_name(said.description or ""), shards, result.run_id)
+            return Outcome(without_class_name(failure.description or ""), shards, result.run_id)
         if data.error and data.error.cls_name == dg.DagsterExecutionInterruptedError.__name__:
             raise KeyboardInterrupt
         return Outcome(_cause(data.error, result.run_id), run_id=result.run_id)
@@ -126,7 +126,7 @@ def explain(result: dg.ExecuteInProcessResult) -> Outcome:
 
 
 def _cause(error: Any, run_id: str) -> str:
-    """The project's own error, as it is, or else the innermost cause and where its trace is.
+    """Returns the project's own error, or else the innermost cause and where its trace is.
 
     Args:
         error: Dagster's `SerializableErrorInfo`, or None.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from boring_assets.commands.options import Command, apply, config, folder, setting
+from boring_assets.commands.options import Command, apply, index_of
 from boring_assets.errors import SettingsError
 from boring_assets.settings import Settings
 from boring_assets.wording import first_of, plain, some
@@ -26,12 +26,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     ),
 )
 @click.argument("text", required=False, help="What to search for; left out with --image and --key.")
-@folder("output_dir")
-@folder("input_dir", required=False)
-@setting("model", help="Model of the query. By default the one that made the embeddings.")
-@setting("pretrained")
-@setting("device")
-@config
+@index_of
 @click.option("--image", metavar="FILE", type=_FILE, help="Search by this image file.")
 @click.option("--key", metavar="KEY", help="Search by the image with this key.")
 @click.option("--partition", metavar="SHARD", help="The shard of --key, where several shards have that key.")
@@ -54,7 +49,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option(
     "--html", metavar="FILE", type=_FILE, help="Write a page with the images to this file; needs --input."
 )
-@click.option("--no-update", is_flag=True, help="Use the index as it is, without new shards.")
 def search(
     text: str | None,
     image: Path | None,
@@ -134,16 +128,21 @@ def _print(hits: "list[Hit]") -> None:
 
 
 def open_searcher(settings: Settings, *, update: bool) -> "Searcher":
-    """The search index of the output, updated first; prints what was left out of it.
+    """Returns the search index of the output, updated first; prints what was left out of it.
 
     Raises:
+        SettingsError: The output belongs to another input than that of the settings.
         StorageError: There is no index, or it cannot be read.
     """
     from boring_assets.search.index import update_index
     from boring_assets.search.query import Searcher
     from resources.embeddings_io import EmbeddingsIOManager
+    from resources.source import ShardSource
 
-    root = EmbeddingsIOManager.from_settings(settings).root()
+    embeddings = EmbeddingsIOManager.from_settings(settings)
+    if settings.input_dir:
+        embeddings.check_input(ShardSource.from_settings(settings).root())
+    root = embeddings.root()
     if update:
         done = update_index(root, say=lambda text: click.echo(f"Updating the index: {text}", err=True))
         left_out = [f"{key}: {why}" for key, why in done.failed.items()]

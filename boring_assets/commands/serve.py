@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from boring_assets.commands.options import Command, apply, config, folder, setting
+from boring_assets.commands.options import Command, apply, index_of, server
 
 
 @click.command(
@@ -14,34 +14,8 @@ from boring_assets.commands.options import Command, apply, config, folder, setti
         "boring-assets serve s3://bucket/embeddings --input s3://bucket/laion --port 8200",
     ),
 )
-@folder("output_dir")
-@folder("input_dir", required=False)
-@setting("model", help="Model of the query. By default the one that made the embeddings.")
-@setting("pretrained")
-@setting("device")
-@config
-@click.option(
-    "--host",
-    default="127.0.0.1",
-    show_default=True,
-    help="Address to listen on. Other machines can reach any but a loopback address.",
-)
-@click.option(
-    "--port",
-    default=8100,
-    show_default=True,
-    metavar="N",
-    type=click.IntRange(0, 65535),
-    help="Port to listen on; 0 takes a free one.",
-)
-@click.option(
-    "--allowed-host",
-    "allowed_hosts",
-    metavar="NAME",
-    multiple=True,
-    help="Another host name that the page may be opened by; * allows all.",
-)
-@click.option("--no-update", is_flag=True, help="Use the index as it is, without new shards.")
+@index_of
+@server(8100)
 def serve(host: str, port: int, allowed_hosts: tuple[str, ...], no_update: bool, **options: Any) -> None:
     """Open a web page to search OUTPUT in.
 

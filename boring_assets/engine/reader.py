@@ -36,7 +36,7 @@ class Chunk:
         failures: Rows that failed before they could be decoded.
         size: Encoded bytes.
         decoded: What the decoders make of the images.
-        total: How many rows the shard has, told with its last images.
+        total: How many rows the shard has, known with its last images.
         error: Why the shard cannot be read on.
     """
 

@@ -1,4 +1,4 @@
-"""Opens the Dagster home, and tells which home started a run.
+"""Opens the Dagster home, and knows which home started a run.
 
 The process of a run is alive while it holds a lock in the home that started it. Where several homes share one
 PostgreSQL, a home on another machine or in another container cannot see that lock, so each run is tagged with
@@ -18,6 +18,7 @@ from dagster._core.instance import InstanceRef
 from sqlalchemy.pool import NullPool
 
 from boring_assets.errors import SettingsError
+from boring_assets.instance.sqlite import keep_files_open
 
 HOME_TAG = "boring_assets/home"
 """Run tag: the name of the home that started the run."""
@@ -98,11 +99,12 @@ def open_instance(output_dir: str) -> dg.DagsterInstance:
 
 
 def keep_connections_open(instance: dg.DagsterInstance) -> None:
-    """Makes PostgreSQL connections stay open for the next statement.
+    """Makes the connections to Dagster's databases stay open for the next statement.
 
     Outside of its webserver, Dagster opens one for each statement, which takes most of the time of an event:
-    a run of 1,000 partitions begins with 1,000 events. docs/deployment.md has the figures.
+    a run of 1,000 partitions begins with 1,000 events. docs/deployment.md has the figures of PostgreSQL.
     """
+    keep_files_open(Path(instance.root_directory))
     engine = getattr(instance.event_log_storage, "_engine", None)
     if engine is not None and isinstance(engine.pool, NullPool):
         # Recycled soon: a firewall may drop an idle connection without a word.

@@ -63,7 +63,7 @@ def set_up_process(settings: Settings | None = None) -> None:
     """
     try:
         settings = settings or load_settings()
-    except SettingsError:  # a worker's run loads them too, and tells it where people look
+    except SettingsError:  # the run loads them too, and reports the error in the UI
         return
     if settings.log_format != "json":
         return

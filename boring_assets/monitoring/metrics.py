@@ -247,14 +247,14 @@ class _Keeper:
             with self._locked(self._lock.with_suffix(".push")):
                 registry = families(self._output, self._read())
                 push_to_gateway(bare, _JOB, registry, group, _PUSH_SECONDS, send)
-        except Exception as error:  # whatever the network, a proxy or the gateway raises
+        except Exception as error:  # any error of the network, a proxy or the gateway
             self._warn_once(f"The metrics cannot be pushed to {bare}: {type(error).__name__}: {error}.")
 
     def _warn_once(self, problem: str) -> None:
         problem = without_secrets(problem)
         if problem not in self._warned:
             self._warned.add(problem)
-            self._warn(f"{problem} The run continues; this is said once.")
+            self._warn(f"{problem} The run continues; this warning is not repeated.")
 
 
 def _apply(

@@ -176,7 +176,7 @@ def duplicates(committed: Committed) -> Found:
 
 
 def stale(committed: Committed) -> Found:
-    """Every partition was made from the shard as it is now, with the settings and weights of now."""
+    """Every partition was embedded from the present shard, with the present settings and weights."""
     problems = {}
     readable = committed.readable()
     weights = _most_common(

@@ -82,7 +82,7 @@ def read_committed(root: Root, key: str, columns: list[str] | None = None) -> Co
         columns: Read only these columns of the embeddings; None is all.
 
     Raises:
-        ShardError: The two files were written by different runs, and which rows they hold cannot be told.
+        ShardError: The two files were written by different runs, and their rows are unknown.
         StorageError: They cannot be read.
     """
     path = uri_of("", key)
@@ -214,8 +214,8 @@ def _check_same(result: EmbeddedShard, committed: CommittedRows, made_by: Mappin
     facts, shard = committed.facts, result.shard
     if facts["source_version"] != shard.version:
         raise ShardError(f"{committed.uri} was made from another version of {shard.uri}. Run it again.")
-    if said := differences(identity(facts), identity(made_by)):
-        raise ShardError(f"{committed.uri} has {said}. Give the settings that it was made with.")
+    if message := differences(identity(facts), identity(made_by)):
+        raise ShardError(f"{committed.uri} has {message}. Give the settings that it was made with.")
     same = facts["rows"] == result.rows.num_rows
     for name in ("key", "url"):
         source = result.columns.get(name)

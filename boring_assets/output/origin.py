@@ -125,7 +125,7 @@ def is_same(one: str, other: str) -> bool:
 
 
 def root_of(source_uri: str, key: str) -> str | None:
-    """The input that a shard's URI lies below; None where the URI is not that of the key."""
+    """The input that a shard's URI is below; None where the URI is not that of the key."""
     found = re.fullmatch(rf"(.*)/{re.escape(key)}(\.parquet|\.t[\w.-]*)?", source_uri, re.DOTALL)
     return found[1] if found else None
 

@@ -246,23 +246,28 @@ def check_files(root: Root, embeddings: str, failures: str) -> Checked:
             try:
                 data = root.fs.cat_file(f"{root.path}/{failures}")
             except FileNotFoundError:
-                said = f"{root.uri}/{failures} is missing: which rows failed, and why, is lost."
-                return Checked(facts, [Finding(Kind.NO_FAILURES, said)])
+                message = f"{root.uri}/{failures} is missing: which rows failed, and why, is lost."
+                return Checked(facts, [Finding(Kind.NO_FAILURES, message)])
             with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as failed:
                 if not failed.schema_arrow.equals(FAILURES_SCHEMA):
-                    said = f"the failures file has the columns {failed.schema_arrow.names} or other types."
-                    return Checked(facts, [Finding(Kind.FAILURES, said)])
+                    message = f"the failures file has the columns {failed.schema_arrow.names} or other types."
+                    return Checked(facts, [Finding(Kind.FAILURES, message)])
                 rows = list(_batches(failed))
             at = embeddings
             findings = check_rows(_batches(file), rows, facts)
             if not findings and not belongs(data, facts):
-                findings = [Finding(Kind.FAILURES, "the failures file was written by another run than it.")]
+                findings = [
+                    Finding(
+                        Kind.FAILURES,
+                        "the failures file was written by another run than the embeddings file.",
+                    )
+                ]
             return Checked(facts, findings)
     except Exception as error:
         if not _is_damage(error):
             raise storage_error(error, f"{root.uri}/{at}", "read") from error
-        said = f"{root.uri}/{at} is damaged ({type(error).__name__}: {str(error)[:200]})."
-        return Checked(facts, [Finding(Kind.UNREADABLE, said)])
+        message = f"{root.uri}/{at} is damaged ({type(error).__name__}: {str(error)[:200]})."
+        return Checked(facts, [Finding(Kind.UNREADABLE, message)])
 
 
 def _open(root: Root, path: str) -> pq.ParquetFile:

@@ -44,7 +44,7 @@ Digest = Callable[[str, str | None, int], str | None]
 
 
 def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.Table:
-    """Finds the groups.
+    """Returns the groups.
 
     Args:
         table: The index's; its vectors are held in memory, 4 bytes a number.
@@ -77,7 +77,7 @@ def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.T
 
 
 def _gathered(pairs: Pairs) -> Pairs:
-    """The same pairs in fewer, larger pieces."""
+    """Yields the same pairs in fewer, larger arrays."""
     waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     count = 0
     for piece in pairs:
@@ -98,7 +98,7 @@ def _joined(
 
 
 def _all(matrix: np.ndarray, threshold: float) -> Pairs:
-    """Every pair, by blocks."""
+    """Yields every similar pair, by comparing all rows block by block."""
     for start in range(0, len(matrix), _BLOCK):
         for other in range(start, len(matrix), _BLOCK):
             scores = matrix[start : start + _BLOCK] @ matrix[other : other + _BLOCK].T
@@ -109,7 +109,7 @@ def _all(matrix: np.ndarray, threshold: float) -> Pairs:
 
 
 def _by_index(table: Any, matrix: np.ndarray, rows: pa.Table, threshold: float) -> Pairs:
-    """The neighbours of each row, as the index finds them; equal vectors are asked for once."""
+    """Yields pairs of rows that the index finds near each other; equal vectors are searched once."""
     place = {
         (partition, row): number
         for number, (partition, row) in enumerate(
@@ -150,13 +150,13 @@ def _neighbours(table: Any, queries: np.ndarray, limit: int, threshold: float) -
 
 
 class _Groups:
-    """Sets that grow together. Each row's label is the lowest row that it is known to be connected with."""
+    """Connected components of rows (union-find): a row's label is the lowest row of its component."""
 
     def __init__(self, count: int) -> None:
         self._label = np.arange(count)
 
     def join(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Connects each of some rows with another: every set is hooked to a lower one until none is left."""
+        """Joins the components of each pair of rows: higher labels are set to lower ones until all agree."""
         while True:
             one, other = self._label[left], self._label[right]
             apart = one != other
@@ -168,7 +168,7 @@ class _Groups:
                 self._label = self._label[self._label]
 
     def members(self) -> list[list[int]]:
-        """Each group of two or more, in the order of their first members."""
+        """Returns each group of two or more rows, ordered by their first members."""
         order = np.argsort(self._label, kind="stable")
         cuts = np.flatnonzero(np.diff(self._label[order])) + 1
         return [its.tolist() for its in np.split(order, cuts) if len(its) > 1]
@@ -191,7 +191,7 @@ def _table(rows: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Di
 def _are_copies(
     picked: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Digest | None
 ) -> list[bool]:
-    """For each member whether another of its group has the same bytes or the same pixels."""
+    """Returns for each member whether another of its group has the same bytes or pixels."""
     sums = picked[SHA256].to_pylist() if SHA256 in picked.column_names else [None] * picked.num_rows
     places = [picked[name].to_pylist() for name in ("partition", "key", "row")]
     same = [False] * picked.num_rows

@@ -252,7 +252,7 @@ def _add(
 def _groups(
     root: Root, missing: dict[str, Source], schema: pa.Schema, done: Update
 ) -> Iterator[list[pa.Table]]:
-    """Files as rows, some of them together: each commit costs the table a version and a file."""
+    """Yields the rows of several files at once: each commit adds a version and a file to the table."""
     group: list[pa.Table] = []
     for key, source in missing.items():
         try:

@@ -1,9 +1,10 @@
-"""Questions to the index: by text, by picture, by key; with filters and in pages."""
+"""Searches the index by text, picture or key, with filters and pages."""
 
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Operator = Literal["=", "!=", ">=", "<=", "contains"]
 _OWN = ("partition", "row", "key", "url", "caption")
 _HIDDEN = ("load", VECTOR)
-# Parts of the index that are looked into, and candidates for each result whose exact distance is computed.
+# Partitions of the index that are searched, and candidates for each result whose exact distance is computed.
 _PROBES = 64
 _REFINE = 10
 
@@ -40,14 +41,14 @@ _COUNTED = 1_000_000
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture that was found.
+    """One result of a search.
 
     Attributes:
         key: Its key; null where the input has none.
-        caption: Its caption, from the data and not to be trusted.
+        caption: Its caption, from the data: not trusted.
         score: Cosine of its embedding with what was asked for, -1 to 1.
-        url: Its URL, from the data and not to be trusted.
-        partition: The partition that it lies in.
+        url: Its URL, from the data: not trusted.
+        partition: Its partition.
         row: Its row in that partition's input shard, from 0.
         meta: Its further columns.
     """
@@ -61,13 +62,13 @@ class Hit:
     meta: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, flat."""
+        """Returns all columns in one dictionary."""
         own = {name: getattr(self, name) for name in ("key", "caption", "score", "url", "partition", "row")}
         return {**own, **self.meta}
 
 
 def to_json(hits: "Sequence[Hit]") -> str:
-    """Results as a JSON list; what JSON has no number for is null."""
+    """Returns results as a JSON list; NaN and infinity become null."""
 
     def plain(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -76,7 +77,7 @@ def to_json(hits: "Sequence[Hit]") -> str:
 
 
 class Searcher:
-    """An index and its model, which is loaded at the first question that needs it. Threads may share it."""
+    """An index and its model, which is loaded by the first search that needs it. Threads may share it."""
 
     def __init__(self, settings: Settings, root: Root) -> None:
         """Opens the index.
@@ -96,7 +97,7 @@ class Searcher:
             raise StorageError(f"There is no index below {root.uri} yet. Run `boring-assets index` first.")
 
     def refresh(self) -> None:
-        """Looks at the index as it is now; without this call it stays as it was when it was opened."""
+        """Reads the latest version of the index; searches else use the version that was opened."""
         with storage_errors(self._root, "read"):
             self._table.checkout_latest()
 
@@ -106,7 +107,7 @@ class Searcher:
         return {column.name: column.type for column in self._table.schema if column.name not in _HIDDEN}
 
     def count(self) -> int:
-        """Rows of the index."""
+        """Returns the number of rows."""
         with storage_errors(self._root, "read"):
             return int(self._table.count_rows())
 
@@ -134,6 +135,23 @@ class Searcher:
                 asked = self._table.take_offsets(rows)
             found = asked.select([*self.columns]).to_arrow()
         return [_hit(row, 0.0) for row in found.to_pylist()]
+
+    def sample_vectors(self, limit: int, where: str = "") -> pa.Table:
+        """Returns rows from all over the dataset: `columns` and `VECTOR`, float32 [rows, dim].
+
+        Args:
+            limit: Most rows.
+            where: A condition in LanceDB's SQL.
+
+        Raises:
+            SettingsError: The condition is wrong.
+            StorageError: The index cannot be read.
+        """
+        with self._reading(where):
+            asked = self._table.search().select([]).with_row_id(True).limit(self._table.count_rows())
+            ids = (asked.where(where) if where else asked).to_arrow()["_rowid"].to_numpy()
+            chosen = [int(ids[place]) for place in _spread(len(ids), 0, limit)]
+            return self._table.take_row_ids(chosen).select([*self.columns, VECTOR]).to_arrow()
 
     def count_values(self, column: str, most: int = 20) -> list[tuple[Any, int]]:
         """Returns the most frequent values of a column with their counts, over the first million rows.
@@ -240,9 +258,18 @@ class Searcher:
             ask = ask.minimum_nprobes(_PROBES).maximum_nprobes(0).refine_factor(_REFINE)
         if where:
             ask = ask.where(where)
+        with self._reading(where):
+            found = ask.select([*self.columns, "_distance"]).limit(limit).offset(offset).to_arrow()
+        scores = 1 - found["_distance"].to_numpy()
+        rows = found.drop_columns(["_distance"]).to_pylist()
+        hits = [_hit(row, float(score)) for row, score in zip(rows, scores, strict=True)]
+        return [hit for hit in hits if hit.score >= least_score]
+
+    @contextmanager
+    def _reading(self, where: str) -> Iterator[None]:
         try:
             with storage_errors(self._root, "read"):
-                found = ask.select([*self.columns, "_distance"]).limit(limit).offset(offset).to_arrow()
+                yield
         except StorageError as error:
             if where and isinstance(error.__cause__, ValueError):
                 names = ", ".join(self.columns)
@@ -250,10 +277,6 @@ class Searcher:
                     f"The filter {where!r} is wrong: {error.__cause__}. The columns are {names}."
                 ) from error
             raise
-        scores = 1 - found["_distance"].to_numpy()
-        rows = found.drop_columns(["_distance"]).to_pylist()
-        hits = [_hit(row, float(score)) for row, score in zip(rows, scores, strict=True)]
-        return [hit for hit in hits if hit.score >= least_score]
 
     @cached_property
     def _model(self) -> "ClipModel":
@@ -300,7 +323,7 @@ def _hit(row: dict[str, Any], score: float) -> Hit:
 def condition(
     columns: dict[str, pa.DataType], filters: Sequence[tuple[str, str, str]], word: str = "AND"
 ) -> str:
-    """Filters as SQL, for values that come from a stranger.
+    """Returns filters as SQL, for values that are not trusted.
 
     Args:
         columns: The index's; see `Searcher.columns`.

@@ -6,9 +6,11 @@ page's own files. Pictures come from the input's shards and are encoded again.
 """
 
 import io
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,6 +20,7 @@ import numpy as np
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError, SettingsError
 from boring_assets.search.page import PLACEHOLDER, open_pictures
+from boring_assets.search.pictures import Pictures
 from boring_assets.search.query import Hit, Searcher, condition, to_json
 from boring_assets.search.request import SearchRequest, Term, pack_vector, unpack_vector
 from boring_assets.settings import Settings
@@ -26,16 +29,17 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
+    from starlette.types import ASGIApp
 
 LOOPBACK = ("127.0.0.1", "localhost")
 _STATIC = Path(__file__).parent / "static"
 _LARGE = 1024  # longest side of the large picture, in pixels
 _DOWNLOADS = {"csv": "text/csv", "json": "application/json", "parquet": "application/vnd.apache.parquet"}
+_POLICY = (
+    "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -47,7 +51,6 @@ class Site:
 
     def __init__(self, settings: Settings, searcher: Searcher) -> None:
         self._searcher, self._settings = searcher, settings
-        self._pictures = open_pictures(settings)
         self._model = "loading"
         threading.Thread(target=self._load_model, name="load-model", daemon=True).start()
 
@@ -93,19 +96,6 @@ class Site:
         data = to_json(hits).encode() if kind == "json" else _table_bytes(hits, kind)
         headers = {"Content-Disposition": f'attachment; filename="search.{kind}"'}
         return Response(data, media_type=_DOWNLOADS[kind], headers=headers)
-
-    def picture(self, request: "Request") -> "Response":
-        """`GET /api/picture`: a JPEG of one picture, or a placeholder with status 404."""
-        from starlette.responses import Response
-
-        params = request.query_params
-        row, side = params.get("row", ""), _LARGE if "large" in params else None
-        jpeg: bytes | Failure = Failure(Reason.MISSING_IMAGE, "no row")
-        if row.isdecimal() and len(row) < 12:
-            jpeg = self._pictures.thumbnail(params.get("partition", ""), params.get("key"), int(row), side)
-        if isinstance(jpeg, Failure):
-            return Response(PLACEHOLDER, 404, media_type="image/svg+xml")
-        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     async def embed(self, request: "Request") -> "Response":
         """`POST /api/embed`: embeds a picture, and returns its vector for the page's URL."""
@@ -154,6 +144,24 @@ class Site:
         return self._searcher.of_row(partition, int(row))
 
 
+def picture_endpoint(pictures: Pictures) -> Callable[["Request"], "Response"]:
+    """Returns the handler of `GET /api/picture`: a JPEG of one picture, or a placeholder with status 404."""
+
+    def picture(request: "Request") -> "Response":
+        from starlette.responses import Response
+
+        params = request.query_params
+        row, side = params.get("row", ""), _LARGE if "large" in params else None
+        jpeg: bytes | Failure = Failure(Reason.MISSING_IMAGE, "no row")
+        if row.isdecimal() and len(row) < 12:
+            jpeg = pictures.thumbnail(params.get("partition", ""), params.get("key"), int(row), side)
+        if isinstance(jpeg, Failure):
+            return Response(PLACEHOLDER, 404, media_type="image/svg+xml")
+        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+    return picture
+
+
 def _table_bytes(hits: list[Hit], kind: str) -> bytes:
     import polars as pl
 
@@ -200,30 +208,36 @@ def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) 
             Route("/api/search", site.search),
             Route("/api/values", site.values),
             Route("/api/download", site.download),
-            Route("/api/picture", site.picture),
+            Route("/api/picture", picture_endpoint(open_pictures(settings))),
             Route("/api/embed", site.embed, methods=["POST"]),
             Mount("/static", StaticFiles(directory=_STATIC)),
         ],
         exception_handlers={BoringError: lambda request, error: _error(str(error), 400)},
         middleware=[
-            Middleware(_Headers),
+            Middleware(SecurityHeaders, policy=_POLICY),
             Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False),
         ],
     )
 
 
-class _Headers:
-    """Adds the security headers to every response."""
+class SecurityHeaders:
+    """Adds the security headers to every response.
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    Args:
+        app: The application.
+        policy: Its content security policy.
+    """
+
+    def __init__(self, app: Any, policy: str) -> None:
+        self._app, self._headers = app, _HEADERS | {"Content-Security-Policy": policy}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request (ASGI)."""
         from starlette.datastructures import MutableHeaders
 
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
+                MutableHeaders(scope=message).update(self._headers)
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
@@ -237,32 +251,51 @@ def listen(
     Args:
         settings: See `build_app`.
         searcher: See `build_app`.
-        host: Address to listen on.
-        port: Port to listen on. 0 takes a free one.
+        host: See `run_server`.
+        port: See `run_server`.
         more_hosts: Allowed host names besides `host` and the loopback names.
 
     Raises:
         SettingsError: The web server is not installed, or cannot listen there.
     """
-    import socket
+    check_installed("The search page", "starlette", "uvicorn", extra="search")
+    run_server(build_app(settings, searcher, [*LOOPBACK, host, *more_hosts]), host, port, "Search at")
 
-    import click
 
-    try:
-        import starlette  # noqa: F401
-        import uvicorn
-    except ImportError as error:
+def check_installed(what: str, *packages: str, extra: str) -> None:
+    """Raises an error if a package of an extra is missing.
+
+    Raises:
+        SettingsError: With the command that installs the extra.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
         raise SettingsError(
-            'The search page needs uvicorn and Starlette. Install them: pip install "boring_assets[search]".'
-        ) from error
-    app = build_app(settings, searcher, [*LOOPBACK, host, *more_hosts])
+            f'{what} needs {" and ".join(missing)}. Install: pip install "boring_assets[{extra}]".'
+        )
+
+
+def run_server(app: "ASGIApp", host: str, port: int, title: str) -> None:
+    """Serves an application until Ctrl-C, and prints its address.
+
+    Args:
+        app: The application.
+        host: Address to listen on.
+        port: Port to listen on. 0 takes a free one.
+        title: Printed before the address.
+
+    Raises:
+        SettingsError: The server cannot listen there.
+    """
+    import click
+    import uvicorn
+
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise SettingsError(f"Cannot listen on {host}:{port}: {error}. Choose another --port.") from error
     shown = f"[{host}]" if ":" in host else host
-    click.echo(f"Search at http://{shown}:{listener.getsockname()[1]} (stop with Ctrl-C)")
+    click.echo(f"{title} http://{shown}:{listener.getsockname()[1]} (stop with Ctrl-C)")
     config = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=100)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])

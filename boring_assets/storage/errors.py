@@ -44,7 +44,7 @@ _NETWORK = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "r
 
 
 def storage_error(error: BaseException, uri: str, doing: str) -> StorageError:
-    """Returns a StorageError that says what went wrong and how to fix it.
+    """Returns a StorageError with the cause and the fix.
 
     Args:
         error: What the filesystem raised. Its causes are searched too.
@@ -83,7 +83,7 @@ def is_down(error: BaseException) -> bool:
 
 
 def is_transient(error: BoringError) -> bool:
-    """Returns whether the same work may succeed later, although nobody changes a file or a setting.
+    """Returns whether the same work may succeed later, without a change of a file or a setting.
 
     That is so of storage, network and device. A damaged shard and a wrong setting stay as they are.
 

@@ -107,7 +107,7 @@ def _sweep(staging: Path, prefix: str) -> None:
 
 
 def _lock(file: IO[bytes]) -> None:
-    with suppress(OSError):  # a filesystem without locks: then nobody removes it either
+    with suppress(OSError):  # a filesystem without locks: then no process removes it either
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

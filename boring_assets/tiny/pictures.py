@@ -1,4 +1,4 @@
-"""Pictures drawn from a seed, with captions that say all there is to see.
+"""Pictures drawn from a seed, with captions that describe them in full.
 
 A picture shows one, two or three shapes of one colour on a background of another. Place, size, angle, exact
 hues and a soft noise vary, so two pictures with one caption differ. About one combination in nine is held
@@ -32,7 +32,7 @@ Outline = list[tuple[float, float]]
 
 
 def _polygon(corners: int, radii: Sequence[float], start: float) -> Outline:
-    """Corners at equal angles around the centre, their distances taken from `radii` in turn."""
+    """Corners at equal angles around the centre, with distances from `radii` in turn."""
     angles = (start + 2 * math.pi * i / corners for i in range(corners))
     return [
         (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a))
@@ -66,7 +66,7 @@ OUTLINES: dict[str, Outline] = {
     ],
     "ring": _polygon(48, (0.95,), 0),
 }
-"""Corners of each shape; its centre is (0, 0), no corner lies further out than about 1, y points down."""
+"""Corners of each shape; its centre is (0, 0), no corner is further out than about 1, y points down."""
 
 _RING_HOLE = 0.52
 _CELLS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
@@ -74,7 +74,7 @@ _CELLS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
 
 @dataclass(frozen=True)
 class Combination:
-    """All that a caption says: `number` of `NUMBERS`, `shape` of `OUTLINES`, colours of `COLOURS`."""
+    """The content of a caption: `number` of `NUMBERS`, `shape` of `OUTLINES`, colours of `COLOURS`."""
 
     number: str
     colour: str

@@ -60,9 +60,7 @@ def test_scores(call: CommandLine, tmp_path: Path) -> None:
     assert sorted(kept["key"]) == sorted(right["key"])
 
 
-def test_what_is_scored_is_left_alone_and_what_changed_is_done_again(
-    call: CommandLine, tmp_path: Path
-) -> None:
+def test_scored_shards_are_skipped_and_changed_ones_scored_again(call: CommandLine, tmp_path: Path) -> None:
     out = tmp_path / "out" / "clip_scores"
 
     def stamps() -> dict[str, int]:

@@ -41,7 +41,7 @@ def test_a_run_shows_its_images_and_its_failures(
     assert failed["reason"][0].as_py() in metadata["failures"]
 
 
-def test_each_picture_stands_above_its_own_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_picture_is_above_its_own_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sample data draws what the caption says: `a red circle ...` has red in its middle."""
     write_sample_data(tmp_path / "in", 1, 40, "webdataset", image_size=64, broken=5)
     project = Project(tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out", preview_images=3)
@@ -75,7 +75,7 @@ def test_pictures_and_captions_are_in_the_same_order() -> None:
     assert np.allclose(means, captions, atol=4)
 
 
-def test_what_a_caption_says_is_no_markup() -> None:
+def test_a_caption_is_not_markup() -> None:
     shard = finished_shard("0", caption="x | y `z` ![](https://example.com/a.png)")
     shard.previews = [(0, np.zeros((8, 8, 3), np.uint8))]
     assert contact_sheet(shard).count("|") == 2 + 2 + 2

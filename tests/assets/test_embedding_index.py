@@ -27,7 +27,7 @@ def indexed(project: Project) -> list[dict]:
     return [metadata_of(record.asset_materialization) for record in records if record.asset_materialization]
 
 
-def test_its_event_says_what_was_done(project: Project) -> None:
+def test_the_materialization_has_the_counts(project: Project) -> None:
     failed = run_job(project.settings, project.instance, "update_index")
     assert "Nothing is embedded" in failed.error
     assert not project.run("a").error
@@ -46,7 +46,7 @@ def test_without_lancedb_it_is_there_and_names_the_extra(
     assert "boring_assets[search]" in run_job(project.settings, project.instance, "update_index").error
 
 
-def test_dagster_would_run_it_once_after_what_was_embedded(project: Project) -> None:
+def test_the_automation_requests_one_run_after_embedding(project: Project) -> None:
     definitions = build_definitions(project.settings)
 
     def requested(cursor: object = None) -> dg.EvaluateAutomationConditionsResult:
@@ -84,7 +84,7 @@ def test_what_is_embedded_while_the_index_is_made_is_indexed_after_it(project: P
     assert requested() == 0
 
 
-def test_what_was_embedded_before_the_sensor_was_turned_on_is_indexed(project: Project) -> None:
+def test_shards_embedded_before_the_sensor_was_on_are_indexed(project: Project) -> None:
     assert not project.run("a").error
     definitions = build_definitions(project.settings)
     result = dg.evaluate_automation_conditions(defs=definitions, instance=project.instance)

@@ -87,7 +87,7 @@ def test_the_event_of_a_shard() -> None:
     assert cut.tags["dagster/data_version"] == "v1-without-3@s"
 
 
-def test_what_is_plotted_is_worth_a_plot() -> None:
+def test_plots_show_counts_rate_and_failures_only() -> None:
     event = event_of(FACTS, embedding_metadata(8, 2.0, "cuda:3", table("a cat"), "", ""))
     numbers = {name for name, value in metadata_of(event).items() if isinstance(value, int | float)}
     assert numbers == {"embedded", "failed", "failure_share", "images_per_second", "rows", "seconds"}

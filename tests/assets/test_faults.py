@@ -116,7 +116,7 @@ def test_a_server_that_fails_by_chance_changes_nothing(
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_credentials_that_run_out_stop_the_run_and_keep_what_is_committed(
+def test_expired_credentials_stop_the_run_and_keep_what_is_committed(
     tmp_path: Path, s3_env: Seaweed, on_s3: tuple[str, Settings], monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     source, _ = on_s3
@@ -149,7 +149,7 @@ def test_credentials_that_run_out_stop_the_run_and_keep_what_is_committed(
         }  # fmt: skip
 
 
-def test_a_folder_whose_storage_fails_costs_the_shard_and_no_image(
+def test_a_storage_error_fails_the_shard_and_records_no_image_as_failed(
     tmp_path: Path, s3_env: Seaweed, on_s3: tuple[str, Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, _ = on_s3

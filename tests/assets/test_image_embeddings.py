@@ -151,7 +151,7 @@ def test_a_trial_with_few_samples_is_completed_later(tmp_path: Path, project: Ne
     assert set(mine.states().values()) == {State.DONE}
 
 
-def test_bad_shards_cost_themselves(tmp_path: Path, project: NewProject) -> None:
+def test_bad_shards_fail_alone(tmp_path: Path, project: NewProject) -> None:
     paths = shards(tmp_path, 4)
     mine = project()
     mine.register()

@@ -38,7 +38,7 @@ def cost(run: CommandLine, images: int, *options: object) -> dict:
     return json.loads(run(*command).stdout)
 
 
-def test_hours_sums_sizes_and_requests_are_what_a_hand_calculates(run: CommandLine) -> None:
+def test_hours_cost_sizes_and_requests_match_a_calculation_by_hand(run: CommandLine) -> None:
     said = cost(run, 36_000_000, "--images-per-second", 1000, "--dim", 512, "--machines", 2)
     one, eight = said["machines"]
     assert (one["gpu_hours"], one["wall_hours"], one["cost"]) == (10, 5, 20)
@@ -52,7 +52,7 @@ def test_hours_sums_sizes_and_requests_are_what_a_hand_calculates(run: CommandLi
     assert said["request_cost"] == pytest.approx(0.015 * 0.005 + 25.2 * 0.0004 + 7.2 * 0.005)
 
 
-def test_an_output_says_itself_how_fast_and_how_large_it_was(run: CommandLine) -> None:
+def test_the_totals_have_rate_and_size(run: CommandLine) -> None:
     output = run.folder / "output"
     run("embed", run.sample_data("input"), output)
     said = cost(run, 16_000_000, "--output", output)
@@ -87,9 +87,7 @@ def test_the_gpu_benchmark_says_how_fast_a_model_is(run: CommandLine) -> None:
         ("[[machine]\n", ["cannot be parsed as toml", "line 1"]),
     ],
 )
-def test_a_wrong_price_file_is_named_with_what_is_wrong_in_it(
-    run: CommandLine, text: str, said: list[str]
-) -> None:
+def test_a_wrong_price_file_is_named_with_the_error(run: CommandLine, text: str, said: list[str]) -> None:
     file = run.folder / "prices.toml"
     file.write_text(text)
     output = run("cost", 1, "--prices", file, "--images-per-second", 1, code=1).output

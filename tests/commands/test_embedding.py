@@ -83,7 +83,7 @@ def test_settings_from_a_file_and_who_wins(cli: CommandLine) -> None:
     assert "Images    5: " in said
 
 
-def test_a_corrupt_shard_costs_itself_and_is_done_once_it_is_mended(cli: CommandLine) -> None:
+def test_a_corrupt_shard_fails_alone_and_is_embedded_once_it_is_repaired(cli: CommandLine) -> None:
     cli.sample_data("in", shards=3)
     good = Path("in/00001.parquet").read_bytes()
     Path("in/00001.parquet").write_bytes(good[:-50])

@@ -130,7 +130,7 @@ def test_rows_of_the_input_are_exported_from_files_of_earlier_versions_too(
     assert rows == [1, 3, 4]
 
 
-def test_one_long_caption_does_not_cost_its_length_in_every_row(tmp_path: Path) -> None:
+def test_one_long_caption_takes_its_memory_once(tmp_path: Path) -> None:
     shard = finished_shard("0", embedded=50)
     captions = pa.array(["x" * 1_000_000, *["short"] * 51])
     shard = replace(shard, rows=shard.rows.set_column(1, "caption", captions))

@@ -74,5 +74,5 @@ def test_a_bucket_is_listed_alike(tmp_path: Path, s3_env: Seaweed) -> None:
     ]  # fmt: skip
 
 
-def test_a_folder_without_pictures_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_pictures_is_reported(tmp_path: Path) -> None:
     assert "There are no pictures" in call(tmp_path)

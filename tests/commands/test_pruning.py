@@ -49,7 +49,7 @@ def status(cli: CommandLine, *places: object) -> dict[str, str]:
     return found
 
 
-def test_a_shard_that_left_the_input_leaves_the_output(cli: CommandLine, output: str) -> None:
+def test_prune_removes_shards_that_were_deleted_from_the_input(cli: CommandLine, output: str) -> None:
     source = cli.sample_data("in", "--broken", 1, shards=3)
     cli("embed", source, output)
     for path in source.glob("00001*"):
@@ -105,7 +105,7 @@ def write_list(source: Path, to: str) -> tuple[list[str], str]:
     return [row["key"] for row in rows], to
 
 
-def test_excluded_images_leave_what_is_committed(cli: CommandLine, output: str) -> None:
+def test_prune_removes_excluded_images(cli: CommandLine, output: str) -> None:
     source = cli.sample_data("in", "--broken", 1)
     for path in source.glob("*.parquet"):
         pq.write_table(pq.read_table(path).drop("sha256"), path)

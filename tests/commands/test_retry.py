@@ -120,7 +120,7 @@ def test_another_model_is_refused_and_a_changed_shard_is_left_to_embed(cli: Comm
 
 
 @pytest.mark.parametrize("killed_at", ["image_failures", "image_embeddings"])
-def test_a_killed_retry_costs_nothing(
+def test_a_killed_retry_loses_nothing(
     cli: CommandLine, killed_at: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_urls(cli.folder / "in", 1)

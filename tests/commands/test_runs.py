@@ -74,7 +74,7 @@ def test_ctrl_c_keeps_what_is_committed(cli: CommandLine) -> None:
     check_the_rest_is_done(cli)
 
 
-def test_a_killed_call_leaves_nothing_that_runs_for_ever(cli: CommandLine) -> None:
+def test_a_killed_call_leaves_no_run_unfinished(cli: CommandLine) -> None:
     cli.sample_data("in", shards=SHARDS, samples=4)
     with cli.start("embed", "in", "out", start_new_session=True, stdout=subprocess.DEVNULL) as process:
         interrupted(cli, process, signal.SIGKILL)
@@ -82,7 +82,7 @@ def test_a_killed_call_leaves_nothing_that_runs_for_ever(cli: CommandLine) -> No
     check_the_rest_is_done(cli)
 
 
-def test_a_second_call_leaves_the_first_ones_shards_to_it(cli: CommandLine) -> None:
+def test_a_second_call_skips_the_shards_of_the_first(cli: CommandLine) -> None:
     cli.sample_data("in", shards=SHARDS, samples=4)
     with cli.start("embed", "in", "out", stdout=subprocess.PIPE) as process:
         wait_for_shards(cli, process, 1)

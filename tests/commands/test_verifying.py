@@ -58,7 +58,7 @@ def test_a_planted_fault_is_found_and_only_it(output: Output, fault: str) -> Non
         assert {(KEY, kind)} <= set(output.found(input=False, code=4)), "without the input as well"
 
 
-def test_what_is_sound_is_called_so(output: Output) -> None:
+def test_an_undamaged_output_verifies(output: Output) -> None:
     assert output.verify() == {"partitions": 4, "redo": [], "findings": []}
     said = output.cli("verify", output.out).stdout
     assert said == "4 partitions checked: all sound. The input was not checked: give --input.\n"

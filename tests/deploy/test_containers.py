@@ -92,6 +92,6 @@ def test_all_services_work_together(containers: Containers, tmp_path: Path) -> N
         assert fs.find(f"boring-logs/dagster/storage/{run['runId']}/compute_logs")
 
 
-def test_a_variable_that_must_be_set_is_asked_for() -> None:
+def test_a_required_variable_is_named() -> None:
     with pytest.raises(ValueError, match="POSTGRES_PASSWORD: set it in"):
         read_compose({})

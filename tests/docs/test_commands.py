@@ -67,7 +67,7 @@ def test_every_command_runs_as_written(tmp_path: Path, s3: Seaweed) -> None:
 
 
 @pytest.mark.parametrize("page", pages())
-def test_every_block_is_run_or_says_why_not(page: str) -> None:
+def test_every_block_of_code_is_run_or_marked_with_a_reason(page: str) -> None:
     text = (PROJECT / page).read_text()
     found = list(blocks(page))
     assert text.count("```") == 2 * len(found), f"{page} has a fence that is not read"

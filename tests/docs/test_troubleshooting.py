@@ -69,7 +69,7 @@ def test_every_class_of_error_is_explained() -> None:
     assert {name for name in FAMILY if f"| `{name}` |" not in PAGE} == set()
 
 
-def test_the_code_says_what_the_page_quotes() -> None:
+def test_messages_quoted_in_the_documents_are_in_the_code() -> None:
     quoted = {one for one in EXCERPTS if " " in one} - OF_OTHERS
     assert len(quoted) > 90
     invented = {one for one in quoted if not any(says(text, one) for text in TEXTS)}

@@ -31,7 +31,7 @@ def evaluations(home: Home, run: DagsterRun) -> int:
 
 
 @pytest.mark.slow
-def test_a_backfill_does_just_the_partitions_it_was_given(home: Home) -> None:
+def test_a_backfill_with_gaps_materializes_the_selected_partitions_only(home: Home) -> None:
     keys = home.add_shards(14, images=4)
     home.register()
     chosen = ["00000", *keys[1::2]]

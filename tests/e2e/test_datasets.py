@@ -33,8 +33,8 @@ def add_dataset(root: Path, name: str, shards: int, seed: int) -> tuple[Dataset,
     return Dataset(name), folders, [path.stem for path in paths]
 
 
-@pytest.mark.slow
-def test_two_datasets_share_a_daemon_and_its_device_and_nothing_else(home: Home) -> None:
+@pytest.mark.heavy
+def test_two_datasets_share_a_daemon_and_a_device(home: Home) -> None:
     one, first, ones = add_dataset(home.root, "part_1", 24, seed=1)
     two, second, twos = add_dataset(home.root, "part_2", 6, seed=2)
     workspace = home.root / "workspace.yaml"

@@ -24,7 +24,7 @@ def locks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_two_runs_at_once_take_two_devices(home: Home, locks: Path) -> None:
     keys = home.add_shards(21, images=4)
     home.register()

@@ -163,7 +163,7 @@ def location(server: Webserver) -> dict[str, str]:
     return {"repositoryName": node["name"], "repositoryLocationName": node["location"]["name"]}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.timeout(1500)
 def test_from_scaffold_to_embeddings_beside_the_users_own(project: Project) -> None:
     assert "boring_assets.ImageEmbeddings" in project.run("list", "components", "--json")

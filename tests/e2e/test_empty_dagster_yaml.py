@@ -13,7 +13,7 @@ from tests.e2e.webserver import wait_for
 SHARDS = 30
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_sensor_recovers_a_killed_run(tmp_path: Path) -> None:
     empty = tmp_path / "empty.yaml"
     empty.write_text("")

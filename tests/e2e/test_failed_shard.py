@@ -40,7 +40,7 @@ def shown_reason(server: Webserver, partition: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_damaged_shard_fails_once_and_costs_the_others_nothing(home: Home) -> None:
+def test_a_damaged_shard_fails_once_and_the_others_are_embedded(home: Home) -> None:
     *good, bad = home.add_shards(3, images=4)
     home.register()
     whole = (home.input / f"{bad}.parquet").read_bytes()

@@ -24,7 +24,7 @@ def updates(home: Home) -> list[tuple[int, int]]:
     return [(metadata["shards_added"].value, metadata["dagster/row_count"].value) for metadata in events]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_index_follows_the_embeddings(home: Home, tmp_path: Path) -> None:
     lancedb = pytest.importorskip("lancedb")
     home.add_shards(2)

@@ -15,7 +15,7 @@ from tests.waiting import wait_for
 __all__ = ["receiver"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_runs_of_the_daemon_are_counted_logged_and_alerted(home: Home, receiver: Receiver) -> None:
     write_sample_data(home.root / "new", 2, 10, "parquet", image_size=64, broken=6)
     home.publish(home.root / "new")

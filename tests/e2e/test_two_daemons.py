@@ -16,8 +16,8 @@ from tests.waiting import wait_for
 SHARDS = 6
 
 
-@pytest.mark.slow
-def test_two_daemons_at_once_tear_nothing(home: Home) -> None:
+@pytest.mark.heavy
+def test_two_daemons_at_once_damage_nothing(home: Home) -> None:
     keys = home.add_shards(SHARDS, images=4)
 
     def sensor(action: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ TERMINATE = """mutation($id: String!) { terminateRun(runId: $id) {
     __typename ... on TerminateRunFailure { message } ... on PythonError { message } } }"""
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_run_is_canceled_then_done_and_another_outlives_a_reboot(home: Home) -> None:
     keys = home.add_shards(60, images=4)
     late = home.add_shards(60, first=60, images=4)

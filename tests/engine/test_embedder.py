@@ -17,7 +17,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
     return pq.read_table(parquet)["jpg"].to_pylist()
 
 
-def test_each_image_has_its_own_answer_whatever_its_neighbours(images: list[bytes]) -> None:
+def test_an_embedding_does_not_depend_on_the_rest_of_the_batch(images: list[bytes]) -> None:
     embedder = Embedder(
         "boring-tiny", device="cpu", precision="fp32", batch_size=8, limits=Limits(bytes=50_000)
     )

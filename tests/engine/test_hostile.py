@@ -14,7 +14,7 @@ def test_damaged_images_are_embedded_or_have_a_reason(tmp_path: Path, encoder: E
     assert set(account.reasons) <= {"decode_error", "too_large"}
 
 
-def test_damaged_parquet_files_and_tars_cost_themselves(tmp_path: Path, encoder: Encoder) -> None:
+def test_damaged_parquet_files_and_tars_fail_alone(tmp_path: Path, encoder: Encoder) -> None:
     account = account_for_files(60, seed=1, folder=tmp_path, encoder=encoder)
     assert account.wrong == []
     assert account.reasons["shard_error"] > 10

@@ -86,7 +86,7 @@ def test_rows_keep_their_place_in_shards_that_share_batches(encoder: Encoder, tm
             assert_same(vector, alone(encoder, tmp_path, ours[row]))  # type: ignore[arg-type]
 
 
-def test_a_bad_shard_costs_itself_alone(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_bad_shard_fails_alone(encoder: Encoder, tmp_path: Path) -> None:
     good = [make_shard(tmp_path, f"good-{n}", [jpeg(n * 10 + row) for row in range(20)]) for n in range(3)]
     (tmp_path / "html.parquet").write_bytes(b"<html>" * 100)
     cut = tmp_path / "cut.parquet"

@@ -154,7 +154,7 @@ def test_changed_code_is_never_run_from_memory(project: Project) -> None:
     assert first.tags[WORKER_TAG] != second.tags[WORKER_TAG]
 
 
-def test_a_failed_run_takes_its_worker_with_it(project: Project) -> None:
+def test_a_worker_ends_after_a_failed_run(project: Project) -> None:
     done = project.do()
     failed = project.do("fail")
     assert failed.tags[WORKER_TAG] == done.tags[WORKER_TAG]
@@ -165,7 +165,7 @@ def test_a_failed_run_takes_its_worker_with_it(project: Project) -> None:
     assert after.tags[WORKER_TAG] != done.tags[WORKER_TAG]
 
 
-def test_a_process_that_dies_fails_its_run_and_no_other(project: Project) -> None:
+def test_a_worker_that_dies_fails_only_its_own_run(project: Project) -> None:
     waiting = project.launch("wait")
     died = project.finish(project.launch("die"))
     assert died.status is DagsterRunStatus.FAILURE

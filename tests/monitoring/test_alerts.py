@@ -76,7 +76,7 @@ def make(
     return project
 
 
-def test_an_episode_of_failures_is_told_once(
+def test_an_episode_of_failures_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, receiver: Receiver
 ) -> None:
     project = make(tmp_path, monkeypatch, receiver.url)
@@ -157,9 +157,7 @@ def test_an_alert_that_was_not_delivered_is_tried_again(
     assert SECRET not in said
 
 
-def test_without_a_webhook_it_is_off_until_somebody_turns_it_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_off_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = make(tmp_path, monkeypatch, "", broken=(9,))
     sensor = build_definitions(project.settings).resolve_sensor_def("failure_rate_alert")
     assert sensor.default_status is dg.DefaultSensorStatus.STOPPED
@@ -185,7 +183,9 @@ def test_a_wrong_url_is_refused_unshown(name: str, value: str, monkeypatch: pyte
     assert SECRET not in f"{caught.value} {cause}"
 
 
-def test_what_is_no_text_is_refused_unshown_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_that_is_not_text_is_refused_without_being_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "settings.toml").write_text(f'alert_webhook = ["https://host/{SECRET}"]')
     monkeypatch.setenv("BORING_CONFIG", str(tmp_path / "settings.toml"))
     with pytest.raises(SettingsError, match="BORING_ALERT_WEBHOOK expected a text") as caught:

@@ -116,7 +116,7 @@ def dashboard_expressions() -> list[str]:
     return [one.replace("$output", ".*").replace("$__rate_interval", "1m") for one in expressions]
 
 
-def test_neither_a_gateway_nor_a_folder_that_fails_costs_a_run_anything(
+def test_a_run_goes_on_when_metrics_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_sample_data(tmp_path / "in", 1, 4, "parquet", image_size=32)

@@ -45,7 +45,9 @@ def test_files_of_two_runs_never_stand_beside_each_other(
     assert (one.error, one.embedded, one.failures) == ("", 6, 2)
 
 
-def test_a_run_that_is_overtaken_for_ever_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_always_overtaken_fails_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manager = EmbeddingsIOManager(output_dir=str(tmp_path))
     monkeypatch.setattr(commit, "_PAUSE_SECONDS", 0)
     interleave(manager, monkeypatch, 1000)

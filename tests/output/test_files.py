@@ -79,7 +79,7 @@ def test_only_dead_writers_of_the_same_file_are_swept(tmp_path: Path, slow_write
     assert staged(tmp_path) == []
 
 
-def test_a_sweep_between_making_and_locking_costs_nothing(
+def test_a_sweep_between_creating_and_locking_removes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = open_root(str(tmp_path / "out"))
@@ -98,7 +98,7 @@ def test_a_sweep_between_making_and_locking_costs_nothing(
     assert staged(tmp_path) == []
 
 
-def test_a_write_check_that_was_killed_leaves_nothing_in_the_end(tmp_path: Path) -> None:
+def test_a_killed_write_check_leaves_nothing(tmp_path: Path) -> None:
     root = open_root(str(tmp_path))
     (tmp_path / ".write-check").write_bytes(b"left by a run that was killed")
     check_writable(root)

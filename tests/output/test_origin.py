@@ -97,7 +97,7 @@ def test_s3_has_several_spellings_and_one_winner(s3_env: Seaweed) -> None:
         assert sum(pool.map(begin, range(4))) == 1
 
 
-def test_a_moved_input_is_said_once(cli: CommandLine, tmp_path: Path) -> None:
+def test_a_moved_input_is_reported_once(cli: CommandLine, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "moved", copy_function=shutil.copy2)
     shutil.rmtree(tmp_path / "a")
     assert "set-input" in cli("embed", tmp_path / "moved", tmp_path / "out", code=1).stderr

@@ -79,7 +79,7 @@ def test_a_shard_is_complete_with_its_stats_file_or_after_the_quiet_time(place: 
     assert "no parquet of the same name" in why
 
 
-def test_a_shard_says_where_it_lies(place: Place) -> None:
+def test_a_shard_has_its_uri(place: Place) -> None:
     place.write("part-1/00017.parquet", "part-1/00017_stats.json")
     (shard,) = place.look().shards
     assert shard.key == "part-1/00017"
@@ -150,7 +150,7 @@ def test_a_root_that_is_a_file_is_an_error(place: Place) -> None:
         discover(open_root(f"{place.root.uri}/0.parquet"), quiet_seconds=QUIET)
 
 
-def test_a_name_that_makes_no_key_is_refused_and_costs_itself(place: Place) -> None:
+def test_a_name_that_makes_no_key_is_refused_and_fails_alone(place: Place) -> None:
     place.write("a...b.parquet", "good.parquet")
     found = place.look(2 * QUIET)
     assert [shard.key for shard in found.shards] == ["good"]
@@ -170,7 +170,7 @@ def test_names_of_every_kind_are_shards_or_are_refused_by_a_name_that_can_be_sho
     assert all((path + why).isprintable() for path, why in found.refused.items())
 
 
-def test_many_shards_cost_one_request(s3_env: Seaweed, s3_calls: list[str]) -> None:
+def test_many_shards_need_one_request(s3_env: Seaweed, s3_calls: list[str]) -> None:
     place = Place(open_root(s3_env.new_prefix()), s3_env.filesystem())
     for number in range(100):
         place.write(f"{number // 10}/{number:05d}.parquet", f"{number // 10}/{number:05d}.tar")
@@ -204,7 +204,7 @@ def test_local_links_to_files_are_followed_and_odd_names_refused(tmp_path: Path)
     assert discover(root, quiet_seconds=0).shards[0].version != linked.version
 
 
-def test_a_folder_that_may_not_be_read_is_refused_and_costs_itself(unprivileged: Path) -> None:
+def test_a_folder_without_read_permission_fails_alone(unprivileged: Path) -> None:
     for name in ("locked", "open"):
         (unprivileged / name).mkdir()
         (unprivileged / name / "0.parquet").write_bytes(b"data")

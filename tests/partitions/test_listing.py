@@ -54,7 +54,7 @@ def _peak(folder: Path) -> int:
         ({"size": 0}, (0, 0.0, "0 0.0")),
     ],
 )
-def test_what_backends_call_differently_is_told_alike(facts: dict, expected: tuple) -> None:
+def test_storage_errors_read_the_same_for_all_backends(facts: dict, expected: tuple) -> None:
     assert file_of(facts) == expected
 
 

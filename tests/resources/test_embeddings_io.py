@@ -102,7 +102,7 @@ def test_a_file_that_is_none_of_ours_counts_as_not_committed(
     assert manager.facts("0") == {}
 
 
-def test_columns_that_do_not_fit_cost_the_shard_alone(manager: EmbeddingsIOManager, tmp_path: Path) -> None:
+def test_columns_that_do_not_fit_fail_the_shard_alone(manager: EmbeddingsIOManager, tmp_path: Path) -> None:
     shard = finished_shard("0")
     binary = shard.rows.set_column(1, "caption", pa.array([b"\xff\xfe"] * 8, pa.binary()))
     with pytest.raises(ShardError, match=r"file:///in/0\.parquet .* UTF-8"):
@@ -261,7 +261,7 @@ def test_values_can_be_loaded_by_hand(manager: EmbeddingsIOManager) -> None:
         EmbeddingsIOManager(output_dir=f"{manager.output_dir}/none").scan()
 
 
-def test_an_asset_may_return_a_shard_and_nothing_else(manager: EmbeddingsIOManager) -> None:
+def test_the_io_manager_accepts_shards_only(manager: EmbeddingsIOManager) -> None:
     def materialize(value: object) -> dg.ExecuteInProcessResult:
         @dg.asset(name=EMBEDDINGS, partitions_def=SHARDS, io_manager_key="embeddings")
         def asset() -> object:

@@ -39,7 +39,7 @@ def test_one_by_one_and_all_at_once_agree(where: str, tmp_path: Path, s3_env: Se
     assert isinstance(many["00005"], Shard), "one that was asked for by name is taken as it is"
 
 
-def test_a_key_that_leads_elsewhere_costs_itself(tmp_path: Path) -> None:
+def test_a_key_with_a_path_outside_of_the_folder_fails_alone(tmp_path: Path) -> None:
     write_sample_data(tmp_path / "in", 1, 1, "webdataset", image_size=16)
     write_sample_data(tmp_path, 1, 1, "webdataset", image_size=16)
     found = ShardSource(input_dir=str(tmp_path / "in")).find(["../00000", "00000"])

@@ -70,9 +70,7 @@ def test_it_follows_what_is_committed_on_s3(s3_env: Seaweed) -> None:
     check_life(EmbeddingsIOManager(output_dir=s3_env.new_prefix()))
 
 
-def test_no_credentials_for_s3_are_said_without_them(
-    s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_s3_credentials_are_reported(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
     output = EmbeddingsIOManager(output_dir=s3_env.new_prefix())
     commit(output, "a")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_env.reader_key)
@@ -83,7 +81,7 @@ def test_no_credentials_for_s3_are_said_without_them(
     assert s3_env.secret not in str(caught.value)
 
 
-def test_odd_columns_cost_nothing_but_themselves(output: EmbeddingsIOManager) -> None:
+def test_unsupported_columns_are_left_out_alone(output: EmbeddingsIOManager) -> None:
     ids = [uuid.UUID(int=number) for number in range(5)]
     storage = pa.array([one.bytes for one in ids], pa.binary(16))
     columns = {
@@ -205,7 +203,7 @@ def test_two_updates_at_once_leave_each_row_once(output: EmbeddingsIOManager) ->
     assert contents(root) == expected(**shards)
 
 
-def test_an_unreadable_file_costs_itself_alone(output: EmbeddingsIOManager) -> None:
+def test_an_unreadable_file_fails_alone(output: EmbeddingsIOManager) -> None:
     root = output.root()
     good = commit(output, "good")
     commit(output, "bad")
@@ -304,7 +302,7 @@ def test_large_tables_are_indexed_and_still_find_the_nearest(
     ]
 
 
-def test_what_lancedb_cannot_write_to_is_said() -> None:
+def test_a_filesystem_that_lancedb_cannot_write_to_is_reported() -> None:
     output = EmbeddingsIOManager(output_dir="memory://somewhere")
     commit(output, "a")
     with pytest.raises(SettingsError, match="cannot be written to memory://"):

@@ -73,7 +73,7 @@ def test_pictures_without_keys_are_found_by_their_rows(
         assert isinstance(pictures.read("a", None, row), Failure)
 
 
-def test_a_thumbnail_holds_nothing_of_the_original_but_its_look() -> None:
+def test_a_thumbnail_has_no_metadata_of_the_original() -> None:
     image = Image.new("RGB", (1000, 400), "red")
     secret = encoded(image, comment=b"secret comment", exif=b"Exif\0\0secret exif")
     small = thumbnail(secret, Limits())

@@ -36,6 +36,31 @@ def test_held_out_captions_find_their_own_pictures(gallery: Gallery) -> None:
     assert found / len(HELD_OUT) >= 0.9
 
 
+def test_a_sample_with_vectors_comes_from_all_over_the_dataset(gallery: Gallery) -> None:
+    searcher = Searcher(
+        Settings(output_dir=str(gallery.output)),
+        EmbeddingsIOManager.from_settings(Settings(output_dir=str(gallery.output))).root(),
+    )
+    found = searcher.sample_vectors(9)
+    assert len({*zip(found["partition"].to_pylist(), found["row"].to_pylist(), strict=True)}) == 9
+    assert set(found["partition"].to_pylist()) == {"00000", "00001"}
+    assert found["vector"].type.list_size == searcher.dim
+    some = searcher.sample_vectors(9, "meta_width BETWEEN 5 AND 9")
+    assert sorted(some["meta_width"].to_pylist()) == [5, 6, 7, 8, 9]
+    with pytest.raises(SettingsError, match="The columns are partition"):
+        searcher.sample_vectors(9, "no_such_column = 1")
+
+
+@pytest.mark.parametrize("command", [("search", "a red circle"), ("serve",), ("near-duplicates",)])
+def test_pictures_of_another_input_are_refused(
+    gallery: Gallery, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    write_shard(tmp_path / "00000.parquet", ["another"], [jpeg(HELD_OUT[0], 1)])
+    error = gallery.call(*command, "--output", gallery.output, "--input", tmp_path, code=1).stderr
+    assert "was embedded from" in error
+    assert "set-input" in error
+
+
 def test_by_text_by_picture_and_by_key(gallery: Gallery, tmp_path: Path) -> None:
     out = ("--output", gallery.output)
     wanted = HELD_OUT[3]

@@ -1,10 +1,7 @@
 """The web page, in a real browser and against hostile requests."""
 
-import http.client
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,44 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.command_line import CommandLine
-from tests.search.conftest import HELD_OUT, HOSTILE, Gallery
+from tests.search.conftest import HELD_OUT, HOSTILE, Gallery, Server
 from tests.search.dataset import encoded, jpeg, write_shard
 from tests.waiting import HANG_SECONDS
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-class Server:
-    """A running `boring-assets serve`."""
-
-    def __init__(self, call: CommandLine, *arguments: object) -> None:
-        self._process = call.start("serve", "--port", 0, *arguments, stdout=subprocess.PIPE)
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline().decode()
-        found = re.search(r"http://([\d.]+):(\d+)", line)
-        assert found, line
-        self.host, self.port = found[1], int(found[2])
-
-    @property
-    def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
-
-    def ask(
-        self, path: str, method: str = "GET", body: bytes | None = None, **headers: str
-    ) -> tuple[int, bytes, Any]:
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=HANG_SECONDS)
-        try:
-            connection.request(
-                method, path, body, {name.replace("_", "-"): value for name, value in headers.items()}
-            )
-            answer = connection.getresponse()
-            return answer.status, answer.read(), answer.headers
-        finally:
-            connection.close()
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(timeout=HANG_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +29,9 @@ def server(gallery: Gallery) -> Iterator[Server]:
     (gallery.input / "gone.parquet").unlink()
     call = CommandLine(gallery.call.folder)
     call.env |= {"BORING_MAX_IMAGE_BYTES": str(2**20)}
-    running = Server(call, "--output", gallery.output, "--input", gallery.input)
+    running = Server(call, "serve", "--output", gallery.output, "--input", gallery.input)
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium on this machine")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture
@@ -244,7 +194,7 @@ def test_the_results_of_the_page_and_its_downloads(server: Server, gallery: Gall
     assert [hit["key"] for hit in json.loads(tables["json"])] == keys
 
 
-def test_a_lost_server_is_said(gallery: Gallery, browser: Any) -> None:
+def test_a_lost_server_is_reported(gallery: Gallery, browser: Any) -> None:
     mine = Server(gallery.call, "--output", gallery.output, "--input", gallery.input, "--no-update")
     page = browser.new_page()
     page.set_default_timeout(120_000)
@@ -274,7 +224,7 @@ def test_strangers_are_refused(server: Server, gallery: Gallery) -> None:
     assert "Access-Control-Allow-Origin" not in headers
 
 
-def test_hostile_requests_are_answered_and_cost_nothing_else(server: Server) -> None:
+def test_hostile_requests_get_an_error_and_the_server_goes_on(server: Server) -> None:
     assert server.ask("/api/embed", "POST", b"\0" * (2**20 + 1))[0] == 413
     bomb = encoded(Image.new("1", (30_000, 30_000)), "PNG")
     for body in (bomb, b"", b"GIF89a", jpeg(HELD_OUT[0], 1)[:100]):
@@ -310,7 +260,7 @@ def test_hostile_requests_are_answered_and_cost_nothing_else(server: Server) -> 
     assert server.ask("/")[0] == 200
 
 
-def test_it_listens_on_loopback_alone_unless_told_otherwise(server: Server) -> None:
+def test_it_listens_on_loopback_by_default(server: Server) -> None:
     import psutil
 
     listening = [

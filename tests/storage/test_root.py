@@ -136,7 +136,7 @@ def test_an_unknown_profile(aws: SetEnv) -> None:
         check_readable(open_root(f"s3://{BUCKET}"))
 
 
-def test_a_missing_bucket_is_named_and_not_made(s3_env: Seaweed) -> None:
+def test_a_missing_bucket_is_named_and_not_created(s3_env: Seaweed) -> None:
     bucket = f"missing-{uuid.uuid4().hex[:8]}"
     root = open_root(f"s3://{bucket}/x")
     for look in (_discover, check_readable, check_writable):
@@ -223,7 +223,7 @@ def test_a_full_disk_and_a_read_only_one() -> None:
     assert "read-only" in str(storage_error(OSError(EROFS, os.strerror(EROFS)), "file:///out", "write"))
 
 
-def test_what_nobody_foresaw_is_told_without_secrets(aws: SetEnv) -> None:
+def test_unexpected_errors_have_no_secrets(aws: SetEnv) -> None:
     aws(AWS_SECRET_ACCESS_KEY="topsecret")
     error = RuntimeError("https://me:pass@host/x?X-Amz-Signature=abcdef&n=1 with topsecret failed")
     message = str(storage_error(error, "s3://bucket/x", "read"))

@@ -39,7 +39,7 @@ _clock = _Clock()
 
 
 def set_deadline(end: float) -> None:
-    """Sets when whatever this thread receives from now on must have come.
+    """Sets the deadline for everything that this thread receives from now on.
 
     Args:
         end: The moment, by `time.monotonic`.

@@ -64,7 +64,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
         rows, columns = _read_columns(file, images, shard, limits)
     except ShardError:
         raise
-    except Exception as error:  # damage of every kind, and whatever the filesystem's library raises
+    except Exception as error:  # any damage, and any error of the filesystem's library
         raise ShardError(
             f"{shard.uri} cannot be read as parquet ({type(error).__name__}: {str(error)[:300]}). "
             "Write it again, or remove it from the input."

@@ -17,7 +17,7 @@ SLOTS = 3
 
 
 class Pending:
-    """A batch that the device was given; `result` waits for it.
+    """A submitted batch; `result` waits for it.
 
     Attributes:
         pixels: Its images, uint8 [count, height, width, 3] on the host, until its slot is used again.
@@ -63,7 +63,7 @@ class Graph:
         self._slots = deque(_Slot(self._input, self._output) for _ in range(SLOTS))
 
     def submit(self, pieces: "list[Tensor]") -> Pending:
-        """Gives the device a batch; at most `SLOTS - 1` others may be unanswered.
+        """Submits a batch; at most `SLOTS - 1` others may be in flight.
 
         Args:
             pieces: uint8 [n, height, width, 3] each, on the host, at most `batch_size` images together.
@@ -87,7 +87,7 @@ class Graph:
 
 
 class _Slot:
-    """Buffers of one batch under way; reused once its result was taken."""
+    """Buffers of one batch in flight; reused after its result was read."""
 
     def __init__(self, like_in: "Tensor", like_out: "Tensor") -> None:
         import torch

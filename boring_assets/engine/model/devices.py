@@ -1,4 +1,4 @@
-"""Which device a run computes on: concurrent runs of one machine take one each, without being told.
+"""Which device a run computes on: concurrent runs of one machine take one each.
 
 A process locks a file for the device that it takes. The kernel ends the lock with the process, however that
 ends. The locks are a user's own, in the folder for temporary files, and hold across all of its Dagster homes.
@@ -23,7 +23,7 @@ _held: dict[str, "Lease"] = {}
 
 @dataclass(frozen=True)
 class Lease:
-    """A device that this process has taken, for as long as it lives.
+    """A device that this process has locked until it ends.
 
     Attributes:
         name: What people know it by, e.g. `cuda:3`, by its number among all devices of the machine.
@@ -41,7 +41,7 @@ class Lease:
 
 
 def devices(setting: str) -> list[str]:
-    """The devices among which a setting leaves the choice, found without loading torch.
+    """Returns the devices that a setting allows, without loading torch.
 
     Args:
         setting: `auto`, `cpu`, `cuda`, `cuda:N`, or several of them with commas between.
@@ -67,7 +67,7 @@ def devices(setting: str) -> list[str]:
 
 
 def lease(setting: str) -> Lease:
-    """Takes the first device that no other process of this user has taken, and keeps it.
+    """Locks the first device that no other process of this user has locked.
 
     Where all are taken, the one with the fewest users is shared. For CUDA this must come before torch looks
     for devices: from then on it sees the one that was taken.
@@ -108,12 +108,12 @@ def _folder() -> Path:
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise ModelError(f"{folder}, which holds the locks of devices, is somebody else's. Remove it.")
+        raise ModelError(f"{folder}, which holds the locks of devices, belongs to another user. Remove it.")
     return folder
 
 
 def _show_alone(name: str) -> str:
-    """Has torch see one CUDA device: it would take some memory of each that it sees."""
+    """Makes one CUDA device visible to torch, which allocates memory on each that it sees."""
     if not name.startswith(_CUDA):
         return name
     os.environ["CUDA_VISIBLE_DEVICES"] = name.removeprefix(_CUDA)
@@ -121,7 +121,7 @@ def _show_alone(name: str) -> str:
 
 
 def _cuda_devices() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls the devices that this process may use."""
+    """Returns the names in CUDA_VISIBLE_DEVICES of the devices that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip()]

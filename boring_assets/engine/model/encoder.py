@@ -39,7 +39,7 @@ _UNIT = 1e-3
 
 
 def pick_device(name: str) -> "torch.device":
-    """The device that a setting means.
+    """Returns the device that a setting names.
 
     Args:
         name: `auto` (CUDA where there is a device, else the CPU), `cpu`, `cuda` or `cuda:N`.
@@ -81,7 +81,7 @@ def pick_precision(name: str, device: "torch.device") -> str:
 
 
 class Pending(Protocol):
-    """A batch that the device was given."""
+    """A batch that was submitted to the device."""
 
     def result(self) -> np.ndarray:
         """Waits for the embeddings, float32 [count, dim], L2-normalized; see `bad_vectors`."""
@@ -89,7 +89,7 @@ class Pending(Protocol):
 
 
 def bad_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Which embeddings are unusable, bool [n]: those that hold NaN or an infinity, or have no length.
+    """Returns which embeddings are unusable, bool [n]: with NaN, infinity or zero length.
 
     Args:
         vectors: float32 [n, dim], L2-normalized where they could be.
@@ -100,13 +100,13 @@ def bad_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 class _OnceMore:
-    """A batch of a model in half precision: what comes out unusable is computed again in fp32."""
+    """A batch of a model in half precision: unusable embeddings are computed again in fp32."""
 
     def __init__(self, encoder: "Encoder", pending: Pending, pieces: "list[Tensor]") -> None:
         self._encoder, self._pending, self._pieces = encoder, pending, pieces
 
     def result(self) -> np.ndarray:
-        """Waits for the embeddings; those that are unusable in fp32 too are given as they are."""
+        """Waits for the embeddings; those that are unusable in fp32 too stay so."""
         import torch
 
         vectors = self._pending.result()
@@ -187,7 +187,7 @@ class Encoder:
         torch.set_num_threads(1)
 
     def submit(self, pieces: "list[Tensor]") -> Pending:
-        """Gives one batch to the device.
+        """Submits one batch to the device.
 
         At most `in_flight` batches may be unanswered when another is submitted.
 
@@ -234,7 +234,7 @@ class Encoder:
         return self._in_parts(pixels, why, lambda part: self._on_cpu([part]))
 
     def _in_parts(self, images: "Tensor", why: str, embed: "Callable[[Tensor], np.ndarray]") -> np.ndarray:
-        """Embeds what was too much at once, in smaller batches, as all later ones will be."""
+        """Embeds a batch that did not fit into memory in smaller ones; later batches have that size too."""
         if len(images) == 1:
             raise ModelError(
                 f"{self.device} has too little memory to embed one image with {self.model.name}. Free the "
@@ -250,7 +250,7 @@ class Encoder:
         return np.concatenate(parts)
 
     def in_fp32(self, pixels: "Tensor") -> np.ndarray:
-        """Embeds images in fp32, whatever the encoder's precision is.
+        """Embeds images in fp32, also if the encoder's precision is another.
 
         The weights were converted in place, so they are loaded once more at the first call.
 
@@ -288,7 +288,7 @@ class Encoder:
         return np.concatenate(parts)
 
     def bad_vector(self) -> Failure:
-        """What became of an image whose vector is unusable."""
+        """Returns the failure of an image whose vector is unusable."""
         tried = self.precision if self.precision == "fp32" else f"{self.precision} and in fp32"
         return Failure(
             Reason.BAD_VECTOR, f"{self.model.name} gives NaN, infinity or a vector of length zero in {tried}"
@@ -347,7 +347,7 @@ class Encoder:
         return best
 
     def _measure(self, size: int) -> float:
-        """Images a second of the forward alone, the best of three."""
+        """Returns the images a second of the forward only, the best of three."""
         import torch
 
         pixels = self._blank(size)

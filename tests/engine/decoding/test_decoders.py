@@ -104,7 +104,7 @@ def fatal_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("slots", [0, 2**24])
-def test_an_image_that_kills_its_decoder_costs_itself(
+def test_an_image_that_kills_its_decoder_fails_alone(
     images: list[bytes], slots: int, fatal_fault: None
 ) -> None:
     mine = ProcessDecoders(2, len(images), NUMBERS, Limits(), slots)
@@ -129,7 +129,7 @@ def test_an_image_that_kills_its_decoder_costs_itself(
     assert not (Path("/dev/shm") / name).exists()
 
 
-def test_a_killed_process_costs_nothing(images: list[bytes]) -> None:
+def test_a_killed_process_loses_nothing(images: list[bytes]) -> None:
     mine = ProcessDecoders(2, len(images), NUMBERS, Limits(), 0)
     mine.submit(images).result()
     for _ in range(3):
@@ -142,7 +142,9 @@ def test_a_killed_process_costs_nothing(images: list[bytes]) -> None:
     assert len(mine._free) == 4, "each slot came back, once"
 
 
-def test_decoders_that_cannot_live_are_said(images: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_that_cannot_start_are_reported(
+    images: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rescue, "_MOST_DEATHS", 3)
     mine = ProcessDecoders(1, len(images), NUMBERS, Limits(), 0)
     mine._memory.unlink()  # no process can start without it

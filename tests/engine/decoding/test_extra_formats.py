@@ -57,7 +57,7 @@ def test_the_size_of_a_jpeg_xl_is_known_before_it_is_decoded(size: tuple[int, in
     assert f"{size[0]} x {size[1]} pixels" in answer.detail
 
 
-def test_a_heic_that_says_it_is_small_is_not_decoded_large() -> None:
+def test_a_heic_with_a_false_size_is_not_decoded() -> None:
     data = image_of("HEIC", (400, 400))
     start = data.index(b"ispe") + 8
     small = data[:start] + struct.pack(">II", 64, 64) + data[start + 8 :]

@@ -41,7 +41,7 @@ def test_an_allowed_url_is_fetched(server: Server, shard: Shard, path: str) -> N
         ("to/%2e%2e/secret", Reason.NOT_ALLOWED, "climbs"),
     ],
 )
-def test_an_answer_that_is_no_image_says_why(
+def test_a_response_that_is_not_an_image_fails_with_the_reason(
     server: Server, shard: Shard, path: str, expected: Reason, detail: str
 ) -> None:
     fetcher = Fetcher((f"{server.origin}/ok/",), max_bytes=1_000_000, timeout=20)
@@ -128,7 +128,7 @@ def test_files_that_cannot_be_read_are_failures(shard: Shard) -> None:
         assert reason(answer) in (Reason.FETCH_ERROR, Reason.NOT_ALLOWED), url
 
 
-def test_a_filesystem_without_credentials_costs_the_sample_alone(shard: Shard) -> None:
+def test_a_filesystem_without_credentials_fails_the_sample_alone(shard: Shard) -> None:
     answer = Fetcher(("s3://bucket/images",)).fetch("s3://bucket/images/a.jpg", shard)
     assert reason(answer, "credentials") is Reason.FETCH_ERROR
 

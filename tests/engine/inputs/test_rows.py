@@ -41,7 +41,7 @@ def test_a_shard_of_too_many_rows_says_so_before_they_are_read(tmp_path: Path) -
         opened(path, shard_rows=10)
 
 
-def test_a_dictionary_that_unfolds_to_terabytes_costs_megabytes(tmp_path: Path) -> None:
+def test_a_dictionary_that_expands_to_terabytes_takes_megabytes_of_memory(tmp_path: Path) -> None:
     """A million rows, each of them the one caption of 10 MB."""
     caption = pa.DictionaryArray.from_arrays(
         pa.array([0] * 1_000_000, pa.int32()), pa.array(["x" * 10_000_000])

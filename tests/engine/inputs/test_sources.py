@@ -138,7 +138,7 @@ def test_a_parquet_with_urls_alone(tmp_path: Path, name: str) -> None:
     assert opened.column("key") == [None] * 6
 
 
-def test_many_urls_are_answered_in_order_and_a_refusal_costs_one(tmp_path: Path) -> None:
+def test_many_urls_come_in_order_and_a_refused_one_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     for row in range(150):
         (tmp_path / "p" / f"{row}.jpg").write_bytes(b"%d" % row)

@@ -65,7 +65,7 @@ def test_streams_and_others_share_batches_and_keep_their_rows(encoder: Encoder, 
     assert results[2].rows[results[2].columns["caption"]].to_pylist() == [f"no {row}" for row in range(23)]
 
 
-def test_a_stream_that_breaks_off_costs_itself_alone(encoder: Encoder, tmp_path: Path) -> None:
+def test_a_stream_that_ends_early_fails_alone(encoder: Encoder, tmp_path: Path) -> None:
     good = [tar(tmp_path, "good-0", 20), tfrecord(tmp_path, "good-1", 20)]
     bad = [tar(tmp_path, "bad-0", 20), tfrecord(tmp_path, "bad-1", 20)]
     for shard in bad:
@@ -122,7 +122,7 @@ def test_single_images_of_a_tar_are_those_of_its_rows(tmp_path: Path) -> None:
     assert isinstance(lookup.read(30), Failure)
 
 
-def test_a_shard_that_memory_does_not_hold_costs_itself(
+def test_a_shard_larger_than_memory_fails_alone(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = [make_shard(tmp_path, name, [jpeg(row) for row in range(5)]) for name in "abc"]

@@ -81,7 +81,7 @@ def test_a_tar_without_images_is_no_shard(tmp_path: Path) -> None:
         opened(tmp_path / "1.tar")
 
 
-def test_hostile_json_costs_no_more_than_its_text(tmp_path: Path) -> None:
+def test_hostile_json_takes_no_more_memory_than_its_text(tmp_path: Path) -> None:
     texts = [
         b"[" * 100_000,
         b'{"a": ' * 50_000,
@@ -165,7 +165,7 @@ def test_examples_are_rows_and_their_features_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 9, 20, -1])
-def test_a_flipped_bit_of_a_tfrecord_costs_the_shard(tmp_path: Path, at: int) -> None:
+def test_a_flipped_bit_of_a_tfrecord_fails_the_shard(tmp_path: Path, at: int) -> None:
     content = bytearray(framed(example(image=b"one", key=b"a")) * 2)
     content[at] ^= 1
     (tmp_path / "0.tfrecord").write_bytes(content)
@@ -174,13 +174,13 @@ def test_a_flipped_bit_of_a_tfrecord_costs_the_shard(tmp_path: Path, at: int) ->
 
 
 @pytest.mark.parametrize("left", [1, 11, 12, 30, -1])
-def test_a_tfrecord_that_ends_early_costs_the_shard(tmp_path: Path, left: int) -> None:
+def test_a_tfrecord_that_ends_early_fails_the_shard(tmp_path: Path, left: int) -> None:
     (tmp_path / "0.tfrecord").write_bytes(framed(example(image=b"one", key=b"a"))[:left])
     with pytest.raises(ShardError, match="is damaged"):
         opened(tmp_path / "0.tfrecord")
 
 
-def test_a_record_that_is_no_example_costs_the_shard(tmp_path: Path) -> None:
+def test_a_record_that_is_not_an_example_fails_the_shard(tmp_path: Path) -> None:
     (tmp_path / "0.tfrecord").write_bytes(framed(b"\x0a\xff\xff\xff\xff\xff"))
     with pytest.raises(ShardError, match=r"no tf\.train\.Example"):
         opened(tmp_path / "0.tfrecord")

@@ -13,7 +13,7 @@ from tests.engine.kinds import write_tar
 from tests.engine.opening import DATA, KEYS, images_of, reasons, write
 
 
-def test_a_shard_that_leads_nowhere_says_what_was_expected(tmp_path: Path) -> None:
+def test_a_shard_with_a_missing_file_says_what_was_expected(tmp_path: Path) -> None:
     path = write(tmp_path, name=["a"], size=[1])
     with pytest.raises(ShardError) as caught:
         images_of(path)

@@ -79,7 +79,7 @@ def test_a_device_of_several_that_is_not_there(monkeypatch: pytest.MonkeyPatch) 
         devices("cuda:0,cuda:2")
 
 
-def test_the_folder_of_somebody_else_is_refused(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_another_user_is_refused(locks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
     import tempfile
 

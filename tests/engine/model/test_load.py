@@ -85,14 +85,14 @@ def test_the_digest_names_the_weights(tmp_path: Path) -> None:
     ("name", "near"),
     [("ViT-B32", "ViT-B-32"), ("boring_tiny", "boring-tiny"), ("RN-50", "RN50")],
 )
-def test_an_unknown_name_is_answered_with_near_ones(name: str, near: str) -> None:
+def test_an_unknown_model_name_lists_similar_names(name: str, near: str) -> None:
     with pytest.raises(ModelError, match=f"no model '{name}'") as caught:
         load_model(name)
     assert near in str(caught.value)
     assert "local directory" in str(caught.value)
 
 
-def test_a_folder_that_is_no_model_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no open_clip_config\.json") as caught:
         load_model(str(tmp_path))
     assert str(tmp_path) in str(caught.value)
@@ -180,7 +180,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         ("vit-l/14", "ViT-L-14", "openai"),
     ],
 )
-def test_a_name_of_the_hub_is_answered_with_open_clips_own(name: str, model: str, tag: str) -> None:
+def test_a_name_on_the_hub_is_refused_with_the_name_in_open_clip(name: str, model: str, tag: str) -> None:
     with pytest.raises(ModelError, match=f"BORING_MODEL={model} BORING_PRETRAINED={tag},") as caught:
         load_model(name)
     assert f"--model {model} --pretrained {tag}." in str(caught.value)
@@ -205,7 +205,7 @@ def test_a_name_of_the_hub_is_answered_with_open_clips_own(name: str, model: str
         ({"model_type": "bert"}, "This one has the format of transformers."),
     ],
 )
-def test_a_directory_of_transformers_is_answered_with_open_clips_name(
+def test_a_transformers_directory_is_refused_with_the_name_in_open_clip(
     tmp_path: Path, config: dict, said: str
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
