@@ -37,6 +37,7 @@ GROUPS = {
         "index": "Update the search index",
         "near-duplicates": "Find groups of near-identical images",
         "clip-scores": "Score how well each caption fits its image",
+        "label": "Compute labels and scores from the embeddings",
     },
     "Data": {
         "sample-data": "Write shards of generated images to try things out",

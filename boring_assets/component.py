@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, create_model
 from boring_assets.assets.clip_scores import define_clip_scores
 from boring_assets.assets.embedding_index import define_embedding_index
 from boring_assets.assets.image_embeddings import define_image_embeddings
+from boring_assets.assets.image_labels import define_image_labels
 from boring_assets.assets.near_duplicates import define_near_duplicates
 from boring_assets.checks import define_checks
 from boring_assets.datasets import Dataset
@@ -57,14 +58,15 @@ def build_definitions(
     }
     assets = [
         define_image_embeddings(settings, dataset, progress),
-        define_embedding_index(dataset),
+        define_embedding_index(dataset, labels=bool(settings.heads)),
         define_near_duplicates(settings, dataset),
         define_clip_scores(settings, dataset),
+        *([define_image_labels(settings, dataset)] if settings.heads else []),
     ]
     return dg.Definitions(
         assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(**attributes), [shards, *assets]),
         asset_checks=[define_checks(settings, dataset)],
-        jobs=define_jobs(dataset),
+        jobs=define_jobs(dataset, labels=bool(settings.heads)),
         schedules=[define_hourly_check(dataset)],
         sensors=[
             define_new_shards(settings, dataset),
@@ -88,6 +90,8 @@ def _attribute(name: str) -> tuple[Any, Any]:
         kind = int | Literal["auto"]
     elif get_origin(kind) is tuple:
         kind = list[str]
+    elif name == "heads":
+        kind = dict[str, dict[str, Any]]
     elif kind not in (bool, int, float) and get_origin(kind) is not Literal:
         kind = str
     return (kind | None, Field(None, description=setting.description))

@@ -15,10 +15,16 @@ EMBED_JOB = "embed_shards"
 INDEX_JOB = "update_index"
 DUPLICATES_JOB = "find_near_duplicates"
 SCORES_JOB = "score_captions"
+LABELS_JOB = "label_images"
 
 
-def define_jobs(dataset: Dataset) -> list[Any]:
-    """The jobs of a dataset; each executes its steps in the run's process, where the model stays loaded."""
+def define_jobs(dataset: Dataset, *, labels: bool = False) -> list[Any]:
+    """The jobs of a dataset; each executes its steps in the run's process, where the model stays loaded.
+
+    Args:
+        dataset: The dataset.
+        labels: Whether it has the asset `image_labels`.
+    """
 
     def job(name: str, asset: str, description: str) -> Any:
         return dg.define_asset_job(
@@ -29,7 +35,7 @@ def define_jobs(dataset: Dataset) -> list[Any]:
             executor_def=dg.in_process_executor,
         )
 
-    return [
+    jobs = [
         job(EMBED_JOB, "image_embeddings", "Embeds a range of shards in one process with one loaded model."),
         job(INDEX_JOB, "embedding_index", "Brings the nearest-neighbour index up to date."),
         job(DUPLICATES_JOB, "near_duplicates", "Finds groups of near-identical images."),
@@ -39,6 +45,9 @@ def define_jobs(dataset: Dataset) -> list[Any]:
             "Scores how well a range of shards' captions fit their images.",
         ),
     ]
+    if labels:
+        jobs.append(job(LABELS_JOB, "image_labels", "Computes the heads of a range of shards."))
+    return jobs
 
 
 def define_hourly_check(dataset: Dataset) -> dg.ScheduleDefinition:

@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from boring_assets.errors import SettingsError
+from boring_assets.head_settings import HeadSettings, check_heads
 from boring_assets.secrets import CREDENTIALS
 from boring_assets.wording import expected
 
@@ -149,6 +150,11 @@ class Settings(BaseSettings):
     caption_embeddings: bool = Field(
         False, description="Whether `clip_scores` also writes each caption's embedding."
     )
+    heads: Annotated[dict[str, HeadSettings], NoDecode] = Field(
+        {},
+        description="What `image_labels` computes from the embeddings: labels, or the outputs of a small "
+        "model, by name. Write it into the settings file; see docs/labels.md.",
+    )
 
     allowed_url_prefixes: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -260,6 +266,11 @@ class Settings(BaseSettings):
     def _split_on_commas(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _check_heads(cls, value: object) -> object:
+        return check_heads(value)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -331,6 +342,9 @@ def _explain(name: str, problems: list[ErrorDetails]) -> str:
         return f"{PREFIX}{name.upper()} {reasons}"
     if field is None:  # its value may be a secret
         return f"{PREFIX}{name.upper()}: {setting_help(name)}."
+    if name == "heads":  # of a table, the place says more than its value, which may hold a secret
+        inside = ".".join(map(str, problems[0]["loc"][1:]))
+        return f"{PREFIX}{name.upper()}{f' ({inside})' if inside else ''}: {reasons} {setting_help(name)}."
     return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {reasons} {setting_help(name)}."
 
 
@@ -358,6 +372,6 @@ def markdown_table() -> str:
     """All settings as the table of `docs/settings.md`."""
     lines = ["| Variable | Default | |", "|---|---|---|"]
     for name, field in Settings.model_fields.items():
-        default = "" if field.default in ("", (), SecretStr("")) else f"`{field.default}`"
+        default = "" if field.default in ("", (), {}, SecretStr("")) else f"`{field.default}`"
         lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines)

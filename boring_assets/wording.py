@@ -15,6 +15,7 @@ _EXPECTED = {
     "too_short": "at least {min_length} entry",
 }
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "a text"}
+_TYPES |= {"dict": "a table of names and values", "model": "a table of names and values"}
 
 
 def some(number: int, noun: str) -> str:

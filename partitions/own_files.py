@@ -10,7 +10,8 @@ OUTPUT_MARKER = ".boring_assets.json"
 EXPORT_MARKER = ".boring_assets_export.json"
 """The same of an export. All that lies below it is the export's."""
 EMBEDDINGS, FAILURES = "image_embeddings", "image_failures"
-_FOLDERS = (EMBEDDINGS, FAILURES, "clip_scores", "embedding_index")
+SCORES, LABELS = "clip_scores", "image_labels"
+_FOLDERS = (EMBEDDINGS, FAILURES, SCORES, LABELS, "embedding_index")
 _FILE = "near_duplicates.parquet"
 _PARTS = tuple(f"/{name}/" for name in _FOLDERS)
 

@@ -175,7 +175,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
 
         Args:
             key: The partition key.
-            kind: `image_embeddings`, `image_failures` or `clip_scores`.
+            kind: `image_embeddings`, `image_failures`, `clip_scores` or `image_labels`.
 
         Raises:
             StorageError: It cannot be removed. A file that is not there is no error.

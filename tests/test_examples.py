@@ -15,7 +15,7 @@ from tests.e2e.processes import PROJECT
 from tests.waiting import HANG_SECONDS
 
 EXAMPLES = PROJECT / "docs" / "examples"
-NAMES = sorted(path.name for path in EXAMPLES.glob("*.py"))
+NAMES = sorted(path.name for path in EXAMPLES.glob("*.py") if not path.stem.endswith("_asset"))
 
 
 @pytest.fixture(scope="module")

@@ -5,99 +5,61 @@ Columns: `row` (of the input shard), `key`, `clip_score` (null without a caption
 (English) or 0.26 (other languages) with ViT-B-32 (https://laion.ai/blog/laion-5b/).
 """
 
-import json
-from collections.abc import Iterator
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import dagster as dg
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from boring_assets.assets.failures import fail_for_shards, failing_with_reason
-from boring_assets.datasets import Dataset, all_committed, backfill_policy
-from boring_assets.engine.model.load import ClipModel
+from boring_assets.assets.per_partition import (
+    Compute,
+    check_model,
+    define_per_partition,
+    embedded_facts,
+    write_derived,
+)
+from boring_assets.datasets import Dataset
 from boring_assets.engine.model.text import TextEncoder
-from boring_assets.errors import BoringError, ShardError
-from boring_assets.output.files import committed_facts, write_table
-from boring_assets.output.schema import METADATA_KEY, ROW
+from boring_assets.output.derived import belongs_to, source_facts
+from boring_assets.output.files import committed_facts
+from boring_assets.output.merging import CommittedRows, read_committed, vectors_of
+from boring_assets.output.schema import ROW
 from boring_assets.settings import Settings
-from boring_assets.tags import POOL
+from partitions.own_files import SCORES
 from partitions.shards import uri_of
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
-
-SCORES = "clip_scores"
 
 
 def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:
     """The asset `clip_scores`."""
 
-    @dg.asset(
-        key=dataset.asset(SCORES),
-        description=__doc__,
-        partitions_def=dataset.shards,
-        deps=[dataset.embeddings],
-        backfill_policy=backfill_policy(settings),
-        output_required=False,
-        dagster_type=cast(dg.DagsterType, dg.Nothing),
-        pool=POOL,
-        kinds={"pytorch", "parquet"},
-        required_resource_keys=dataset.resource_keys("clip", "embeddings"),
-    )
-    def clip_scores(context: dg.AssetExecutionContext) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
-        clip: ClipResource = dataset.resource(context, "clip")
-        embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
-        failed: dict[str, BoringError] = {}
-        with failing_with_reason(context):
-            embeddings.check()
-            model = clip.encoder().model
-            texts = TextEncoder(model, clip.device, clip.precision)
-            for key in context.partition_keys:
-                try:
-                    metadata = _score(key, embeddings, model, texts, settings.caption_embeddings)
-                    yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
-                except ShardError as error:
-                    failed[key] = error
-                    context.log.error(f"Shard {key} failed: {error}")
-        fail_for_shards(context, failed, len(context.partition_keys))
-        yield all_committed()
+    def prepare(clip: ClipResource, embeddings: EmbeddingsIOManager) -> Compute:
+        texts = TextEncoder(clip.encoder().model, clip.device, clip.precision)
+        return partial(_score, embeddings=embeddings, texts=texts, keep=settings.caption_embeddings)
 
-    return clip_scores
+    return define_per_partition(settings, dataset, SCORES, __doc__ or "", prepare)
 
 
-def _score(
-    key: str, embeddings: EmbeddingsIOManager, model: ClipModel, texts: TextEncoder, keep: bool
-) -> dict[str, Any]:
+def _score(key: str, embeddings: EmbeddingsIOManager, texts: TextEncoder, keep: bool) -> dict[str, Any]:
     """Scores one shard, unless it was scored in its present version; returns its event's metadata."""
-    made = embeddings.facts(key)
-    if not made:
-        raise ShardError(f"{embeddings.uri(key)} is not there. Materialize image_embeddings of {key} first.")
-    if made.get("weights_digest") != model.digest:
-        raise ShardError(
-            f"{embeddings.uri(key)} was made with the weights {made.get('weights_digest')}, not with those "
-            f"of {model.name} ({model.digest}). Set BORING_MODEL and BORING_PRETRAINED to its model."
-        )
+    made = embedded_facts(embeddings, key)
+    check_model(embeddings, key, made, texts.model)
     root, path = embeddings.root(), f"{SCORES}/{uri_of('', key)}"
-    facts: dict[str, Any] = {
-        **{
-            name: made.get(name)
-            for name in ("model", "pretrained", "weights_digest", "precision", "source_version")
-        },
-        "embedded": made.get("embedded"),
-        "caption_embeddings": keep,
-    }
-    rows = embeddings.scan(key)
-    names = ["key", "caption", "embedding"]
-    if ROW in rows.collect_schema():
-        names.append(ROW)
-        facts["rows"] = "input"  # files of earlier versions count the rows of the embeddings file
     there = committed_facts(root, path)
-    if {name: there.get(name) for name in facts} != facts:
-        table = _table(rows.select(names).collect().to_arrow(), texts, keep)
-        scores = table["clip_score"]
-        there = {**facts, "scored": len(scores) - scores.null_count, "mean": pc.mean(scores).as_py()}
-        write_table(root, path, table.replace_schema_metadata({METADATA_KEY: json.dumps(there).encode()}))
+    if not belongs_to(there, made) or there.get("caption_embeddings") != keep:
+        committed = read_committed(root, key, ["key", "caption", "embedding"])
+        columns = _columns(committed, texts, keep)
+        scores = columns["clip_score"]
+        there = {
+            **source_facts(committed.facts),
+            "caption_embeddings": keep,
+            "scored": len(scores) - scores.null_count,
+            "mean": pc.mean(scores).as_py(),
+        }
+        write_derived(root, path, columns, there)
     metadata: dict[str, Any] = {
         "dagster/partition_row_count": there["embedded"],
         "scored": there["scored"],
@@ -108,21 +70,20 @@ def _score(
     return metadata
 
 
-def _table(rows: pa.Table, texts: TextEncoder, keep: bool) -> pa.Table:
-    captions = rows["caption"].to_pylist()
+def _columns(committed: CommittedRows, texts: TextEncoder, keep: bool) -> dict[str, pa.Array]:
+    captions = committed.table["caption"].to_pylist()
     there = np.array([bool(caption and caption.strip()) for caption in captions], bool)
-    images = np.array(rows["embedding"].to_pylist(), np.float32).reshape(len(captions), -1)
+    images = vectors_of(committed.table)
     found = np.zeros(images.shape, np.float32)
     if there.any():
         found[there] = texts.encode([caption for caption in captions if caption and caption.strip()])
     columns = {
-        ROW: rows[ROW] if ROW in rows.column_names else pa.array(range(len(captions)), pa.int64()),
-        "key": rows["key"].cast(pa.string()),
+        ROW: pa.array(committed.rows, pa.int64()),
+        "key": committed.table["key"].cast(pa.string()).combine_chunks(),
         "clip_score": pa.array((images * found).sum(axis=1), pa.float32(), mask=~there),
     }
     if keep:
-        flat = pa.FixedSizeListArray.from_arrays(
+        columns["caption_embedding"] = pa.FixedSizeListArray.from_arrays(
             pa.array(found.reshape(-1)), max(1, images.shape[1]), mask=pa.array(~there)
         )
-        columns["caption_embedding"] = flat
-    return pa.table(columns)
+    return columns

@@ -12,6 +12,7 @@ from boring_assets.datasets import Dataset
 from boring_assets.search.index import update_index
 from boring_assets.search.lance import FOLDER
 from boring_assets.wording import some
+from partitions.own_files import LABELS
 from resources.embeddings_io import EmbeddingsIOManager
 
 # What was embedded before the sensor was turned on, or while it was changed, is wanted as well.
@@ -36,17 +37,18 @@ class IndexConfig(dg.Config):
     rebuild: bool = Field(False, description="Build the index anew, from all of the output.")
 
 
-def define_embedding_index(dataset: Dataset) -> dg.AssetsDefinition:
+def define_embedding_index(dataset: Dataset, *, labels: bool = False) -> dg.AssetsDefinition:
     """Makes the asset `embedding_index`; it needs the extra `search` when it is run.
 
     Args:
         dataset: Whose embeddings it indexes.
+        labels: Whether it follows `image_labels` too, whose columns it has.
     """
 
     @dg.asset(
         key=dataset.asset(FOLDER),
         description=__doc__,
-        deps=[dataset.embeddings],
+        deps=[dataset.embeddings, *([dataset.asset(LABELS)] if labels else [])],
         automation_condition=AFTER_EMBEDDING,
         pool=FOLDER,
         kinds={"lancedb"},

@@ -15,15 +15,13 @@ from boring_assets.engine.decoding.thumbnail import pixel_digest
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import StorageError
 from boring_assets.output.files import write_table
-from boring_assets.search.duplicates import find_duplicates
+from boring_assets.search.duplicates import FILE, find_duplicates
 from boring_assets.search.lance import FOLDER, open_table, storage_errors
 from boring_assets.search.pictures import Pictures
 from boring_assets.settings import Settings
 from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
-
-FILE = "near_duplicates.parquet"
 
 
 def define_near_duplicates(settings: Settings, dataset: Dataset) -> dg.AssetsDefinition:

@@ -1,14 +1,10 @@
 """`boring-assets clip-scores`."""
 
-import sys
 from typing import Any
 
 import click
 
-from boring_assets.commands import exit_codes
 from boring_assets.commands.options import Command, apply, config, folder, setting
-from boring_assets.errors import StorageError
-from boring_assets.wording import plain, some
 
 
 @click.command(
@@ -31,31 +27,8 @@ def clip_scores(**options: Any) -> None:
 
     Shards that have scores already are left alone.
     """
-    from boring_assets.commands.runs import run_to_the_end
-    from boring_assets.datasets import Dataset
-    from boring_assets.instance.homes import open_instance
+    from boring_assets.commands.per_partition import run_for_all
     from boring_assets.jobs import SCORES_JOB
-    from boring_assets.shard_states import ranges
-    from boring_assets.tags import range_tags
-    from resources.embeddings_io import EmbeddingsIOManager
+    from partitions.own_files import SCORES
 
-    settings = apply(options)
-    instance = open_instance(settings.output_dir)
-    committed = EmbeddingsIOManager.from_settings(settings).committed()
-    if not committed:
-        raise StorageError(
-            f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
-        )
-    dataset = Dataset.from_settings(settings)
-    known = set(dataset.keys(instance))
-    # The shards may have been embedded with another DAGSTER_HOME.
-    instance.add_dynamic_partitions(str(dataset.shards.name), sorted(set(committed) - known))
-    parts = ranges(dataset.keys(instance), committed, settings.partitions_per_run)
-    failed: dict[str, str] = {}
-    for first, last, _ in parts:
-        failed |= run_to_the_end(settings, SCORES_JOB, range_tags(first, last))
-    count = sum(number for _, _, number in parts) - len(failed)
-    click.echo(f"{some(count, 'shard')} scored: {settings.output_dir.rstrip('/')}/clip_scores/*.parquet")
-    for key, why in failed.items():
-        click.secho(plain(f"Failed    {key}: {why}"), fg="red", err=True)
-    sys.exit(exit_codes.FAILED_SHARDS if failed else 0)
+    run_for_all(apply(options), SCORES_JOB, "scored", SCORES)

@@ -3,14 +3,16 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from boring_assets.commands.export_selection import Condition, Groups
 from boring_assets.errors import SettingsError, StorageError
+from boring_assets.output.derived import Derived, derived_schema, read_derived
 from boring_assets.output.files import EMBEDDINGS, FAILURES
 from boring_assets.output.schema import ROW, input_rows, read_facts
 from boring_assets.storage.errors import storage_error
@@ -27,62 +29,124 @@ class Part:
     Attributes:
         key: Its partition key.
         path: Path of its embeddings file.
-        rows: Its rows.
-        schema: Their columns.
+        rows: Its rows that are exported.
+        schema: Columns of its embeddings file.
+        derived: Columns of its labels and scores.
+        chosen: Packed bits, which of its rows are exported; None is all.
     """
 
     key: str
     path: str
     rows: int
     schema: pa.Schema
+    derived: pa.Schema
+    chosen: np.ndarray | None = None
 
 
 class Export:
-    """An output to read from and a place to write to."""
+    """An output to read from and a place to write to.
 
-    def __init__(self, output: Root, dest: Root) -> None:
-        """Reads every committed file's footer.
+    Attributes:
+        output: The output.
+        dest: Where to.
+        parts: The partitions that have rows to export.
+        rows: Rows to export.
+        of_rows: Rows of the output.
+        schema: Their columns: those of the embeddings files, `partition`, and labels and scores.
+        dim: Length of an embedding.
+        dtype: Type of its numbers.
+    """
+
+    def __init__(
+        self, output: Root, dest: Root, *, where: str = "", no_near_duplicates: bool = False
+    ) -> None:
+        """Reads every committed file's footer, and the columns that the condition is about.
 
         Args:
             output: The output to export.
             dest: Where to; must hold nothing yet.
+            where: A condition in SQL; only rows that fulfil it are exported.
+            no_near_duplicates: Export only one row of each group of near duplicates.
 
         Raises:
             StorageError: Nothing is committed, it cannot be read, or `dest` is not empty.
-            SettingsError: The partitions do not fit in one table.
+            SettingsError: The partitions do not fit in one table, or no row fulfils the condition.
         """
-        self._output, self.dest = output, dest
+        self.output, self.dest = output, dest
         if any(not is_marker(path) for path in _files(dest, "")):
             raise StorageError(f"{dest.uri} is not empty. Give a new folder, or remove what is there.")
         paths = [path for path in _files(output, EMBEDDINGS) if path.endswith(".parquet")]
         if not paths:
             raise StorageError(f"Nothing is committed below {output.uri}. Embed something first.")
         self._schemas: dict[pa.Schema, pa.Schema] = {}
+        self._derived = Derived.of(output)
         with ThreadPoolExecutor(8, "footer") as pool:
             self.parts = list(pool.map(self._part, paths))
-        self.rows = sum(part.rows for part in self.parts)
+        self.of_rows = sum(part.rows for part in self.parts)
         schema = self._unify()
         if ROW not in schema.names:  # all of it was embedded by an earlier version
             schema = schema.append(pa.field(ROW, pa.int64()))
-        self.schema = schema.append(pa.field("partition", pa.string()))
+        derived = pa.unify_schemas([part.derived for part in self.parts], promote_options="permissive")
+        self.schema = pa.schema([*schema, pa.field("partition", pa.string()), *derived])
         self.dim: int = self.schema.field("embedding").type.list_size
         kind = self.schema.field("embedding").type.value_type
         self.dtype = np.dtype(kind.to_pandas_dtype()).newbyteorder("<")
+        if where or no_near_duplicates:
+            self._select(where, Groups(output) if no_near_duplicates else None)
+        self.rows = sum(part.rows for part in self.parts)
 
     def _part(self, path: str) -> Part:
-        key = path.removeprefix(f"{self._output.path}/{EMBEDDINGS}/").removesuffix(".parquet")
+        key = path.removeprefix(f"{self.output.path}/{EMBEDDINGS}/").removesuffix(".parquet")
         with self._reading(path) as file:
             parquet = pq.ParquetFile(file)
-            schema = parquet.schema_arrow.remove_metadata()
+            schema = parquet.schema_arrow
+            facts = read_facts(schema.metadata)
+            schemas = schema.remove_metadata(), derived_schema(self.output, self._derived.paths(key), facts)
             # Nearly all partitions share one schema; a copy for each would be most of the memory.
-            return Part(key, path, parquet.metadata.num_rows, self._schemas.setdefault(schema, schema))
+            own, derived = (self._schemas.setdefault(each, each) for each in schemas)
+            return Part(key, path, parquet.metadata.num_rows, own, derived)
+
+    def _select(self, where: str, groups: Groups | None) -> None:
+        """Keeps the chosen rows of each part, and the parts that have any."""
+        columns = self.schema.remove(self.schema.get_field_index("embedding"))
+        condition = Condition(where, columns) if where else None
+        names = {*(condition.names if condition else ()), *((ROW, "key") if groups else ())}
+
+        def choose(part: Part) -> tuple[np.ndarray, list[tuple[int, int]]]:
+            """The rows that fulfil the condition, and the place and group of those that are in one."""
+            chosen, places, start = np.ones(part.rows, bool), [], 0
+            grouped = groups.of(part.key) if groups else {}
+            for batch in self._read(part, names):
+                if condition:
+                    chosen[start : start + batch.num_rows] = condition.holds(batch)
+                if grouped:
+                    rows = zip(batch[ROW].to_pylist(), batch["key"].to_pylist(), strict=True)
+                    found = ((start + at, grouped.get(row)) for at, row in enumerate(rows))
+                    places += [(at, group) for at, group in found if group is not None and chosen[at]]
+                start += batch.num_rows
+            return np.packbits(chosen), places
+
+        with ThreadPoolExecutor(8, "select") as pool:
+            answers = pool.map(choose, self.parts)
+            parts = []
+            for part, (packed, places) in zip(self.parts, answers, strict=True):
+                chosen = np.unpackbits(packed, count=part.rows)
+                for at, group in places:
+                    chosen[at] = groups is not None and groups.is_first(group)
+                if chosen.any():
+                    parts.append(replace(part, rows=int(chosen.sum()), chosen=np.packbits(chosen)))
+        if not parts:
+            raise SettingsError(
+                f"No row of {self.output.uri} fulfils the filter {where!r}. There are {self.of_rows:,} rows."
+            )
+        self.parts = parts
 
     def _unify(self) -> pa.Schema:
         """All columns of all partitions; one that lacks a column has nulls in it."""
         kinds = {part.schema.field("embedding").type: part.key for part in self.parts}
         if len(kinds) > 1:
             raise SettingsError(
-                f"{self._output.uri} holds embeddings of several kinds: "
+                f"{self.output.uri} holds embeddings of several kinds: "
                 f"{', '.join(f'{kind} in {key}' for kind, key in kinds.items())}. "
                 "Embed with one model and one output type, by `boring-assets embed --redo`."
             )
@@ -91,32 +155,50 @@ class Export:
             return pa.unify_schemas(in_order, promote_options="permissive")
         except pa.ArrowException as error:
             raise SettingsError(
-                f"The partitions of {self._output.uri} have columns of one name and different types: {error}"
+                f"The partitions of {self.output.uri} have columns of one name and different types: {error}"
             ) from error
 
     def batches(self, part: Part) -> Iterator[pa.RecordBatch]:
-        """A partition's rows, with the columns of all.
+        """A partition's rows that are exported, with the columns of all.
 
         Raises:
             StorageError: Its file cannot be read.
         """
+        chosen = None if part.chosen is None else np.unpackbits(part.chosen).astype(bool)
+        start = 0
+        for batch in self._read(part, set(self.schema.names)):
+            end = start + batch.num_rows
+            wanted = batch if chosen is None else batch.filter(pa.array(chosen[start:end]))
+            start = end
+            if wanted.num_rows:
+                yield wanted
+
+    def _read(self, part: Part, names: set[str]) -> Iterator[pa.RecordBatch]:
+        """All of a partition's rows with some columns, in batches."""
+        fields = [field for field in self.schema if field.name in names]
+        in_file = [name for name in part.schema.names if name in {*names, "key"}]
         rows, start = self._input_rows(part), 0
         with self._reading(part.path) as file:
-            for batch in pq.ParquetFile(file, buffer_size=8 * 2**20).iter_batches(_BATCH_ROWS):
-                own = {
-                    "partition": pa.repeat(pa.scalar(part.key), batch.num_rows),
-                    ROW: rows.slice(start, batch.num_rows),
+            parquet = pq.ParquetFile(file, buffer_size=8 * 2**20)
+            facts = read_facts(parquet.schema_arrow.metadata)
+            derived = read_derived(self.output, self._derived.paths(part.key), facts, rows)
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=in_file):
+                count = batch.num_rows
+                own = {name: column.slice(start, count) for name, column in derived.items()}
+                own |= {
+                    "partition": pa.repeat(pa.scalar(part.key), count),
+                    ROW: rows.slice(start, count),
                 }
-                start += batch.num_rows
+                start += count
                 columns = []
-                for field in self.schema:
+                for field in fields:
                     if field.name in own:
-                        columns.append(own[field.name])
+                        columns.append(own[field.name].cast(field.type))
                     elif field.name in part.schema.names:
                         columns.append(batch[field.name].cast(field.type))
                     else:
-                        columns.append(pa.nulls(batch.num_rows, field.type))
-                yield pa.RecordBatch.from_arrays(columns, schema=self.schema)
+                        columns.append(pa.nulls(count, field.type))
+                yield pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
     def _input_rows(self, part: Part) -> pa.Array:
         """The input row of each of a partition's embeddings; nulls where that is lost."""
@@ -126,9 +208,9 @@ class Export:
             embedded = pq.read_table(file, columns=names)
         if not names:
             path = part.path.replace(
-                f"{self._output.path}/{EMBEDDINGS}/", f"{self._output.path}/{FAILURES}/", 1
+                f"{self.output.path}/{EMBEDDINGS}/", f"{self.output.path}/{FAILURES}/", 1
             )
-            if self._output.fs.exists(path):
+            if self.output.fs.exists(path):
                 with self._reading(path) as file:
                     failed = pq.read_table(file, columns=[ROW])
         rows = input_rows(embedded, failed, read_facts(embedded.schema.metadata))
@@ -142,7 +224,7 @@ class Export:
     @contextmanager
     def _reading(self, path: str) -> Iterator[IO[bytes]]:
         try:
-            with self._output.fs.open(path, "rb") as file:
+            with self.output.fs.open(path, "rb") as file:
                 yield file
         except (OSError, pa.ArrowException) as error:
             raise storage_error(error, path, "read") from error

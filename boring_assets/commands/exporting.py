@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 
 from boring_assets import __version__
 from boring_assets.commands.export_source import Export
+from boring_assets.commands.export_webdataset import WebdatasetWriter
 from boring_assets.errors import SettingsError
 from boring_assets.output.schema import ROW
 from boring_assets.search.rows import valid_name
+from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import open_root
@@ -129,6 +131,7 @@ def to_hf(export: Export) -> None:
                 writer.write_batch(batch)
 
 
+WEBDATASET = "webdataset"
 FORMATS: dict[str, Callable[[Export], None]] = {
     "clip-retrieval": to_clip_retrieval,
     "npy": to_npy,
@@ -138,24 +141,40 @@ FORMATS: dict[str, Callable[[Export], None]] = {
 }
 
 
-def export_all(output_dir: str, dest_dir: str, layout: str) -> dict[str, Any]:
-    """Writes an output in another layout.
+def export_all(
+    output_dir: str,
+    dest_dir: str,
+    layout: str,
+    *,
+    where: str = "",
+    no_near_duplicates: bool = False,
+    settings: Settings | None = None,
+) -> dict[str, Any]:
+    """Writes an output, or a part of it, in another layout.
 
     Args:
         output_dir: URI or path of the output.
         dest_dir: URI or path of a new folder.
-        layout: One of `FORMATS`.
+        layout: One of `FORMATS`, or `webdataset`.
+        where: A condition in SQL; only rows that fulfil it are exported.
+        no_near_duplicates: Export only one row of each group of near duplicates.
+        settings: Where the images are, for `webdataset`.
 
     Returns:
         What was written, as `export.json` has it.
 
     Raises:
         StorageError: One of the two cannot be read or written, or `dest_dir` is not empty.
-        SettingsError: The partitions do not fit in one table, or a package is missing.
+        SettingsError: The partitions do not fit in one table, the condition is wrong or no row fulfils it,
+            `webdataset` has no input, or a package is missing.
     """
-    export = Export(open_root(output_dir), open_root(dest_dir))
-    write_bytes(export.dest, EXPORT_MARKER, json.dumps({"format": layout}).encode())
-    FORMATS[layout](export)
+    images = WebdatasetWriter(settings or Settings()) if layout == WEBDATASET else None
+    export = Export(
+        open_root(output_dir), open_root(dest_dir), where=where, no_near_duplicates=no_near_duplicates
+    )
+    marker = json.dumps({"format": layout}).encode()
+    write_bytes(export.dest, EXPORT_MARKER, marker)
+    left_out = images.write(export) if images else FORMATS[layout](export)
     facts = {
         "format": layout,
         "rows": export.rows,
@@ -164,5 +183,11 @@ def export_all(output_dir: str, dest_dir: str, layout: str) -> dict[str, Any]:
         "dtype": export.dtype.name,
         "boring_assets_version": __version__,
     }
+    if where or no_near_duplicates:
+        facts |= {"of_rows": export.of_rows, "where": where, "no_near_duplicates": no_near_duplicates}
+    if images:
+        facts |= {"rows": export.rows - sum((left_out or {}).values()), "left_out": left_out}
     write_bytes(export.dest, MARK, json.dumps(facts, indent=2).encode())
+    if images:  # exports are no input, but this one is, once it is whole
+        export.dest.fs.rm_file(f"{export.dest.path}/{EXPORT_MARKER}")
     return facts

@@ -28,9 +28,9 @@ def near_duplicates(**options: Any) -> None:
     """
     import polars as pl
 
-    from boring_assets.assets.near_duplicates import FILE
     from boring_assets.commands.runs import run_to_the_end
     from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
+    from boring_assets.search.duplicates import FILE
     from resources.embeddings_io import EmbeddingsIOManager
 
     settings = apply(options)

@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 import dagster as dg
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.assets.clip_scores import SCORES
 from boring_assets.assets.events import materialization
-from boring_assets.assets.near_duplicates import FILE as NEAR_DUPLICATES
 from boring_assets.commands.runs import run_job
 from boring_assets.datasets import Dataset
 from boring_assets.engine.decoding.limits import Limits
@@ -19,6 +17,7 @@ from boring_assets.engine.samples import Failure, Shard
 from boring_assets.errors import RunError, SettingsError, ShardError, StorageError
 from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
+from boring_assets.output.derived import DERIVED
 from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
 from boring_assets.output.merging import (
     IDENTIFYING,
@@ -28,6 +27,7 @@ from boring_assets.output.merging import (
     remove_rows,
 )
 from boring_assets.output.totals import refresh_totals
+from boring_assets.search.duplicates import FILE as NEAR_DUPLICATES
 from boring_assets.search.lance import FOLDER as INDEX
 from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
@@ -176,13 +176,14 @@ def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
     registered = set(dataset.keys(instance))
     for key, rows in plan.excluded.items():
         facts = remove_rows(root, key, rows)
-        embeddings.remove(key, SCORES)  # it has a row for each embedding
+        for kind in DERIVED:  # they have a row for each embedding
+            embeddings.remove(key, kind)
         if key in registered:
             instance.report_runless_asset_event(_event(embeddings, dataset, key, facts))
     if plan.excluded:
         yield f"{some(sum(map(len, plan.excluded.values())), 'image')} removed."
     for key in plan.gone:
-        for kind in (EMBEDDINGS, FAILURES, SCORES):  # the embeddings first: they are the commit mark
+        for kind in (EMBEDDINGS, FAILURES, *DERIVED):  # the embeddings first: they are the commit mark
             embeddings.remove(key, kind)
         if key in registered:
             instance.delete_dynamic_partition(str(dataset.shards.name), key)

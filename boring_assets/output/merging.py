@@ -133,7 +133,7 @@ def merge_retried(
     _check_same(result, committed, made_by)
     new = np.isin(result.embedded, committed.rows, invert=True)  # another run may have been faster
     rows = np.concatenate([committed.rows, result.embedded[new]])
-    vectors = np.concatenate([_vectors(committed.table), result.embeddings[new]])
+    vectors = np.concatenate([vectors_of(committed.table), result.embeddings[new]])
     excluded = exclusions.find_rows(source_columns(result.rows, result.columns))
     kept = np.isin(rows, list(excluded), invert=True)
     rows, vectors = rows[kept], vectors[kept]
@@ -229,8 +229,8 @@ def _check_same(result: EmbeddedShard, committed: CommittedRows, made_by: Mappin
         )
 
 
-def _vectors(table: pa.Table) -> np.ndarray:
-    """The embeddings of a table, float32 [n, dim]."""
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """Returns the embeddings of a table, float32 [n, dim]."""
     column = table["embedding"].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)
     return values.astype(np.float32, copy=False).reshape(len(table), column.type.list_size)

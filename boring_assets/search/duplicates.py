@@ -16,6 +16,8 @@ import pyarrow as pa
 from boring_assets.search.index import has_vector_index
 from boring_assets.search.rows import VECTOR
 
+FILE = "near_duplicates.parquet"
+"""The output's file of them, written by the asset `near_duplicates`."""
 SHA256 = "meta_sha256"
 SCHEMA = pa.schema(
     [

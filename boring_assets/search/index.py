@@ -17,10 +17,19 @@ from typing import Any
 import pyarrow as pa
 
 from boring_assets.errors import StorageError
-from boring_assets.output.files import EMBEDDINGS, file_versions
 from boring_assets.output.schema import read_facts
 from boring_assets.search.lance import TABLE, connect, open_table, storage_errors
-from boring_assets.search.rows import OWN, VECTOR, Peek, load_rows, peek, schema_of, widest
+from boring_assets.search.rows import (
+    OWN,
+    VECTOR,
+    Peek,
+    Source,
+    list_sources,
+    load_rows,
+    peek,
+    schema_of,
+    widest,
+)
 from boring_assets.storage.root import Root
 
 INDEXED_FROM = 50_000
@@ -33,6 +42,7 @@ _MANY = 256
 _TRIES = 10
 _KEEP = timedelta(hours=1)
 _NAME = "vector_"
+_FIXED = {*(column.name for column in OWN), VECTOR}
 _ROWS = "input"
 """What `row` counts, in the table's metadata."""
 
@@ -62,11 +72,11 @@ class Update:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which loads stay, which go, and which shards are missing, with their versions."""
+    """Which loads stay, which go, and which shards are missing, with their files."""
 
     kept: set[str]
     superfluous: dict[str, str]
-    missing: dict[str, str]
+    missing: dict[str, Source]
 
 
 def update_index(
@@ -86,7 +96,7 @@ def update_index(
         SettingsError: LanceDB is not installed, or cannot write to such a storage.
         StorageError: The output cannot be read or written, or nothing is embedded yet.
     """
-    current = file_versions(root, EMBEDDINGS)
+    current = list_sources(root)
     table = None if rebuild else open_table(root)
     if table is not None and model_of(table.schema).get("rows") != _ROWS:
         table = None  # an earlier version counted the rows of the embeddings file
@@ -95,7 +105,7 @@ def update_index(
     done = Update(rebuilt=table is None)
     plan = _plan(root, table, current)
     peeks = _peek(root, plan.missing, done)
-    if table is not None and peeks and (not plan.kept or not _fits(table.schema, peeks)):
+    if table is not None and peeks and _needs_rebuild(table.schema, plan, peeks):
         done = Update(rebuilt=True)
         table, plan = None, _plan(root, None, current)
         peeks = _peek(root, plan.missing, done)
@@ -106,6 +116,8 @@ def update_index(
     _keep_the_models(table.schema, peeks, done)
     _add(root, table, {key: plan.missing[key] for key in peeks}, peeks, done, say)
     _remove(root, table, _plan(root, table, current).superfluous, done)
+    if not plan.kept and peeks:
+        _drop_columns(root, table, peeks)
     if done.added or done.removed or done.rebuilt:
         _write(root, table, lambda: _optimize(table, say))
     with storage_errors(root, "read"):
@@ -123,16 +135,17 @@ def has_vector_index(table: Any) -> bool:
     return any(index.name.startswith(_NAME) for index in table.list_indices())
 
 
-def _plan(root: Root, table: Any, current: dict[str, str]) -> _Plan:
+def _plan(root: Root, table: Any, current: dict[str, Source]) -> _Plan:
     loads = _loads(root, table) if table is not None else {}
     kept: set[str] = set()
     superfluous: dict[str, str] = {}
     for partition, its in loads.items():
-        right = sorted(load for load in its if load.rpartition(" ")[0] == current.get(partition))
+        source = current.get(partition)
+        right = sorted(load for load in its if source and load.rpartition(" ")[0] == source.version)
         # Whoever else updates the index at this moment makes the same choice.
         superfluous |= {load: partition for load in its if load not in right[:1]}
         kept |= {partition} if right else set()
-    return _Plan(kept, superfluous, {key: version for key, version in current.items() if key not in kept})
+    return _Plan(kept, superfluous, {key: source for key, source in current.items() if key not in kept})
 
 
 def _loads(root: Root, table: Any) -> dict[str, set[str]]:
@@ -147,17 +160,17 @@ def _loads(root: Root, table: Any) -> dict[str, set[str]]:
     return loads
 
 
-def _peek(root: Root, keys: dict[str, str], done: Update) -> dict[str, Peek]:
-    """The footers of some files; which cannot be read is noted."""
+def _peek(root: Root, sources: dict[str, Source], done: Update) -> dict[str, Peek]:
+    """The footers of some partitions; which cannot be read is noted."""
 
     def one(key: str) -> Peek | StorageError:
         try:
-            return peek(root, key)
+            return peek(root, key, sources[key].derived)
         except StorageError as error:
             return error
 
     with ThreadPoolExecutor(16) as pool:
-        answers = dict(zip(keys, pool.map(one, keys), strict=True))
+        answers = dict(zip(sources, pool.map(one, sources), strict=True))
     done.failed |= {key: str(answer) for key, answer in answers.items() if isinstance(answer, StorageError)}
     return {
         key: answer
@@ -167,24 +180,39 @@ def _peek(root: Root, keys: dict[str, str], done: Update) -> dict[str, Peek]:
     }
 
 
-def _fits(schema: pa.Schema, peeks: dict[str, Peek]) -> bool:
-    """Whether the index's columns can hold those of some files; a new column is no trouble."""
-    own = {*(column.name for column in OWN), VECTOR}
-    there = {column.name: column.type for column in schema if column.name not in own}
-    wanted = widest([there, *(each.columns.kinds for each in peeks.values())])
-    return all(wanted[name] == kind for name, kind in there.items())
+def _needs_rebuild(schema: pa.Schema, plan: _Plan, peeks: dict[str, Peek]) -> bool:
+    """Whether all rows are of another model now, or the index's columns cannot hold those of some files."""
+    about = model_of(schema)
+    other_model = _most(peeks) != (about["weights_digest"], about["dim"])
+    if not plan.kept and other_model:
+        return True
+    there = {column.name: column.type for column in schema if column.name not in _FIXED}
+    wanted = widest([there, *(each.kinds for each in peeks.values())])
+    return any(wanted[name] != kind for name, kind in there.items())
+
+
+def _most(peeks: dict[str, Peek]) -> tuple[str, int]:
+    """The model that made most of some files; see `Peek.weights`."""
+    return Counter(each.weights for each in peeks.values()).most_common(1)[0][0]
+
+
+def _drop_columns(root: Root, table: Any, peeks: dict[str, Peek]) -> None:
+    """Drops the columns that no file has, e.g. those of a head that is gone."""
+    kept = _FIXED | widest(each.kinds for each in peeks.values()).keys()
+    if gone := [name for name in table.schema.names if name not in kept]:
+        _write(root, table, lambda: table.drop_columns(gone))
 
 
 def _create(root: Root, peeks: dict[str, Peek]) -> Any:
     """An empty table for the model that made most of the files; an earlier table is replaced."""
     if not peeks:
         return None
-    weights = Counter(each.weights for each in peeks.values()).most_common(1)[0][0]
+    weights = _most(peeks)
     same = [each for each in peeks.values() if each.weights == weights]
     facts = same[0].facts
     about = {name: facts.get(name) for name in ("model", "pretrained", "weights_digest", "dim")}
     about["rows"] = _ROWS
-    schema = schema_of(widest(each.columns.kinds for each in same), facts, json.dumps(about).encode())
+    schema = schema_of(widest(each.kinds for each in same), facts, json.dumps(about).encode())
     with storage_errors(root, "write"):
         return connect(root).create_table(TABLE, schema=schema, mode="overwrite")
 
@@ -202,13 +230,13 @@ def _keep_the_models(schema: pa.Schema, peeks: dict[str, Peek], done: Update) ->
 def _add(
     root: Root,
     table: Any,
-    missing: dict[str, str],
+    missing: dict[str, Source],
     peeks: dict[str, Peek],
     done: Update,
     say: Callable[[str], None],
 ) -> None:
     there = set(table.schema.names)
-    columns = widest(each.columns.kinds for each in peeks.values())
+    columns = widest(each.kinds for each in peeks.values())
     for each in peeks.values():
         done.columns |= each.columns.notes
     if new := [pa.field(name, kind) for name, kind in columns.items() if name not in there]:
@@ -221,12 +249,14 @@ def _add(
         say(f"{done.added:,} of {len(missing):,} shards")
 
 
-def _groups(root: Root, missing: dict[str, str], schema: pa.Schema, done: Update) -> Iterator[list[pa.Table]]:
+def _groups(
+    root: Root, missing: dict[str, Source], schema: pa.Schema, done: Update
+) -> Iterator[list[pa.Table]]:
     """Yields the rows of several files at once: each commit adds a version and a file to the table."""
     group: list[pa.Table] = []
-    for key, version in missing.items():
+    for key, source in missing.items():
         try:
-            rows, notes = load_rows(root, key, version, schema)
+            rows, notes = load_rows(root, key, source, schema)
             group.append(rows)
             done.columns |= {name: f"{note}, in {key}" for name, note in notes.items()}
         except StorageError as error:

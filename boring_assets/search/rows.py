@@ -1,5 +1,7 @@
 """Rows of the index: which columns of an embeddings file it takes, under which names and types.
 
+The columns of `image_labels` and `clip_scores` are joined to them by the input row.
+
 Shards may have different types in a column of one name. Numbers become int64, uint64 or float64; dates, UUIDs
 and other texts become strings; where two shards differ, the wider type wins. Nested and binary columns are
 left out, and so is a column whose values do not convert: one column never costs a shard its vectors.
@@ -15,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.errors import StorageError
-from boring_assets.output.files import EMBEDDINGS, FAILURES
+from boring_assets.output.derived import Derived, derived_schema, read_derived
+from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
 from boring_assets.output.schema import META_PREFIX, METADATA_KEY, ROW, input_rows, read_facts
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root
@@ -36,6 +39,32 @@ _NOT_IN_A_NAME = re.compile(r"[.`\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
+class Source:
+    """What the rows of one partition are read from.
+
+    Attributes:
+        version: Changes with the embeddings file and with the files of `derived`.
+        derived: Paths of the partition's files in `image_labels` and `clip_scores`.
+    """
+
+    version: str
+    derived: tuple[str, ...] = ()
+
+
+def list_sources(root: Root) -> dict[str, Source]:
+    """What the rows of each committed partition are read from, by key.
+
+    Raises:
+        StorageError: The output cannot be listed.
+    """
+    derived = Derived.of(root)
+    return {
+        key: Source(f"{version} {derived.version(key)}".rstrip(), tuple(derived.paths(key)))
+        for key, version in file_versions(root, EMBEDDINGS).items()
+    }
+
+
+@dataclass(frozen=True)
 class Columns:
     """The `meta_*` columns of an embeddings file, as the index has them.
 
@@ -52,10 +81,22 @@ class Columns:
 
 @dataclass(frozen=True)
 class Peek:
-    """What the footer of an embeddings file says: its metadata and its columns."""
+    """What the footers of a partition's files say: metadata and columns.
+
+    Attributes:
+        facts: Metadata of its embeddings file.
+        columns: The `meta_*` columns of that file.
+        derived: Types of the columns of its derived files, by name.
+    """
 
     facts: dict[str, Any]
     columns: Columns
+    derived: dict[str, pa.DataType] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> dict[str, pa.DataType]:
+        """Types of all columns that the index takes besides its own."""
+        return self.columns.kinds | self.derived
 
     @property
     def weights(self) -> tuple[str, int]:
@@ -63,11 +104,16 @@ class Peek:
         return str(self.facts["weights_digest"]), int(self.facts["dim"])
 
 
-def peek(root: Root, key: str) -> Peek:
-    """Reads a file's footer.
+def peek(root: Root, key: str, derived: Iterable[str] = ()) -> Peek:
+    """Reads the footers of a partition's files.
+
+    Args:
+        root: The output.
+        key: The partition key.
+        derived: Paths of its derived files.
 
     Raises:
-        StorageError: It cannot be read, or this project did not write it.
+        StorageError: One cannot be read, or this project did not write it.
     """
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
     try:
@@ -78,7 +124,8 @@ def peek(root: Root, key: str) -> Peek:
                 raise ValueError("its metadata does not name the model that it was embedded with")
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
-    return Peek(facts, columns_of(schema))
+    more = {each.name: _kind(each.type) for each in derived_schema(root, derived, facts)}
+    return Peek(facts, columns_of(schema), {name: kind for name, kind in more.items() if kind is not None})
 
 
 def columns_of(schema: pa.Schema) -> Columns:
@@ -156,7 +203,7 @@ def schema_of(columns: dict[str, pa.DataType], facts: dict[str, Any], metadata: 
     """The index's schema.
 
     Args:
-        columns: The `meta_*` columns.
+        columns: The columns besides its own.
         facts: Metadata of any file of the model.
         metadata: JSON that goes with the table.
     """
@@ -165,13 +212,13 @@ def schema_of(columns: dict[str, pa.DataType], facts: dict[str, Any], metadata: 
     return pa.schema([*OWN, vector, *meta], metadata={METADATA_KEY: metadata})
 
 
-def load_rows(root: Root, key: str, version: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
-    """Reads one embeddings file as rows of the index.
+def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
+    """Reads one partition as rows of the index.
 
     Args:
         root: The output.
         key: The partition key.
-        version: The file's version, as it was listed.
+        source: Its files and their version, as they were listed.
         schema: The index's.
 
     Returns:
@@ -186,16 +233,20 @@ def load_rows(root: Root, key: str, version: str, schema: pa.Schema) -> tuple[pa
         with root.fs.open(f"{root.path}/{path}", "rb") as file:
             table = pq.read_table(file)
         count, columns = table.num_rows, columns_of(table.schema)
+        rows = _input_rows(root, key, table)
+        derived = read_derived(root, source.derived, read_facts(table.schema.metadata), rows)
         own = {
             "partition": pa.repeat(pa.scalar(key), count),
-            "load": pa.repeat(pa.scalar(f"{version} {uuid.uuid4().hex[:12]}"), count),
-            ROW: _input_rows(root, key, table),
+            "load": pa.repeat(pa.scalar(f"{source.version} {uuid.uuid4().hex[:12]}"), count),
+            ROW: rows,
             VECTOR: table["embedding"].cast(schema.field(VECTOR).type),
         }
         arrays = []
         for column in schema:
             if column.name in own:
                 arrays.append(own[column.name])
+            elif column.name in derived:
+                arrays.append(derived[column.name].cast(column.type))
             elif column.name in columns.numbers:
                 values = table.column(columns.numbers[column.name])
                 arrays.append(_converted(values, column, notes))

@@ -43,6 +43,11 @@ class TextEncoder:
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{self._device} has too little memory for {model.name}: {error}") from error
 
+    @property
+    def logit_scale(self) -> float:
+        """What the model multiplies cosines by before a softmax: the inverse of its temperature."""
+        return float(self.model.module.logit_scale.float().exp())
+
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts; what is longer than the model's context is cut off by its own tokenizer.
 

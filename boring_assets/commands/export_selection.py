@@ -1,0 +1,111 @@
+"""Which rows an export takes: those that fulfil a condition, without near duplicates."""
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from boring_assets.errors import SettingsError, StorageError
+from boring_assets.output.schema import ROW
+from boring_assets.search.duplicates import FILE
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import Root
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`""")
+# Rows come in batches: an average would be that of a batch.
+_OF_MANY_ROWS = re.compile(
+    r"\b(avg|mean|sum|count|min|max|median|mode|std\w*|var\w*|quantile\w*|corr|covar\w*|first|last|rank|"
+    r"dense_rank|row_number|lag|lead|first_value|last_value|nth_value|over) *\(",
+    re.IGNORECASE,
+)
+
+
+class Condition:
+    """A condition in SQL over the columns of an export.
+
+    Attributes:
+        names: The columns that it reads.
+    """
+
+    def __init__(self, where: str, schema: pa.Schema) -> None:
+        """Parses the condition; see https://docs.pola.rs/api/python/stable/reference/sql.
+
+        Args:
+            where: The SQL, e.g. `aesthetic > 5 AND label = 'dog'`.
+            schema: The columns, without the embeddings.
+
+        Raises:
+            SettingsError: It is no condition over these columns.
+        """
+        import polars as pl
+
+        try:
+            self._expression: pl.Expr = pl.sql_expr(where)
+            self.names = sorted(set(self._expression.meta.root_names()))
+            if unknown := [name for name in self.names if name not in schema.names]:
+                raise ValueError(f"there is no column {unknown[0]}")
+            if found := _OF_MANY_ROWS.search(_QUOTED.sub("", where)):
+                raise ValueError(
+                    f"{found[0].rstrip('(')} looks at several rows, and a row is chosen by itself"
+                )
+            if self._evaluate(schema.empty_table()).dtype != pl.Boolean:
+                raise ValueError("it is neither true nor false")
+        except (pl.exceptions.PolarsError, TypeError, ValueError) as error:
+            raise SettingsError(
+                f"The filter {where!r} is wrong: {error}. The columns are {', '.join(schema.names)}."
+            ) from error
+
+    def _evaluate(self, rows: pa.Table) -> "pl.Series":
+        import polars as pl
+
+        frame = pl.DataFrame(pl.from_arrow(rows.select(self.names)))
+        return frame.select(self._expression.alias("chosen"))["chosen"]
+
+    def holds(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Returns bool [n]: the rows for which the condition is true, and not null."""
+        found = self._evaluate(pa.Table.from_batches([batch])).fill_null(False).to_numpy()
+        return np.broadcast_to(found, batch.num_rows)
+
+
+class Groups:
+    """The groups of near duplicates; of each group one row is kept, the first that is asked for."""
+
+    def __init__(self, root: Root) -> None:
+        """Reads `near_duplicates.parquet`.
+
+        Args:
+            root: The output.
+
+        Raises:
+            StorageError: There is no such file, or it cannot be read.
+        """
+        try:
+            with root.fs.open(f"{root.path}/{FILE}", "rb") as file:
+                table = pq.read_table(file, columns=["group", "partition", ROW, "key"])
+        except FileNotFoundError as error:
+            raise StorageError(
+                f"There is no {FILE} below {root.uri}. Find them first: boring-assets near-duplicates."
+            ) from error
+        except Exception as error:
+            raise storage_error(error, f"{root.uri}/{FILE}", "read") from error
+        self._groups: dict[str, dict[tuple[int, str | None], int]] = {}
+        for each in table.to_pylist():
+            self._groups.setdefault(each["partition"], {})[each[ROW], each["key"]] = each["group"]
+        self._seen: set[int] = set()
+
+    def of(self, partition: str) -> Mapping[tuple[int, str | None], int]:
+        """The group of each row of a partition that is in one, by row and key."""
+        return self._groups.get(partition, {})
+
+    def is_first(self, group: int) -> bool:
+        """Whether nobody has asked for this group before."""
+        first = group not in self._seen
+        self._seen.add(group)
+        return first

@@ -1,0 +1,174 @@
+"""`boring-assets export --format webdataset`: the images as new shards, with all that is known of them.
+
+`{shard}.tar` has `{key}.jpg` (or the image's own format), `{key}.txt` (the caption), `{key}.json` (all other
+columns) and `{key}.npy` (the embedding) of each image: what webdataset reads, and this project as an input.
+"""
+
+import io
+import json
+import math
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from boring_assets.commands.export_source import Export, Part
+from boring_assets.engine.decoding.limits import Limits, image_format
+from boring_assets.engine.inputs.layouts import OpenShard
+from boring_assets.engine.inputs.sources import open_shard
+from boring_assets.engine.samples import Failure, Reason
+from boring_assets.errors import ShardError, StorageError
+from boring_assets.output.files import committed_facts
+from boring_assets.output.schema import META_PREFIX, ROW
+from boring_assets.settings import Settings
+from partitions.own_files import EMBEDDINGS
+from partitions.shards import uri_of
+from resources.source import ShardSource
+
+_SAMPLES = 10_000
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+_EXTENSIONS = {"JPEG": "jpg", "HEIF": "heic", "JPEG2000": "jp2"}
+_GONE = Failure(Reason.MISSING_IMAGE)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """An image or why there is none, its columns, and its embedding, [dim]."""
+
+    image: bytes | Failure
+    columns: dict[str, Any]
+    vector: np.ndarray
+
+
+class WebdatasetWriter:
+    """Reads the chosen images from their source shards, and writes them into new ones."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens the input.
+
+        Args:
+            settings: The input, and the limits of images.
+
+        Raises:
+            SettingsError: No input is set.
+        """
+        self._source = ShardSource.from_settings(settings)
+        self._source.root()
+        self._limits = Limits(
+            bytes=settings.max_image_bytes,
+            shard_rows=settings.max_shard_rows,
+            shard_bytes=settings.max_shard_mb * 2**20,
+        )
+
+    def write(self, export: Export) -> dict[str, int]:
+        """Writes the shards, each of up to 10,000 images.
+
+        Args:
+            export: The rows, and where to.
+
+        Returns:
+            How many rows were left out, by reason: their images cannot be read any more.
+
+        Raises:
+            StorageError: A source shard has changed since it was embedded, or cannot be read.
+        """
+        left_out: Counter[str] = Counter()
+        keys: set[str] = set()
+        count = 0
+        with ExitStack() as shard:
+            for sample in (sample for part in export.parts for sample in self._samples(export, part)):
+                if isinstance(sample.image, Failure):
+                    left_out[sample.image.reason.value] += 1
+                    continue
+                if count % _SAMPLES == 0:
+                    shard.close()
+                    file = shard.enter_context(export.writing(f"{count // _SAMPLES:05}.tar"))
+                    tar = shard.enter_context(
+                        tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT)
+                    )
+                    keys.clear()
+                key = _unique_key(sample.columns.get("key"), count, keys)
+                for extension, data in _members(sample).items():
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+                count += 1
+        return dict(left_out)
+
+    def _samples(self, export: Export, part: Part) -> Iterator[_Sample]:
+        """The chosen rows of a partition with their images, in the order of the source."""
+        table = pa.Table.from_batches(list(export.batches(part)))
+        vectors = np.frombuffer(b"".join(map(export.vectors, table.to_batches())), export.dtype)
+        vectors = vectors.reshape(len(table), export.dim)
+        columns = table.drop_columns(["embedding"])
+        places = {row: place for place, row in enumerate(table[ROW].to_pylist()) if row is not None}
+        opened = self._open(export, part)
+        opened.only_rows = frozenset(places)
+        answered = 0
+        try:
+            for row, image in opened.images():
+                place = places.pop(row, None)
+                if place is not None:
+                    answered += 1
+                    values = columns.slice(place, 1).to_pylist()[0]
+                    yield _Sample(image or _GONE, values, vectors[place])
+        except ShardError as error:
+            raise StorageError(f"The images of {part.key} cannot be read: {error}") from error
+        finally:
+            opened.close()
+        for _ in range(len(table) - answered):
+            yield _Sample(_GONE, {}, vectors[0])
+
+    def _open(self, export: Export, part: Part) -> OpenShard:
+        found = self._source.find([part.key])[part.key]
+        try:
+            if isinstance(found, ShardError):
+                raise found
+            facts = committed_facts(export.output, f"{EMBEDDINGS}/{uri_of('', part.key)}")
+            if found.version != facts.get("source_version"):
+                raise ShardError(f"{found.uri} has changed since it was embedded. Embed it again first.")
+            return open_shard(found, self._limits, self._source.fetcher())
+        except ShardError as error:
+            raise StorageError(f"The images of {part.key} cannot be read: {error}") from error
+
+
+def _members(sample: _Sample) -> dict[str, bytes]:
+    """The files of a sample, by extension."""
+    assert isinstance(sample.image, bytes)
+    kind = image_format(sample.image) or "jpg"
+    files = {_EXTENSIONS.get(kind, kind.lower()): sample.image}
+    if caption := sample.columns.get("caption"):
+        files["txt"] = str(caption).encode()
+    files["json"] = json.dumps(_plain(sample.columns), default=str).encode()
+    array = io.BytesIO()
+    np.save(array, sample.vector, allow_pickle=False)
+    files["npy"] = array.getvalue()
+    return files
+
+
+def _plain(columns: dict[str, Any]) -> dict[str, Any]:
+    """Columns as JSON has them: without bytes and NaN, and `meta_width` as `width`, as in the input."""
+    values = {}
+    for name, value in columns.items():
+        short = name.removeprefix(META_PREFIX)
+        if not isinstance(value, bytes):
+            number = not isinstance(value, float) or math.isfinite(value)
+            values[name if short in columns else short] = value if number else None
+    return values
+
+
+def _unique_key(key: object, number: int, taken: set[str]) -> str:
+    """The sample's own key, or a number where that cannot be a file name or is in the shard already."""
+    name = key if isinstance(key, str) and _KEY.fullmatch(key) else ""
+    while not name or name in taken:
+        name, number = f"{number:09}", number + 1
+    taken.add(name)
+    return name

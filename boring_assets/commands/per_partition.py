@@ -1,0 +1,50 @@
+"""Runs a job over all committed partitions of an output, for the commands that compute something for each."""
+
+import sys
+
+import click
+
+from boring_assets.commands import exit_codes
+from boring_assets.commands.runs import run_to_the_end
+from boring_assets.datasets import Dataset
+from boring_assets.errors import StorageError
+from boring_assets.instance.homes import open_instance
+from boring_assets.settings import Settings
+from boring_assets.shard_states import ranges
+from boring_assets.tags import range_tags
+from boring_assets.wording import plain, some
+from resources.embeddings_io import EmbeddingsIOManager
+
+
+def run_for_all(settings: Settings, job: str, verb: str, folder: str) -> None:
+    """Runs the job in this process, prints the result and ends with the exit code.
+
+    Args:
+        settings: The output and the rest.
+        job: The job of an asset with the partitions of `image_embeddings`.
+        verb: What it has done, e.g. `scored`.
+        folder: The asset's folder in the output.
+
+    Raises:
+        StorageError: Nothing is embedded yet, or the output cannot be read.
+        RunError: The run stopped.
+    """
+    instance = open_instance(settings.output_dir)
+    committed = EmbeddingsIOManager.from_settings(settings).committed()
+    if not committed:
+        raise StorageError(
+            f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
+        )
+    dataset = Dataset.from_settings(settings)
+    known = set(dataset.keys(instance))
+    # The shards may have been embedded with another DAGSTER_HOME.
+    instance.add_dynamic_partitions(str(dataset.shards.name), sorted(set(committed) - known))
+    parts = ranges(dataset.keys(instance), committed, settings.partitions_per_run)
+    failed: dict[str, str] = {}
+    for first, last, _ in parts:
+        failed |= run_to_the_end(settings, job, range_tags(first, last))
+    count = sum(number for _, _, number in parts) - len(failed)
+    click.echo(f"{some(count, 'shard')} {verb}: {settings.output_dir.rstrip('/')}/{folder}/*.parquet")
+    for key, why in failed.items():
+        click.secho(plain(f"Failed    {key}: {why}"), fg="red", err=True)
+    sys.exit(exit_codes.FAILED_SHARDS if failed else 0)
