@@ -1,5 +1,6 @@
 """The jobs: what the sensor, the schedule and the command line run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -17,35 +18,38 @@ DUPLICATES_JOB = "find_near_duplicates"
 SCORES_JOB = "score_captions"
 
 
-def define_jobs(dataset: Dataset) -> list[Any]:
-    """The jobs of a dataset; each executes its steps in the run's process, where the model stays loaded."""
+def define_embed_jobs(parts: Sequence[Dataset]) -> list[Any]:
+    """The jobs that embed: one, or one for each part of a split dataset."""
+    text = "Embeds a range of shards in one process with one loaded model."
+    return [_job(part, EMBED_JOB, "image_embeddings", text) for part in parts]
 
-    def job(name: str, asset: str, description: str) -> Any:
-        return dg.define_asset_job(
-            dataset.local_name(name),
-            # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
-            selection=dg.AssetSelection.assets(dataset.asset(asset)).without_checks(),
-            description=description,
-            executor_def=dg.in_process_executor,
-        )
 
+def define_other_jobs(dataset: Dataset, parts: Sequence[Dataset]) -> list[Any]:
+    """The jobs for the index, near duplicates and caption scores."""
+    text = "Scores how well a range of shards' captions fit their images."
     return [
-        job(EMBED_JOB, "image_embeddings", "Embeds a range of shards in one process with one loaded model."),
-        job(INDEX_JOB, "embedding_index", "Brings the nearest-neighbour index up to date."),
-        job(DUPLICATES_JOB, "near_duplicates", "Finds groups of near-identical images."),
-        job(
-            SCORES_JOB,
-            "clip_scores",
-            "Scores how well a range of shards' captions fit their images.",
-        ),
+        _job(dataset, INDEX_JOB, "embedding_index", "Brings the nearest-neighbour index up to date."),
+        _job(dataset, DUPLICATES_JOB, "near_duplicates", "Finds groups of near-identical images."),
+        *(_job(part, SCORES_JOB, "clip_scores", text) for part in parts),
     ]
 
 
-def define_hourly_check(dataset: Dataset) -> dg.ScheduleDefinition:
+def _job(dataset: Dataset, name: str, asset: str, description: str) -> Any:
+    """A job that executes its steps in the run's process, where the model stays loaded."""
+    return dg.define_asset_job(
+        dataset.local_name(name),
+        # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
+        selection=dg.AssetSelection.assets(dataset.asset(asset)).without_checks(),
+        description=description,
+        executor_def=dg.in_process_executor,
+    )
+
+
+def define_hourly_check(dataset: Dataset, parts: Sequence[Dataset]) -> dg.ScheduleDefinition:
     """The schedule `check_hourly` with its job `check_embeddings`; off until somebody turns it on."""
     job = dg.define_asset_job(
         dataset.local_name("check_embeddings"),
-        selection=dg.AssetSelection.checks_for_assets(dataset.embeddings),
+        selection=dg.AssetSelection.checks_for_assets(*(part.embeddings for part in parts)),
         description="Checks everything that is committed; files that were checked before are not read again.",
         executor_def=dg.in_process_executor,
     )
@@ -66,4 +70,8 @@ def is_of_command_line(run: dg.DagsterRun) -> bool:
     Returns:
         True for the runs of `boring-assets embed`.
     """
-    return run.job_name == EMBED_JOB and run.tags.get(ADOPT_TAG) == "true" and run.remote_job_origin is None
+    return (
+        run.job_name.endswith(EMBED_JOB)
+        and run.tags.get(ADOPT_TAG) == "true"
+        and run.remote_job_origin is None
+    )

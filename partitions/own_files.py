@@ -9,6 +9,8 @@ OUTPUT_MARKER = ".boring_assets.json"
 """At the root of every output, written before any other file of it."""
 EXPORT_MARKER = ".boring_assets_export.json"
 """The same of an export. All that lies below it is the export's."""
+PARTS = ".parts.json"
+"""At the root of the output of a split dataset: its parts."""
 EMBEDDINGS, FAILURES = "image_embeddings", "image_failures"
 _FOLDERS = (EMBEDDINGS, FAILURES, "clip_scores", "embedding_index")
 _FILE = "near_duplicates.parquet"

@@ -35,6 +35,7 @@ def clip_scores(**options: Any) -> None:
     from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
     from boring_assets.jobs import SCORES_JOB
+    from boring_assets.parts import get_parts, register_keys
     from boring_assets.shard_states import ranges
     from boring_assets.tags import range_tags
     from resources.embeddings_io import EmbeddingsIOManager
@@ -47,14 +48,13 @@ def clip_scores(**options: Any) -> None:
             f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
         )
     dataset = Dataset.from_settings(settings)
-    known = set(dataset.keys(instance))
     # The shards may have been embedded with another DAGSTER_HOME.
-    instance.add_dynamic_partitions(str(dataset.shards.name), sorted(set(committed) - known))
-    parts = ranges(dataset.keys(instance), committed, settings.partitions_per_run)
+    register_keys(instance, sorted(committed), settings, dataset)
     failed: dict[str, str] = {}
-    for first, last, _ in parts:
-        failed |= run_to_the_end(settings, SCORES_JOB, range_tags(first, last))
-    count = sum(number for _, _, number in parts) - len(failed)
+    for part in get_parts(settings, dataset):
+        for first, last, _ in ranges(part.keys(instance), committed, settings.partitions_per_run):
+            failed |= run_to_the_end(settings, part.local_name(SCORES_JOB), range_tags(first, last))
+    count = len(committed) - len(failed)
     click.echo(f"{some(count, 'shard')} scored: {settings.output_dir.rstrip('/')}/clip_scores/*.parquet")
     for key, why in failed.items():
         click.secho(plain(f"Failed    {key}: {why}"), fg="red", err=True)

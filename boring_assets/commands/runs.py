@@ -45,6 +45,7 @@ def run_range(
     last: str,
     max_samples: int = 0,
     *,
+    job: str = EMBED_JOB,
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -56,6 +57,7 @@ def run_range(
         first: First partition key, in Dagster's order.
         last: Last partition key.
         max_samples: Most samples of the run; 0 is all.
+        job: The job; each part of a split dataset has its own.
         tags: Further tags of the run, such as `REDO_TAG`.
         progress: Counts the samples of the run.
 
@@ -67,7 +69,7 @@ def run_range(
     """
     every = range_tags(first, last) | {HOME_TAG: home_name(instance)} | dict(tags or {})
     every |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
-    return run_job(settings, instance, EMBED_JOB, every, progress=progress)
+    return run_job(settings, instance, job, every, progress=progress)
 
 
 def run_job(
