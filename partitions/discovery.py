@@ -7,6 +7,7 @@ end mark. Any other shard is complete when it has not changed for a quiet time.
 
 import hashlib
 import posixpath
+import re
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from boring_assets.storage.root import Root, check_readable
 from partitions.listing import File, file_of, list_files, local_file
 from partitions.other_files import is_archive, suffix_of, what_to_do
 from partitions.own_files import is_marker, output_around, own_files
-from partitions.shards import LONE_SUFFIXES, SUFFIX, check_key, key_of, lone_stem, uri_of
+from partitions.shards import LONE_SUFFIXES, SUFFIX, below, check_key, key_of, lone_stem, uri_of
 
 _TAR = ".tar"
 _STATS = "_stats.json"
@@ -29,6 +30,7 @@ _BESIDE_PARQUET = (_TAR, ".tfrecord")
 _MAX_OTHER_SUFFIXES = 100
 _PARALLEL_READS = 16
 _END_MARK = bytes(512)
+_HIDDEN = re.compile("/[._]")
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def discover(
 def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> dict[str, str]:
     """The file of each shard, by its path without the ending."""
     found = {path.removesuffix(SUFFIX): path for path in files if path.endswith(SUFFIX)}
-    for path in sorted(files):
+    for path in sorted(path for path in files if not path.endswith(SUFFIX)):
         if is_archive(path):
             refused[printable(path)] = (
                 "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
@@ -239,7 +241,7 @@ def _list(root: Root) -> _Listing:
         by_parquet = path.endswith((SUFFIX, _STATS))
         if not by_parquet and path[path.rfind(".") :] in listing.others:
             return False  # one of very many images
-        if any(segment.startswith((".", "_")) for segment in path[base:].split("/")):
+        if _HIDDEN.search(path, base - 1):
             return False
         if by_parquet or lone_stem(path) is not None or is_archive(path):
             return True
@@ -294,10 +296,10 @@ def _info(root: Root, path: str) -> File | None:
 def _shard(root: Root, key: str, path: str, parquet: File, tar: File | None, columns: ColumnNames) -> Shard:
     facts = f"parquet {parquet.version} tar {tar.version if tar else None}"
     version = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    suffix = path[len(uri_of(root.path, key).removesuffix(SUFFIX)) :]
+    suffix = path[len(below(root.path, key)) :]
     return Shard(
         key=key,
-        uri=uri_of(root.uri, key).removesuffix(SUFFIX) + suffix,
+        uri=below(root.uri, key) + suffix,
         fs=root.fs,
         path=path,
         root=root.path,

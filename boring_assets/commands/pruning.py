@@ -19,7 +19,7 @@ from boring_assets.engine.samples import Failure, Shard
 from boring_assets.errors import RunError, SettingsError, ShardError, StorageError
 from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
-from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
+from boring_assets.output.files import EMBEDDINGS, FAILURES, file_keys
 from boring_assets.output.merging import (
     IDENTIFYING,
     CommittedRows,
@@ -103,7 +103,7 @@ def _find_gone(
 ) -> list[str]:
     root = embeddings.root()
     registered = _parts_by_key(settings, open_instance(settings.output_dir))
-    held = {*file_versions(root, EMBEDDINGS), *file_versions(root, FAILURES), *registered}
+    held = {*file_keys(root, EMBEDDINGS), *file_keys(root, FAILURES), *registered}
     there = {*(shard.key for shard in found.shards), *found.growing}
     if held and not held & there and not everything:
         raise StorageError(
