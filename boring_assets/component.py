@@ -45,6 +45,7 @@ def build_definitions(
         log_runs_as_json()
     dataset = Dataset.from_settings(settings, shares_location=shares_location)
     parts = get_parts_to_define(settings, dataset)
+    noted = [*(read_parts(settings) if settings.split else []), {}]
     attributes = {"group_name": dataset.name or "image_embeddings", **(asset_attributes or {})}
     shards = [
         dg.AssetSpec(
@@ -52,9 +53,9 @@ def build_definitions(
             description="The input's shards: parquet files, with the images in them, beside them or behind "
             "URLs.",
             partitions_def=part.shards,
-            metadata={"dagster/uri": settings.input_dir, **noted},
+            metadata={"dagster/uri": settings.input_dir, **facts},
         )
-        for part, noted in zip(parts, [*read_parts(settings), {}], strict=True)
+        for part, facts in zip(parts, noted, strict=True)
     ]
     resources = {
         "clip": ClipResource.from_settings(settings),

@@ -13,6 +13,7 @@ from itertools import groupby, zip_longest
 import dagster as dg
 
 from boring_assets.datasets import Dataset
+from boring_assets.errors import SettingsError
 from boring_assets.output.state import Json, locked, read_json, update_json
 from boring_assets.settings import Settings
 from boring_assets.shard_states import add_new_partitions, add_partitions, prepare_pool
@@ -26,11 +27,18 @@ def get_parts(settings: Settings, dataset: Dataset) -> list[Dataset]:
     """Returns the parts that have shards, in order; the dataset itself where it is not split.
 
     Raises:
+        SettingsError: The output is split, and the setting is not there.
         StorageError: The output cannot be read.
     """
-    if not settings.split:
-        return [dataset]
-    return [dataset.of_part(number) for number in range(1, 1 + len(read_parts(settings)))]
+    count = len(read_parts(settings))
+    if settings.split:
+        return [dataset.of_part(number) for number in range(1, 1 + count)]
+    if count:
+        raise SettingsError(
+            f"{settings.output_dir} is split into parts. Set BORING_SPLIT as it was set before. To have one "
+            f"asset again, delete {PARTS} there: the next run then reports all shards to it anew."
+        )
+    return [dataset]
 
 
 def get_parts_to_define(settings: Settings, dataset: Dataset) -> list[Dataset]:
@@ -39,19 +47,21 @@ def get_parts_to_define(settings: Settings, dataset: Dataset) -> list[Dataset]:
     Raises:
         StorageError: The output cannot be read.
     """
+    if not settings.split:  # then nothing is read, and definitions load without the output
+        return [dataset]
     parts = get_parts(settings, dataset)
-    return [*parts, dataset.of_part(len(parts) + 1)] if settings.split else parts
+    return [*parts, dataset.of_part(len(parts) + 1)]
 
 
 def read_parts(settings: Settings) -> list[Json]:
     """Returns what the output says of each part: `shards`, how many, and the `first` and `last` by name.
 
-    It is empty where the dataset is not split, or has no shards yet.
+    It is empty where the output is not split, or has no shards yet.
 
     Raises:
         StorageError: The output cannot be read.
     """
-    if not (settings.split and settings.output_dir):
+    if not settings.output_dir:
         return []
     root = open_root(settings.output_dir)
     try:
@@ -75,6 +85,7 @@ def register_shards(
         The keys that were added, in order.
 
     Raises:
+        SettingsError: The output is split, and the setting is not there.
         StorageError: The output, which notes the parts, cannot be read or written.
     """
     new = register_keys(instance, [shard.key for shard in found.shards], settings, dataset)
@@ -88,10 +99,12 @@ def register_keys(
     """Adds those of some partitions, sorted, that are not there yet, each to a part; returns what was added.
 
     Raises:
+        SettingsError: The output is split, and the setting is not there.
         StorageError: The output, which notes the parts, cannot be read or written.
     """
     if not settings.split:
-        return add_new_partitions(instance, dataset, keys)
+        (whole,) = get_parts(settings, dataset)
+        return add_new_partitions(instance, whole, keys)
     root = open_root(settings.output_dir)
     with locked(root):
         parts = _registered(instance, dataset, len(read_parts(settings)))

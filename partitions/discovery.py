@@ -9,7 +9,7 @@ import hashlib
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -101,7 +101,7 @@ def discover(
     fresh: dict[str, Shard] = {}
     files, refused = listed.files, listed.refused
     stray = _stray_tars(files)
-    for stem, path in _shard_files(files, refused).items():
+    for stem, path in _shard_files(files, refused):
         try:
             key = key_of(stem + SUFFIX, root.path)
         except ShardError as error:
@@ -125,21 +125,23 @@ def discover(
     return Discovery(sorted(shards, key=lambda shard: shard.key), growing, refused, listed.others)
 
 
-def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> dict[str, str]:
-    """The file of each shard, by its path without the ending."""
-    found = {path.removesuffix(SUFFIX): path for path in files if path.endswith(SUFFIX)}
+def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yields each shard's path without the ending, and its file."""
+    lone: dict[str, str] = {}
     for path in sorted(path for path in files if not path.endswith(SUFFIX)):
         if is_archive(path):
             refused[printable(path)] = (
                 "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
             )
-        elif (stem := lone_stem(path)) is None or found.get(stem) == path:
-            continue
-        elif stem not in found:
-            found[stem] = path
-        elif not (found[stem].endswith(SUFFIX) and path.endswith(_BESIDE_PARQUET)):
-            refused[printable(path)] = f"{found[stem]} has the same name, and is the shard. Rename one."
-    return found
+        elif (stem := lone_stem(path)) is not None:
+            parquet = stem + SUFFIX
+            other = parquet if parquet in files else lone.setdefault(stem, path)
+            if other != path and not (other == parquet and path.endswith(_BESIDE_PARQUET)):
+                refused[printable(path)] = f"{other} has the same name, and is the shard. Rename one."
+    for path in files:
+        if path.endswith(SUFFIX):
+            yield path.removesuffix(SUFFIX), path
+    yield from lone.items()
 
 
 def _stray_tars(files: Mapping[str, File]) -> set[str]:

@@ -139,6 +139,9 @@ def test_what_was_embedded_unsplit_is_taken_over(split: Split) -> None:
     assert all("adopted" in event.metadata for event in events)
     assert split.status() == dict.fromkeys(keys, "done")
     assert "Nothing to do" in split("embed", split.source, split.output)
+    refused = split.cli("embed", split.source, split.output, code=1).output
+    assert "is split into parts. Set BORING_SPLIT" in refused
+    assert split.instance.get_dynamic_partitions("shards") == keys
 
 
 def test_a_shard_leaves_its_own_part(split: Split) -> None:
