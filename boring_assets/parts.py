@@ -115,8 +115,11 @@ def register_keys(
             add_partitions(instance, dataset.of_part(number), more)
         parts = [[*old, *more] for old, more in zip_longest(parts, added, fillvalue=())]
         facts = [{"shards": len(one), "first": min(one), "last": max(one)} if one else {} for one in parts]
-        if facts:
-            update_json(root, PARTS, lambda before: _note(before, facts), indent=1)
+        try:
+            if facts:
+                update_json(root, PARTS, lambda before: _note(before, facts), indent=1)
+        except Exception as error:
+            raise storage_error(error, f"{root.uri}/{PARTS}", "write") from error
     return new
 
 

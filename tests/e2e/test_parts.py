@@ -12,6 +12,8 @@ RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocati
 
 @pytest.mark.heavy
 def test_new_parts_need_nobody(home: Home) -> None:
+    config = home.root / "dagster" / "dagster.yaml"
+    config.write_text(config.read_text().replace("idle_seconds: 60", "idle_seconds: 600"))
     parts = [Dataset().of_part(number) for number in (1, 2, 3)]
     with home.webserver(split="2") as server, home.daemon(split="2"):
         server.turn_on("new_shards")
