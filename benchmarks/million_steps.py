@@ -68,18 +68,20 @@ def count_states(home: Home, split: int) -> dict[str, int]:
 
 
 def store_done(home: Home, split: int) -> str:
-    """A materialization and an empty embeddings file of each shard."""
+    """A materialization and an empty embeddings file of each shard; goes on where a call was cut short."""
     from boring_assets.definitions import build_definitions
 
     settings = settings_of(home, split)
     defs = build_definitions(settings)
     shards = {shard.key: shard for shard in ShardSource.from_settings(settings).discover().shards}
     for part in get_parts(settings, Dataset()):
-        run = home.instance.create_run_for_job(defs.resolve_job_def(part.local_name("embed_shards")))
-        home.instance.report_run_failed(run)
         mine = [shards[key] for key in part.keys(home.instance)]
-        _store_first(home, settings, part, run, mine[0])
-        _store_others(home, part, mine)
+        done = home.instance.get_materialized_partitions(part.embeddings)
+        if todo := [shard for shard in mine if shard.key not in done]:
+            run = home.instance.create_run_for_job(defs.resolve_job_def(part.local_name("embed_shards")))
+            home.instance.report_run_failed(run)
+            _store_first(home, settings, part, run, todo[0])
+            _store_others(home, part, run, todo)
         _link_files(home.output / "image_embeddings", [shard.key for shard in mine])
     return f"{len(shards)} materializations"
 
@@ -111,18 +113,18 @@ def _store_first(home: Home, settings: Settings, part: Dataset, run: Any, shard:
     home.instance.event_log_storage.store_event(entry)
 
 
-def _store_others(home: Home, part: Dataset, shards: list[Any]) -> None:
+def _store_others(home: Home, part: Dataset, run: Any, shards: list[Any]) -> None:
     """The same rows for the others, many at once: one by one, SQLite takes 50 ms for each."""
     from dagster._core.storage.event_log.schema import AssetEventTagsTable, SqlEventLogStorageTable
     from sqlalchemy import func, select, text
 
-    asset, first = part.embeddings.to_string(), shards[0]
+    first = shards[0]
     storage: Any = home.instance.event_log_storage
     events, tags = SqlEventLogStorageTable, AssetEventTagsTable
-    its_tags = select(tags).where(tags.c.asset_key == asset)
     with storage.index_connection() as connection:
-        here = (events.c.asset_key == asset, events.c.dagster_event_type == "ASSET_MATERIALIZATION")
+        here = (events.c.run_id == run.run_id, events.c.dagster_event_type == "ASSET_MATERIALIZATION")
         event = dict(connection.execute(select(events).where(*here)).one()._mapping)
+        its_tags = select(tags).where(tags.c.event_id == event["id"])
         its = [dict(row._mapping) for row in connection.execute(its_tags)]
         last = connection.execute(select(func.max(events.c.id))).scalar_one()
     rows = iter(enumerate(shards[1:], last + 1))
@@ -152,5 +154,5 @@ def _link_files(root: Path, keys: list[str]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             path.touch()
             source = path
-        else:
+        elif not path.exists():
             os.link(source, path)
