@@ -143,10 +143,10 @@ def _requests(
         chosen = keys[: max(0, room)]
         for part, one in islice(states.ranges(chosen, max(1, most >> failures)), runs):
             start = states.order.index(one.first)
-            for key in states.order[start : start + one.count]:
+            for key in states.order[start : start + one.size]:
                 attempt = attempts.get(key) or first_attempt(states.shards[key].version)
                 attempts[key] = attempt.requested()
-            room, runs = room - one.count, runs - 1
+            room, runs = room - one.size, runs - 1
             yield dg.RunRequest(job_name=part.local_name(EMBED_JOB), tags=range_tags(one.first, one.last))
 
 

@@ -46,12 +46,12 @@ class Range(NamedTuple):
     Attributes:
         first: First partition key.
         last: Last partition key.
-        count: How many they are.
+        size: How many they are.
     """
 
     first: str
     last: str
-    count: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -241,8 +241,8 @@ def ranges(order: list[str], selection: Iterable[str], most: int) -> list[Range]
     for key in order:
         if key not in selected:
             is_open = False
-        elif is_open and cut[-1].count < most:
-            cut[-1] = Range(cut[-1].first, key, cut[-1].count + 1)
+        elif is_open and cut[-1].size < most:
+            cut[-1] = Range(cut[-1].first, key, cut[-1].size + 1)
         else:
             cut.append(Range(key, key, 1))
             is_open = True

@@ -109,8 +109,8 @@ def measure_all(root: Root, part: str = "", only: Container[str] | None = None) 
     with ThreadPoolExecutor(2 if isinstance(root.fs, LocalFileSystem) else 8, "measure") as pool:
         # Measuring a large output takes long; if the run is killed, what it measured is kept.
         for start in range(0, len(changed), _KEEP_AFTER):
-            part = changed[start : start + _KEEP_AFTER]
-            known |= {one.key: one for one in pool.map(lambda key: measure(root, key, versions[key]), part)}
+            some = changed[start : start + _KEEP_AFTER]
+            known |= {one.key: one for one in pool.map(lambda key: measure(root, key, versions[key]), some)}
             _write_cache(root, cache, [known[key] for key in sorted(known)])
     return [known[key] for key in sorted(versions)]
 
