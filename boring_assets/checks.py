@@ -149,8 +149,11 @@ def look(
     # Dagster is asked before the output is listed, since a run commits before it reports.
     reported = instance.get_materialized_partitions(dataset.embeddings)
     order = {key: at for at, key in enumerate(dataset.keys(instance))}
-    measures = sorted(measure_all(embeddings.root()), key=lambda one: order.get(one.key, len(order)))
-    versions = {shard.key: shard.version for shard in source.discover().shards}
+    mine = order if dataset.part else None
+    measures = measure_all(embeddings.root(), dataset.part, mine)
+    measures.sort(key=lambda one: order.get(one.key, len(order)))
+    shards = source.discover().shards
+    versions = {shard.key: shard.version for shard in shards if mine is None or shard.key in mine}
     version, max_failure_rate = settings.embedding_version(), settings.max_failure_rate
     known = frozenset(reported & order.keys())  # Dagster keeps the events of partitions that were deleted
     return Committed(measures, known, versions, version, max_failure_rate, settings.max_drift)

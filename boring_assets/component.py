@@ -15,8 +15,9 @@ from boring_assets.checks import define_checks
 from boring_assets.datasets import Dataset
 from boring_assets.engine.results import Progress
 from boring_assets.instance.run_logs import log_runs_as_json
-from boring_assets.jobs import define_hourly_check, define_jobs
+from boring_assets.jobs import define_embed_jobs, define_hourly_check, define_other_jobs
 from boring_assets.monitoring.alerts import define_failure_rate_alert
+from boring_assets.parts import get_parts_to_define, read_parts
 from boring_assets.sensors import define_automation, define_new_shards
 from boring_assets.settings import Settings, load_settings
 from resources.clip import ClipResource
@@ -44,33 +45,41 @@ def build_definitions(
     if settings.log_format == "json":
         log_runs_as_json()
     dataset = Dataset.from_settings(settings, shares_location=shares_location)
+    parts = get_parts_to_define(settings, dataset)
+    noted = [*(read_parts(settings) if settings.split else []), {}]
     attributes = {"group_name": dataset.name or "image_embeddings", **(asset_attributes or {})}
-    shards = dg.AssetSpec(
-        dataset.source,
-        description="The input's shards: parquet files, with the images in them, beside them or behind URLs.",
-        partitions_def=dataset.shards,
-        metadata={"dagster/uri": settings.input_dir},
-    )
+    shards = [
+        dg.AssetSpec(
+            part.source,
+            description="The input's shards: parquet files, with the images in them, beside them or behind "
+            "URLs.",
+            partitions_def=part.shards,
+            metadata={"dagster/uri": settings.input_dir, **facts},
+        )
+        for part, facts in zip(parts, noted, strict=True)
+    ]
     resources = {
         "clip": ClipResource.from_settings(settings),
         "source": ShardSource.from_settings(settings),
         "embeddings": EmbeddingsIOManager.from_settings(settings),
     }
+    progress = progress or Progress()
+    embed_jobs = define_embed_jobs(parts)
     assets = [
-        define_image_embeddings(settings, dataset, progress),
-        define_embedding_index(dataset, labels=bool(settings.heads)),
+        *(define_image_embeddings(settings, part, parts, progress) for part in parts),
+        define_embedding_index(dataset, parts, labels=bool(settings.heads)),
         define_near_duplicates(settings, dataset),
-        define_clip_scores(settings, dataset),
-        *([define_image_labels(settings, dataset)] if settings.heads else []),
+        *(define_clip_scores(settings, part) for part in parts),
+        *(define_image_labels(settings, part) for part in parts if settings.heads),
     ]
     return dg.Definitions(
-        assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(**attributes), [shards, *assets]),
-        asset_checks=[define_checks(settings, dataset)],
-        jobs=define_jobs(dataset, labels=bool(settings.heads)),
-        schedules=[define_hourly_check(dataset)],
+        assets=dg.map_asset_specs(lambda spec: spec.replace_attributes(**attributes), [*shards, *assets]),
+        asset_checks=[define_checks(settings, part) for part in parts],
+        jobs=[*embed_jobs, *define_other_jobs(dataset, parts, labels=bool(settings.heads))],
+        schedules=[define_hourly_check(dataset, parts)],
         sensors=[
-            define_new_shards(settings, dataset),
-            define_failure_rate_alert(settings, dataset),
+            define_new_shards(settings, dataset, parts, embed_jobs),
+            define_failure_rate_alert(settings, dataset, parts),
             define_automation(settings, dataset),
         ],
         resources={dataset.resource_key(name): resource for name, resource in resources.items()},

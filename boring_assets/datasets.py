@@ -4,7 +4,7 @@ Asset keys and partitions belong to a Dagster instance: datasets that share an i
 Jobs, sensors and resources belong to a code location: datasets that share a location need different ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dagster as dg
@@ -22,20 +22,26 @@ class Dataset:
         variant: The setting `variant`; empty where the dataset is embedded once.
         shares_location: Whether other definitions are in the same code location. Names of jobs, sensors and
             resources then begin with `name` and `variant`.
+        part: The part's name, where this is a part of a split dataset; see `boring_assets/parts.py`.
     """
 
     name: str = ""
     variant: str = ""
     shares_location: bool = False
+    part: str = ""
 
     @classmethod
     def from_settings(cls, settings: Settings, *, shares_location: bool = False) -> "Dataset":
         """The dataset that the settings name."""
         return cls(settings.dataset, settings.variant, shares_location)
 
+    def of_part(self, number: int) -> "Dataset":
+        """One of its parts; the first has the number 1."""
+        return replace(self, part=f"part_{number:03d}")
+
     def asset(self, name: str) -> dg.AssetKey:
         """The key of one of its assets: `laion/image_embeddings`, or `image_embeddings` without a name."""
-        return dg.AssetKey([part for part in (self.name, self.variant, name) if part])
+        return dg.AssetKey([*filter(None, (self.name, self.variant, self.part, name))])
 
     @property
     def embeddings(self) -> dg.AssetKey:
@@ -45,12 +51,13 @@ class Dataset:
     @property
     def source(self) -> dg.AssetKey:
         """The key of the external asset that stands for the shards; the same for all variants."""
-        return dg.AssetKey([part for part in (self.name, str(SHARDS.name)) if part])
+        return dg.AssetKey([*filter(None, (self.name, self.part, str(SHARDS.name)))])
 
     @property
     def shards(self) -> dg.DynamicPartitionsDefinition:
         """Its partitions: `laion_shards`, or `shards` without a name; all variants have the same."""
-        return dg.DynamicPartitionsDefinition(name=f"{self.name}_{SHARDS.name}") if self.name else SHARDS
+        names = [*filter(None, (self.name, self.part, str(SHARDS.name)))]
+        return dg.DynamicPartitionsDefinition(name="_".join(names)) if len(names) > 1 else SHARDS
 
     def keys(self, instance: dg.DagsterInstance) -> list[str]:
         """The keys of its partitions, in the order in which they were registered."""
@@ -77,11 +84,12 @@ class Dataset:
     def local_name(self, name: str) -> str:
         """The name of a job, sensor or op: `embed_shards`, or `laion_embed_shards` in a shared location."""
         prefix = (self.name, self.variant) if self.shares_location else ()
-        return "_".join([*filter(None, prefix), name])
+        return "_".join([*filter(None, (*prefix, self.part)), name])
 
     def resource_key(self, name: str) -> str:
-        """The key of a resource: `clip`, or `boring_laion_clip` in a shared location."""
-        return f"boring_{self.local_name(name)}" if self.shares_location else name
+        """The key of a resource, the same for all parts: `clip`; `boring_laion_clip` in a shared location."""
+        whole = replace(self, part="")
+        return f"boring_{whole.local_name(name)}" if self.shares_location else name
 
     def resource_keys(self, *names: str) -> set[str]:
         """The keys of several resources."""

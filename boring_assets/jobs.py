@@ -1,5 +1,6 @@
 """The jobs: what the sensor, the schedule and the command line run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
@@ -18,43 +19,46 @@ SCORES_JOB = "score_captions"
 LABELS_JOB = "label_images"
 
 
-def define_jobs(dataset: Dataset, *, labels: bool = False) -> list[Any]:
-    """The jobs of a dataset; each executes its steps in the run's process, where the model stays loaded.
+def define_embed_jobs(parts: Sequence[Dataset]) -> list[Any]:
+    """The jobs that embed: one, or one for each part of a split dataset."""
+    text = "Embeds a range of shards in one process with one loaded model."
+    return [_job(part, EMBED_JOB, "image_embeddings", text) for part in parts]
+
+
+def define_other_jobs(dataset: Dataset, parts: Sequence[Dataset], *, labels: bool = False) -> list[Any]:
+    """The jobs for the index, near duplicates, caption scores and labels.
 
     Args:
         dataset: The dataset.
+        parts: Its parts, or itself.
         labels: Whether it has the asset `image_labels`.
     """
-
-    def job(name: str, asset: str, description: str) -> Any:
-        return dg.define_asset_job(
-            dataset.local_name(name),
-            # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
-            selection=dg.AssetSelection.assets(dataset.asset(asset)).without_checks(),
-            description=description,
-            executor_def=dg.in_process_executor,
-        )
-
-    jobs = [
-        job(EMBED_JOB, "image_embeddings", "Embeds a range of shards in one process with one loaded model."),
-        job(INDEX_JOB, "embedding_index", "Brings the nearest-neighbour index up to date."),
-        job(DUPLICATES_JOB, "near_duplicates", "Finds groups of near-identical images."),
-        job(
-            SCORES_JOB,
-            "clip_scores",
-            "Scores how well a range of shards' captions fit their images.",
-        ),
+    heads = "Computes the heads of a range of shards."
+    text = "Scores how well a range of shards' captions fit their images."
+    return [
+        _job(dataset, INDEX_JOB, "embedding_index", "Brings the nearest-neighbour index up to date."),
+        _job(dataset, DUPLICATES_JOB, "near_duplicates", "Finds groups of near-identical images."),
+        *(_job(part, SCORES_JOB, "clip_scores", text) for part in parts),
+        *(_job(part, LABELS_JOB, "image_labels", heads) for part in parts if labels),
     ]
-    if labels:
-        jobs.append(job(LABELS_JOB, "image_labels", "Computes the heads of a range of shards."))
-    return jobs
 
 
-def define_hourly_check(dataset: Dataset) -> dg.ScheduleDefinition:
+def _job(dataset: Dataset, name: str, asset: str, description: str) -> Any:
+    """A job that executes its steps in the run's process, where the model stays loaded."""
+    return dg.define_asset_job(
+        dataset.local_name(name),
+        # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
+        selection=dg.AssetSelection.assets(dataset.asset(asset)).without_checks(),
+        description=description,
+        executor_def=dg.in_process_executor,
+    )
+
+
+def define_hourly_check(dataset: Dataset, parts: Sequence[Dataset]) -> dg.ScheduleDefinition:
     """The schedule `check_hourly` with its job `check_embeddings`; off by default."""
     job = dg.define_asset_job(
         dataset.local_name("check_embeddings"),
-        selection=dg.AssetSelection.checks_for_assets(dataset.embeddings),
+        selection=dg.AssetSelection.checks_for_assets(*(part.embeddings for part in parts)),
         description="Checks everything that is committed; files that were checked before are not read again.",
         executor_def=dg.in_process_executor,
     )
@@ -75,4 +79,8 @@ def is_of_command_line(run: dg.DagsterRun) -> bool:
     Returns:
         True for the runs of `boring-assets embed`.
     """
-    return run.job_name == EMBED_JOB and run.tags.get(ADOPT_TAG) == "true" and run.remote_job_origin is None
+    return (
+        run.job_name.endswith(EMBED_JOB)
+        and run.tags.get(ADOPT_TAG) == "true"
+        and run.remote_job_origin is None
+    )

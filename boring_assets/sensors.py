@@ -1,7 +1,9 @@
 """The sensors: `new_shards` embeds what is new in the input, `index_after_embedding` updates the index."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import dagster as dg
 
@@ -10,9 +12,10 @@ from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.live_runs import fail_dead_runs
+from boring_assets.parts import get_parts, register_shards
 from boring_assets.secrets import without_secret_causes
 from boring_assets.settings import Settings
-from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
+from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states
 from boring_assets.tags import EMBEDS_TAG, range_tags
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
@@ -21,13 +24,22 @@ from resources.source import ShardSource
 _RUNS_PER_TICK = 10
 
 
-def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefinition:
-    """The sensor `new_shards`, off by default."""
+def define_new_shards(
+    settings: Settings, dataset: Dataset, parts: Sequence[Dataset], jobs: Sequence[Any]
+) -> dg.SensorDefinition:
+    """The sensor `new_shards`, off by default.
+
+    Args:
+        settings: The dataset's settings.
+        dataset: The dataset's names.
+        parts: Its parts that have assets in this code location, or itself.
+        jobs: Their jobs that embed.
+    """
     version = settings.embedding_version()
 
     @dg.sensor(
         name=dataset.local_name("new_shards"),
-        job_name=dataset.local_name(EMBED_JOB),
+        jobs=jobs,
         minimum_interval_seconds=settings.sensor_seconds,
         required_resource_keys=dataset.resource_keys("source", "embeddings"),
         description="Turn this on first: it finds new and changed shards in the input, and embeds them. "
@@ -42,15 +54,17 @@ def define_new_shards(settings: Settings, dataset: Dataset) -> dg.SensorDefiniti
             fail_dead_runs(instance)
             embeddings.check_input(source.root())
             found = source.discover()
-            added = register(instance, found, dataset, settings.device)
-            states = get_shard_states(instance, found, version, embeddings.committed, dataset)
+            added = register_shards(instance, found, settings, dataset)
+            now = get_parts(settings, dataset)
+            states = get_shard_states(instance, found, version, embeddings.committed, now)
         except BoringError as error:
             # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
-        attempts = _update(instance, dataset.embeddings, from_cursor(context.cursor), states, settings)
-        text = f"{_summary(states, added)} {describe(attempts, states.states)}".strip()
-        tags = {EMBEDS_TAG: dataset.embeddings.to_user_string()}
-        requests = list(_requests(states, attempts, settings.partitions_per_run, tags))
+        attempts = _update(instance, from_cursor(context.cursor), states, settings)
+        unloaded = [part for part in now if part not in parts]
+        said = (_summary(states, added), describe(attempts, states.states), _describe_unloaded(unloaded))
+        text = " ".join(filter(None, said))
+        requests = list(_requests(states, attempts, settings.partitions_per_run, unloaded))
         if not requests:
             return dg.SensorResult(skip_reason=dg.SkipReason(text), cursor=to_cursor(attempts))
         context.log.info(text)
@@ -72,7 +86,6 @@ def define_automation(settings: Settings, dataset: Dataset) -> dg.SensorDefiniti
 
 def _update(
     instance: dg.DagsterInstance,
-    asset: dg.AssetKey,
     requested: Mapping[str, Attempt],
     states: ShardStates,
     settings: Settings,
@@ -93,11 +106,14 @@ def _update(
                 attempts[key] = attempt
                 if state is State.FAILED and attempt.retry_at is None:
                     failed[key] = attempt
-    return attempts | judge_failures(instance, asset, failed, settings.sensor_seconds)
+    for part, keys in states.by_part():
+        here = {key: failed[key] for key in keys if key in failed} if failed else {}
+        attempts |= judge_failures(instance, part.embeddings, here, settings.sensor_seconds)
+    return attempts
 
 
 def _requests(
-    states: ShardStates, attempts: dict[str, Attempt], most: int, tags: Mapping[str, str]
+    states: ShardStates, attempts: dict[str, Attempt], most: int, unloaded: Collection[Dataset]
 ) -> Iterator[dg.RunRequest]:
     """Yields requests for the shards whose time has come, and notes them as requested.
 
@@ -110,11 +126,14 @@ def _requests(
         states: Each shard's state.
         attempts: What was requested and is not done; what is requested now is added.
         most: Most partitions in one run.
-        tags: Further tags of the runs.
+        unloaded: Parts without assets in this code location.
     """
     now = time.time()
     due: dict[int, list[str]] = {}
+    waiting = {key for part, keys in states.by_part() if part in unloaded for key in keys}
     for key in states.keys(PENDING):
+        if key in waiting:
+            continue
         attempt = attempts.get(key)
         if attempt is None or attempt.is_due(now):
             due.setdefault(attempt.failures if attempt else 0, []).append(key)
@@ -122,13 +141,20 @@ def _requests(
     room, runs = _RUNS_PER_TICK * most - running, _RUNS_PER_TICK
     for failures, keys in sorted(due.items()):
         chosen = keys[: max(0, room)]
-        for first, last, count in ranges(states.order, chosen, max(1, most >> failures))[:runs]:
-            start = states.order.index(first)
-            for key in states.order[start : start + count]:
+        for part, one in islice(states.ranges(chosen, max(1, most >> failures)), runs):
+            start = states.order.index(one.first)
+            for key in states.order[start : start + one.size]:
                 attempt = attempts.get(key) or first_attempt(states.shards[key].version)
                 attempts[key] = attempt.requested()
-            room, runs = room - count, runs - 1
-            yield dg.RunRequest(tags=range_tags(first, last) | dict(tags))
+            room, runs = room - one.size, runs - 1
+            tags = range_tags(one.first, one.last) | {EMBEDS_TAG: part.embeddings.to_user_string()}
+            yield dg.RunRequest(job_name=part.local_name(EMBED_JOB), tags=tags)
+
+
+def _describe_unloaded(parts: Sequence[Dataset]) -> str:
+    """Returns what to do for the parts that are new since the code location was loaded."""
+    names = ", ".join(part.part for part in parts)
+    return f"New parts: {names}. Reload the code location; until then their shards wait." if parts else ""
 
 
 def _summary(states: ShardStates, added: list[str]) -> str:

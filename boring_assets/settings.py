@@ -141,6 +141,13 @@ class Settings(BaseSettings):
         "models; asset keys have it after `dataset`. Letters, digits and `_`.",
     )
 
+    split: int = Field(
+        0,
+        ge=0,
+        description="Most shards in one part; a larger input is split into parts with assets of their own, "
+        "over one output. Dagster advises at most 100000. 0 does not split.",
+    )
+
     duplicate_threshold: float = Field(
         0.96,
         gt=0,

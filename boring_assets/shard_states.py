@@ -1,9 +1,10 @@
 """The state of each shard: the input's shards compared with Dagster's record of their partitions."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import dagster as dg
 from sqlalchemy.exc import IntegrityError, InternalError
@@ -36,6 +37,21 @@ class State(StrEnum):
 
 
 PENDING = (State.NEW, State.CHANGED, State.FAILED, State.LOST)
+_NEED_FILE = (State.DONE, State.OTHER_SETTINGS)
+
+
+class Range(NamedTuple):
+    """Partitions that one run can be given: they follow each other in Dagster's order.
+
+    Attributes:
+        first: First partition key.
+        last: Last partition key.
+        size: How many they are.
+    """
+
+    first: str
+    last: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -45,12 +61,15 @@ class ShardStates:
     Attributes:
         states: State by partition key, for each shard of the input and each partition that Dagster knows.
         shards: The complete shards by key.
-        order: Partition keys in Dagster's own order, which decides what a range of partitions means.
+        order: Partition keys in Dagster's own order, which decides what a range of partitions means; those of
+            a split dataset part by part.
+        parts: Each part with how many partitions it has; one where the dataset is not split.
     """
 
     states: dict[str, State]
     shards: dict[str, Shard]
     order: list[str]
+    parts: list[tuple[Dataset, int]] = field(default_factory=list)
 
     def count(self) -> Counter[State]:
         """Returns how many shards are in each state."""
@@ -60,6 +79,20 @@ class ShardStates:
         """Returns the keys of the registered partitions in some states, in Dagster's order."""
         wanted = set(states)
         return [key for key in self.order if self.states[key] in wanted]
+
+    def by_part(self) -> Iterator[tuple[Dataset, list[str]]]:
+        """Yields each part with its partition keys, in Dagster's order."""
+        start = 0
+        for dataset, count in self.parts:
+            yield dataset, self.order[start : start + count]
+            start += count
+
+    def ranges(self, selection: Iterable[str], most: int) -> Iterator[tuple[Dataset, Range]]:
+        """Yields a selection as ranges of at most so many partitions, each with its part, in order."""
+        selected = set(selection)
+        for dataset, order in self.by_part():
+            for one in ranges(order, selected, most):
+                yield dataset, one
 
 
 def register(
@@ -76,15 +109,26 @@ def register(
     Returns:
         The keys that were added, in order.
     """
-    known = set(dataset.keys(instance))
-    new = [shard.key for shard in discovery.shards if shard.key not in known]
-    for start in range(0, len(new), _ADD_AT_ONCE):
-        instance.add_dynamic_partitions(str(dataset.shards.name), new[start : start + _ADD_AT_ONCE])
-    _prepare_pool(instance, device)
+    new = add_new_partitions(instance, dataset, [shard.key for shard in discovery.shards])
+    prepare_pool(instance, device)
     return new
 
 
-def _prepare_pool(instance: dg.DagsterInstance, device: str) -> None:
+def add_new_partitions(instance: dg.DagsterInstance, dataset: Dataset, keys: Iterable[str]) -> list[str]:
+    """Adds those of some partitions that are not there yet, and returns them, in order."""
+    known = set(dataset.keys(instance))
+    new = [key for key in keys if key not in known]
+    add_partitions(instance, dataset, new)
+    return new
+
+
+def add_partitions(instance: dg.DagsterInstance, dataset: Dataset, keys: Sequence[str]) -> None:
+    """Adds partitions, in order."""
+    for start in range(0, len(keys), _ADD_AT_ONCE):
+        instance.add_dynamic_partitions(str(dataset.shards.name), keys[start : start + _ADD_AT_ONCE])
+
+
+def prepare_pool(instance: dg.DagsterInstance, device: str) -> None:
     """Sets the limit of the pool before there are runs: `dagster.yaml`'s default, or one for each device.
 
     Dagster's queue sets the default too, but in a new home only after it has started all the runs that it
@@ -113,7 +157,7 @@ def get_shard_states(
     discovery: Discovery,
     settings: str,
     committed: Callable[[], Collection[str]],
-    dataset: Dataset = UNNAMED,
+    parts: Sequence[Dataset] = (UNNAMED,),
 ) -> ShardStates:
     """Returns the state of each shard of the input and of each partition.
 
@@ -123,45 +167,56 @@ def get_shard_states(
         settings: The present `Settings.embedding_version`.
         committed: Lists the partitions that have an embeddings file. It is called after Dagster's record was
             read: a run commits a shard before it reports it.
-        dataset: The dataset's names.
+        parts: The dataset's names, or those of all of its parts.
     """
-    order = dataset.keys(instance)
     shards = {shard.key: shard for shard in discovery.shards}
-    # Statuses first: a shard that is finished between the reads counts as running, not as new.
-    statuses = instance.get_status_by_partition(dataset.embeddings, order, dataset.shards) if order else None
-    recorded = instance.event_log_storage.get_latest_tags_by_partition(
-        dataset.embeddings, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
-    )
+    states: dict[str, State] = {}
+    order: list[str] = []
+    counts: list[tuple[Dataset, int]] = []
+    failed: set[str] = set()
+    for part in parts:
+        keys = part.keys(instance)
+        # Statuses first: a shard that is finished between the reads counts as running, not as new.
+        statuses = instance.get_status_by_partition(part.embeddings, keys, part.shards) if keys else None
+        recorded = _recorded_versions(instance, part) if keys else {}
+        for key in keys:
+            status = getattr((statuses or {}).get(key), "value", "")
+            states[key] = _state(shards.get(key), recorded.get(key, ""), status, settings)
+            if status == "FAILED":
+                failed.add(key)
+        order += keys
+        counts.append((part, len(keys)))
     files = committed()
-    states = {
-        key: _state(
-            shards.get(key),
-            recorded.get(key, {}).get(DATA_VERSION_TAG, ""),
-            getattr((statuses or {}).get(key), "value", ""),
-            settings,
-            key in files,
-        )
-        for key in [*order, *shards]
-    }
+    for key, state in states.items():
+        if state in _NEED_FILE and key not in files:
+            states[key] = State.FAILED if key in failed else State.LOST
+    for key in shards:
+        states.setdefault(key, State.NEW)
     for key in discovery.growing:
         if states.get(key, State.GONE) is State.GONE:
             states[key] = State.GROWING
-    return ShardStates(states, shards, order)
+    return ShardStates(states, shards, order, counts)
 
 
-def _state(shard: Shard | None, recorded: str, status: str, settings: str, has_file: bool) -> State:
-    """Returns the state of one shard from the data version and the status that Dagster has of it."""
+def _recorded_versions(instance: dg.DagsterInstance, dataset: Dataset) -> dict[str, str]:
+    """Returns the data version of each partition's last materialization."""
+    recorded = instance.event_log_storage.get_latest_tags_by_partition(
+        dataset.embeddings, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return {key: tags[DATA_VERSION_TAG] for key, tags in recorded.items()}
+
+
+def _state(shard: Shard | None, recorded: str, status: str, settings: str) -> State:
+    """Returns the state of one shard, if it has its file, from Dagster's data version and status of it."""
     if shard is None:
         return State.GONE
     if status == "IN_PROGRESS":
         return State.RUNNING
     source_version, _, made_with = recorded.partition("@")
-    if source_version == shard.version and has_file:
+    if source_version == shard.version:
         return State.DONE if made_with == settings else State.OTHER_SETTINGS
     if status == "FAILED":
         return State.FAILED
-    if source_version == shard.version:
-        return State.LOST
     return State.CHANGED if recorded else State.NEW
 
 
@@ -170,7 +225,7 @@ def data_version(source_version: str, settings: str) -> str:
     return f"{source_version}@{settings}"
 
 
-def ranges(order: list[str], selection: Iterable[str], most: int) -> list[tuple[str, str, int]]:
+def ranges(order: list[str], selection: Iterable[str], most: int) -> list[Range]:
     """Returns a selection as contiguous ranges of partitions, in order; a run can be given one range.
 
     Args:
@@ -179,17 +234,17 @@ def ranges(order: list[str], selection: Iterable[str], most: int) -> list[tuple[
         most: Most partitions in one range.
 
     Returns:
-        First key, last key and number of partitions of each range.
+        The ranges, in order.
     """
-    selected = set(selection)
-    cut: list[tuple[str, str, int]] = []
+    selected = selection if isinstance(selection, Set) else set(selection)
+    cut: list[Range] = []
     is_open = False
     for key in order:
         if key not in selected:
             is_open = False
-        elif is_open and cut[-1][2] < most:
-            cut[-1] = (cut[-1][0], key, cut[-1][2] + 1)
+        elif is_open and cut[-1].size < most:
+            cut[-1] = Range(cut[-1].first, key, cut[-1].size + 1)
         else:
-            cut.append((key, key, 1))
+            cut.append(Range(key, key, 1))
             is_open = True
     return cut

@@ -7,8 +7,9 @@ end mark. Any other shard is complete when it has not changed for a quiet time.
 
 import hashlib
 import posixpath
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ from boring_assets.storage.root import Root, check_readable
 from partitions.listing import File, file_of, list_files, local_file
 from partitions.other_files import is_archive, suffix_of, what_to_do
 from partitions.own_files import is_marker, output_around, own_files
-from partitions.shards import LONE_SUFFIXES, SUFFIX, check_key, key_of, lone_stem, uri_of
+from partitions.shards import LONE_SUFFIXES, SUFFIX, below, check_key, key_of, lone_stem, uri_of
 
 _TAR = ".tar"
 _STATS = "_stats.json"
@@ -29,6 +30,7 @@ _BESIDE_PARQUET = (_TAR, ".tfrecord")
 _MAX_OTHER_SUFFIXES = 100
 _PARALLEL_READS = 16
 _END_MARK = bytes(512)
+_HIDDEN = re.compile("/[._]")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def discover(
     fresh: dict[str, Shard] = {}
     files, refused = listed.files, listed.refused
     stray = _stray_tars(files)
-    for stem, path in _shard_files(files, refused).items():
+    for stem, path in _shard_files(files, refused):
         try:
             key = key_of(stem + SUFFIX, root.path)
         except ShardError as error:
@@ -123,21 +125,23 @@ def discover(
     return Discovery(sorted(shards, key=lambda shard: shard.key), growing, refused, listed.others)
 
 
-def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> dict[str, str]:
-    """The file of each shard, by its path without the ending."""
-    found = {path.removesuffix(SUFFIX): path for path in files if path.endswith(SUFFIX)}
-    for path in sorted(files):
+def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Yields each shard's path without the ending, and its file."""
+    lone: dict[str, str] = {}
+    for path in sorted(path for path in files if not path.endswith(SUFFIX)):
         if is_archive(path):
             refused[printable(path)] = (
                 "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
             )
-        elif (stem := lone_stem(path)) is None or found.get(stem) == path:
-            continue
-        elif stem not in found:
-            found[stem] = path
-        elif not (found[stem].endswith(SUFFIX) and path.endswith(_BESIDE_PARQUET)):
-            refused[printable(path)] = f"{found[stem]} has the same name, and is the shard. Rename one."
-    return found
+        elif (stem := lone_stem(path)) is not None:
+            parquet = stem + SUFFIX
+            other = parquet if parquet in files else lone.setdefault(stem, path)
+            if other != path and not (other == parquet and path.endswith(_BESIDE_PARQUET)):
+                refused[printable(path)] = f"{other} has the same name, and is the shard. Rename one."
+    for path in files:
+        if path.endswith(SUFFIX):
+            yield path.removesuffix(SUFFIX), path
+    yield from lone.items()
 
 
 def _stray_tars(files: Mapping[str, File]) -> set[str]:
@@ -239,7 +243,7 @@ def _list(root: Root) -> _Listing:
         by_parquet = path.endswith((SUFFIX, _STATS))
         if not by_parquet and path[path.rfind(".") :] in listing.others:
             return False  # one of very many images
-        if any(segment.startswith((".", "_")) for segment in path[base:].split("/")):
+        if _HIDDEN.search(path, base - 1):
             return False
         if by_parquet or lone_stem(path) is not None or is_archive(path):
             return True
@@ -294,10 +298,10 @@ def _info(root: Root, path: str) -> File | None:
 def _shard(root: Root, key: str, path: str, parquet: File, tar: File | None, columns: ColumnNames) -> Shard:
     facts = f"parquet {parquet.version} tar {tar.version if tar else None}"
     version = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    suffix = path[len(uri_of(root.path, key).removesuffix(SUFFIX)) :]
+    suffix = path[len(below(root.path, key)) :]
     return Shard(
         key=key,
-        uri=uri_of(root.uri, key).removesuffix(SUFFIX) + suffix,
+        uri=below(root.uri, key) + suffix,
         fs=root.fs,
         path=path,
         root=root.path,

@@ -107,8 +107,9 @@ def _list_local(
 
     for folder, folders, names in os.walk(root, onerror=stop):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
+        prefix = os.path.join(folder, "")  # noqa: PTH118
         for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118
+            path = prefix + name
             if wanted(path):
                 try:
                     yield path, local_file(path)

@@ -9,6 +9,8 @@ OUTPUT_MARKER = ".boring_assets.json"
 """At the root of every output, written before any other file of it."""
 EXPORT_MARKER = ".boring_assets_export.json"
 """The same of an export. All that lies below it is the export's."""
+PARTS = ".parts.json"
+"""At the root of the output of a split dataset: its parts."""
 EMBEDDINGS, FAILURES = "image_embeddings", "image_failures"
 SCORES, LABELS = "clip_scores", "image_labels"
 _FOLDERS = (EMBEDDINGS, FAILURES, SCORES, LABELS, "embedding_index")

@@ -13,6 +13,8 @@ _MAX_SEGMENT, _MAX_KEY = 255 - len(SUFFIX), 800
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 LONE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tfrecord", ".tfrecords")
 """Endings of files that are shards without a parquet."""
+# Most keys are such: short parts of ASCII letters and digits.
+_PLAIN = re.compile(r"[\w-][\w.=+-]{0,99}(?:/[\w-][\w.=+-]{0,99}){0,6}", re.ASCII)
 _NUMBERED = re.compile(r"\.tfrecords?-\d+-of-\d+\Z")
 FORBIDDEN = ("...", "\a", "\b", "\f", "\n", "\r", "\t", "\v", "\0")
 """Texts that Dagster refuses in a partition key."""
@@ -62,10 +64,12 @@ def uri_of(root_uri: str, key: str) -> str:
     Raises:
         ShardError: The key is not safe.
     """
-    check_key(key)
-    return (
-        f"{root_uri}{key}{SUFFIX}" if root_uri.endswith("/") or not root_uri else f"{root_uri}/{key}{SUFFIX}"
-    )
+    return below(root_uri, check_key(key)) + SUFFIX
+
+
+def below(root_uri: str, key: str) -> str:
+    """The path or URI of a shard without its ending; the key was checked."""
+    return f"{root_uri}{key}" if root_uri.endswith("/") or not root_uri else f"{root_uri}/{key}"
 
 
 def check_key(key: str) -> str:
@@ -81,6 +85,8 @@ def check_key(key: str) -> str:
         ShardError: It has empty, `.` or `..` segments (so a leading slash too), a control character,
             something that Dagster forbids (such as `...`), is no Unicode, or too long.
     """
+    if _PLAIN.fullmatch(key) and "..." not in key:
+        return key
     if any(segment in ("", ".", "..") for segment in key.split("/")):
         why = "has an empty, `.` or `..` part"
     elif bad := [text for text in FORBIDDEN if text in key]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.errors import SettingsError, ShardError, StorageError
 from boring_assets.output.commit import write_pair
-from boring_assets.output.files import EMBEDDINGS, FAILURES, committed_facts, file_versions, to_parquet
+from boring_assets.output.files import EMBEDDINGS, FAILURES, committed_facts, file_keys, to_parquet
 from boring_assets.output.identity import differences, find_other_models, identity, is_all_of
 from boring_assets.output.origin import check_input, claim
 from boring_assets.output.schema import (
@@ -168,7 +168,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         Raises:
             StorageError: The output cannot be listed; one that is not there yet holds none.
         """
-        return set(file_versions(self.root(), EMBEDDINGS))
+        return file_keys(self.root(), EMBEDDINGS)
 
     def remove(self, key: str, kind: str = EMBEDDINGS) -> None:
         """Removes a partition's file of a kind; without its embeddings file the partition counts as lost.

@@ -4,6 +4,8 @@ A run reads the shards that are new or changed since the last run, and removes w
 Turn on the sensor `index_after_embedding` to update it after each run that embeds.
 """
 
+from collections.abc import Sequence
+
 import dagster as dg
 from pydantic import Field
 
@@ -37,18 +39,24 @@ class IndexConfig(dg.Config):
     rebuild: bool = Field(False, description="Build the index anew, from all of the output.")
 
 
-def define_embedding_index(dataset: Dataset, *, labels: bool = False) -> dg.AssetsDefinition:
+def define_embedding_index(
+    dataset: Dataset, parts: Sequence[Dataset], *, labels: bool = False
+) -> dg.AssetsDefinition:
     """Makes the asset `embedding_index`; it needs the extra `search` when it is run.
 
     Args:
         dataset: Whose embeddings it indexes.
+        parts: Its parts, or itself.
         labels: Whether it follows `image_labels` too, whose columns it has.
     """
 
     @dg.asset(
         key=dataset.asset(FOLDER),
         description=__doc__,
-        deps=[dataset.embeddings, *([dataset.asset(LABELS)] if labels else [])],
+        deps=[
+            *(part.embeddings for part in parts),
+            *(part.asset(LABELS) for part in parts if labels),
+        ],
         automation_condition=AFTER_EMBEDDING,
         pool=FOLDER,
         kinds={"lancedb"},

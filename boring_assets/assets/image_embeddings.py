@@ -8,7 +8,7 @@ each shard, rows in = embedded + failed.
 
 import time
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -53,18 +53,18 @@ warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", categor
 
 
 def define_image_embeddings(
-    settings: Settings, dataset: Dataset, progress: Progress | None = None
+    settings: Settings, dataset: Dataset, parts: Sequence[Dataset], progress: Progress
 ) -> dg.AssetsDefinition:
-    """The asset `image_embeddings`.
+    """The asset `image_embeddings`, of a dataset or of a part of it.
 
     Args:
         settings: The dataset's settings; `embedding_version` becomes the asset's code version, so the UI
             shows partitions that other settings made as stale.
-        dataset: The dataset's names.
+        dataset: The names of the dataset, or of the part.
+        parts: All parts of the dataset, or itself.
         progress: Counts the samples of all runs of this process, for a progress bar.
     """
     code_version, metrics = settings.embedding_version(), Metrics.from_settings(settings)
-    progress = progress or Progress()
 
     @dg.asset(
         key=dataset.embeddings,
@@ -89,7 +89,7 @@ def define_image_embeddings(
             output, home = embeddings.root().uri, context.instance.root_directory
             with metrics.run(output, home, progress, context.log.warning) as counts:
                 keys = leave_to_earlier_runs(context, dataset)
-                run = _Run(context, keys, source, clip, embeddings, code_version, counts, progress)
+                run = _Run(context, keys, source, clip, embeddings, code_version, counts, progress, parts)
                 try:
                     for event in run.materialize():
                         if isinstance(event, dg.AssetMaterialization):
@@ -133,15 +133,12 @@ class _Run:
         code_version: str,
         metrics: RunMetrics,
         progress: Progress,
+        parts: Sequence[Dataset],
     ) -> None:
-        self._context, self._keys, self._source, self._clip, self._embeddings = (
-            context,
-            keys,
-            source,
-            clip,
-            embeddings,
-        )
+        self._context, self._keys, self._source = context, keys, source
+        self._clip, self._embeddings = clip, embeddings
         self._code_version, self._metrics, self._progress = code_version, metrics, progress
+        self._parts = parts
         self.failed: dict[str, BoringError] = {}
         self._committed: set[str] = set()
         self._model: dict[str, Any] = {}
@@ -296,7 +293,7 @@ class _Run:
         if reasons_to_retry(run.tags) is not None:
             refuse_to_mix(self._embeddings, facts, {one.key for one in todo if one.only_rows is None})
         elif run.tags.get(REDO_TAG) != "true":
-            replaced = backfilled(self._context.instance, run.tags, self._context.asset_key)
+            replaced = backfilled(self._context.instance, run.tags, self._parts)
             refuse_to_mix(self._embeddings, facts, (replaced - self._committed) | {one.key for one in todo})
 
     def _commit(

@@ -1,12 +1,12 @@
 """One output, one model: a run is refused that would leave vectors of two models in one output."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import dagster as dg
 
-from boring_assets.datasets import ASSET_KEY
+from boring_assets.datasets import UNNAMED, Dataset
 from boring_assets.errors import SettingsError
 from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.identity import differences, find_other_models, identity, is_all_of
@@ -50,13 +50,12 @@ def refuse_to_mix(
 
 
 def backfilled(
-    instance: dg.DagsterInstance, tags: Mapping[str, str], asset: dg.AssetKey = ASSET_KEY
+    instance: dg.DagsterInstance, tags: Mapping[str, str], parts: Sequence[Dataset] = (UNNAMED,)
 ) -> set[str]:
-    """Keys of all partitions that a run's backfill embeds again, in whichever of its runs."""
+    """Keys of all partitions that a run's backfill embeds again, in whichever of its runs and parts."""
     backfill = instance.get_backfill(tags[BACKFILL_TAG]) if BACKFILL_TAG in tags else None
     if backfill is None or backfill.asset_backfill_data is None:
         return set()
     subset = backfill.asset_backfill_data.target_subset
-    if asset not in subset.asset_keys:
-        return set()
-    return set(subset.get_partitions_subset(asset).get_partition_keys())
+    assets = subset.asset_keys & {part.embeddings for part in parts}
+    return {key for asset in assets for key in subset.get_partitions_subset(asset).get_partition_keys()}

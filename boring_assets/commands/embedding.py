@@ -11,7 +11,7 @@ from typing import IO, Any
 import dagster as dg
 from rich.console import Console
 
-from boring_assets.commands.parallel import run_in_workers
+from boring_assets.commands.parallel import Share, run_in_workers
 from boring_assets.commands.progress_bar import ProgressBar, count_rows
 from boring_assets.commands.redoing import find_other_weights
 from boring_assets.commands.report import Summary, made_by, say_done, say_left_out
@@ -21,11 +21,12 @@ from boring_assets.datasets import Dataset
 from boring_assets.engine.results import Progress
 from boring_assets.errors import RunError, SettingsError, StorageError
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
-from boring_assets.jobs import ALIVE_LOCK, EMBED_JOB, is_of_command_line
+from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
 from boring_assets.live_runs import fail_dead_runs
 from boring_assets.output.totals import refresh_totals
+from boring_assets.parts import get_parts, register_shards
 from boring_assets.settings import Settings
-from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states, ranges, register
+from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states
 from boring_assets.storage.root import check_readable
 from boring_assets.tags import ADOPT_TAG, REDO_TAG
 from boring_assets.wording import first_of, some
@@ -70,9 +71,9 @@ def embed_all(
     instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
     with alive(instance):
         fail_dead_runs(instance)
-        register(instance, found, dataset, settings.device)
-        version = settings.embedding_version()
-        stock = get_shard_states(instance, found, version, embeddings.committed, dataset)
+        register_shards(instance, found, settings, dataset)
+        version, parts = settings.embedding_version(), get_parts(settings, dataset)
+        stock = get_shard_states(instance, found, version, embeddings.committed, parts)
         if redo:
             find_other_weights(stock, settings, embeddings)
         wanted = [key for key in _choose(stock, settings, redo=redo) if only is None or key in only]
@@ -114,7 +115,7 @@ def _end_dead_runs(instance: dg.DagsterInstance, lock: IO[str]) -> None:
     except (BlockingIOError, PermissionError):  # POSIX lets a lock that is held answer either
         return
     tags = {ADOPT_TAG: "true", HOME_TAG: home_name(instance)}
-    unfinished = dg.RunsFilter(job_name=EMBED_JOB, statuses=_UNFINISHED, tags=tags)
+    unfinished = dg.RunsFilter(statuses=_UNFINISHED, tags=tags)
     for run in instance.get_runs(unfinished):
         if is_of_command_line(run):  # the daemon watches its own
             instance.report_run_failed(run, "The process of this run was ended before the run was.")
@@ -180,13 +181,13 @@ def run_shards(
     before = instance.event_log_storage.get_maximum_record_id() or 0
     workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
     if workers > 1:
-        shares = _shares(stock.order, wanted, workers, settings.partitions_per_run)
+        shares = _shares(stock, wanted, workers, settings.partitions_per_run)
         outcomes = run_in_workers(shares, bar.counts, tags)
     else:
-        outcomes = list(_run_here(settings, instance, wanted, bar, tags, before))
+        outcomes = list(_run_here(settings, instance, stock, wanted, bar, tags, before))
     mine = {outcome.run_id for outcome in outcomes}
     summary = _summarize(
-        _events(instance, Dataset.from_settings(settings), before, mine), time.monotonic() - started
+        _events(instance, [part for part, _ in stock.parts], before, mine), time.monotonic() - started
     )
     for outcome in outcomes:
         summary.failed_shards |= outcome.failed_shards
@@ -199,6 +200,7 @@ def run_shards(
 def _run_here(
     settings: Settings,
     instance: dg.DagsterInstance,
+    stock: ShardStates,
     wanted: list[str],
     bar: ProgressBar,
     tags: Mapping[str, str],
@@ -206,23 +208,28 @@ def _run_here(
 ) -> Iterator[Outcome]:
     """Runs one range after another in this process, where the model stays loaded."""
     mine: set[str] = set()
-    dataset, most = Dataset.from_settings(settings), settings.partitions_per_run
-    for first, last in ranges_left(instance, dataset, wanted, most, since, mine):
-        left = settings.max_samples - bar.done if settings.max_samples else 0
-        if settings.max_samples and left <= 0:
-            return
-        outcome = run_range(settings, instance, first, last, left, tags=tags, progress=bar.counts)
-        mine.add(outcome.run_id)
-        yield outcome
-        if outcome.stops:
-            return
+    for part, order in stock.by_part():
+        chosen = set(wanted).intersection(order)
+        for first, last in ranges_left(instance, part, chosen, settings.partitions_per_run, since, mine):
+            left = settings.max_samples - bar.done if settings.max_samples else 0
+            if settings.max_samples and left <= 0:
+                return
+            outcome = run_range(
+                settings, instance, first, last, left, part=part.part, tags=tags, progress=bar.counts
+            )
+            mine.add(outcome.run_id)
+            yield outcome
+            if outcome.stops:
+                return
 
 
-def _shares(order: list[str], wanted: list[str], workers: int, most: int) -> list[list[tuple[str, str]]]:
+def _shares(stock: ShardStates, wanted: list[str], workers: int, most: int) -> list[list[Share]]:
     """Deals shards out to workers, each a stretch of its own, as ranges."""
     cuts = [len(wanted) * number // workers for number in range(workers + 1)]
-    parts = [wanted[start:end] for start, end in pairwise(cuts)]
-    return [[(first, last) for first, last, _ in ranges(order, part, most)] for part in parts]
+    return [
+        [(part.part, one.first, one.last) for part, one in stock.ranges(wanted[start:end], most)]
+        for start, end in pairwise(cuts)
+    ]
 
 
 def _summarize(events: Iterable[dg.AssetMaterialization], seconds: float) -> Summary:
@@ -239,15 +246,16 @@ def _summarize(events: Iterable[dg.AssetMaterialization], seconds: float) -> Sum
     return summary
 
 
-def _events(instance: dg.DagsterInstance, dataset: Dataset, after: int, runs: set[str]) -> Iterator[Any]:
+def _events(
+    instance: dg.DagsterInstance, parts: Iterable[Dataset], after: int, runs: set[str]
+) -> Iterator[Any]:
     """The materializations of some runs; another command line may be at work beside this one."""
-    filter_ = dg.AssetRecordsFilter(dataset.embeddings, after_storage_id=after)
-    cursor = None
-    while True:
-        page = instance.fetch_materializations(filter_, limit=1000, cursor=cursor, ascending=True)
-        for record in page.records:
-            if record.asset_materialization and record.run_id in runs:
-                yield record.asset_materialization
-        if not page.has_more:
-            return
-        cursor = page.cursor
+    for part in parts:
+        filter_ = dg.AssetRecordsFilter(part.embeddings, after_storage_id=after)
+        cursor, more = None, True
+        while more:
+            page = instance.fetch_materializations(filter_, limit=1000, cursor=cursor, ascending=True)
+            for record in page.records:
+                if record.asset_materialization and record.run_id in runs:
+                    yield record.asset_materialization
+            cursor, more = page.cursor, page.has_more

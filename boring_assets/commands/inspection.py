@@ -16,6 +16,7 @@ from boring_assets.errors import ShardError
 from boring_assets.output.files import EMBEDDINGS, FAILURES
 from boring_assets.output.findings import Checked, Finding, Kind, Severity
 from boring_assets.output.identity import NAMES, differences, identity
+from boring_assets.output.measures import CACHES
 from boring_assets.output.origin import Origin, origin_of, root_of
 from boring_assets.output.totals import COUNTS
 from boring_assets.output.verify import check_files
@@ -23,12 +24,19 @@ from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import version_of
 from boring_assets.storage.root import Root
 from partitions.discovery import Discovery
-from partitions.own_files import OUTPUT_MARKER
+from partitions.own_files import OUTPUT_MARKER, PARTS
 from partitions.shards import SUFFIX, check_key, uri_of
 
 DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
 """Kinds of findings that only new files can repair."""
-_OURS = ("metadata.json", "near_duplicates.parquet", ".counts.json", ".measures.parquet", OUTPUT_MARKER)
+_OURS = (
+    "metadata.json",
+    "near_duplicates.parquet",
+    ".counts.json",
+    ".measures.parquet",
+    OUTPUT_MARKER,
+    PARTS,
+)
 _CLOUD_THREADS = 16
 _TRIES = 3
 
@@ -153,7 +161,7 @@ def _sort(files: Files, root: Root) -> tuple[list[str], list[Finding]]:
             elif f"{EMBEDDINGS}/{rest}" not in files:
                 why = "has no embeddings file beside it: its run was killed before the commit, or runs now"
                 strays.append(_stray(root, path, why))
-        elif kind.startswith(".") and kind != COUNTS and path not in _OURS:
+        elif kind.startswith(".") and kind not in (COUNTS, CACHES) and path not in _OURS:
             strays.append(
                 _stray(
                     root,

@@ -24,18 +24,19 @@ from boring_assets.settings import PREFIX, load_settings
 _TICK_SECONDS = 0.25
 _lock = threading.Lock()
 
-Range = tuple[str, str]
+Share = tuple[str, str, str]
+"""The name of a part, empty where the dataset is not split; first and last partition key of a range."""
 
 
 def run_in_workers(
-    shares: Sequence[Sequence[Range]], progress: Progress, tags: Mapping[str, str] | None = None
+    shares: Sequence[Sequence[Share]], progress: Progress, tags: Mapping[str, str] | None = None
 ) -> list[Outcome]:
     """Runs each share of ranges in a process of its own, all at once.
 
     The CPU's cores are divided among the workers. Settings reach them by the environment.
 
     Args:
-        shares: For each worker its ranges: first and last partition key, in Dagster's order.
+        shares: For each worker its ranges.
         progress: Counts the samples of all workers.
         tags: Further tags of the runs.
 
@@ -63,7 +64,7 @@ def _environment(workers: int) -> dict[str, str]:
 
 
 def _start(
-    share: Sequence[Range], tags: Mapping[str, str], environment: dict[str, str]
+    share: Sequence[Share], tags: Mapping[str, str], environment: dict[str, str]
 ) -> "subprocess.Popen[str]":
     python = [sys.executable, "-m", "boring_assets.commands.parallel"]
     command = [*python, json.dumps(list(share)), json.dumps(dict(tags))]
@@ -99,8 +100,8 @@ def main() -> None:
     reporter.start()
     outcomes = []
     share, tags = map(json.loads, sys.argv[1:])
-    for first, last in share:
-        outcomes.append(run_range(settings, instance, first, last, tags=tags, progress=progress))
+    for part, first, last in share:
+        outcomes.append(run_range(settings, instance, first, last, part=part, tags=tags, progress=progress))
         if outcomes[-1].stops:
             break
     stop.set()

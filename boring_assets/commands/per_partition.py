@@ -9,6 +9,7 @@ from boring_assets.commands.runs import run_to_the_end
 from boring_assets.datasets import Dataset
 from boring_assets.errors import StorageError
 from boring_assets.instance.homes import open_instance
+from boring_assets.parts import get_parts, register_keys
 from boring_assets.settings import Settings
 from boring_assets.shard_states import ranges
 from boring_assets.tags import range_tags
@@ -36,14 +37,13 @@ def run_for_all(settings: Settings, job: str, verb: str, folder: str) -> None:
             f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
         )
     dataset = Dataset.from_settings(settings)
-    known = set(dataset.keys(instance))
     # The shards may have been embedded with another DAGSTER_HOME.
-    instance.add_dynamic_partitions(str(dataset.shards.name), sorted(set(committed) - known))
-    parts = ranges(dataset.keys(instance), committed, settings.partitions_per_run)
+    register_keys(instance, sorted(committed), settings, dataset)
     failed: dict[str, str] = {}
-    for first, last, _ in parts:
-        failed |= run_to_the_end(settings, job, range_tags(first, last))
-    count = sum(number for _, _, number in parts) - len(failed)
+    for part in get_parts(settings, dataset):
+        for first, last, _ in ranges(part.keys(instance), committed, settings.partitions_per_run):
+            failed |= run_to_the_end(settings, part.local_name(job), range_tags(first, last))
+    count = len(committed) - len(failed)
     click.echo(f"{some(count, 'shard')} {verb}: {settings.output_dir.rstrip('/')}/{folder}/*.parquet")
     for key, why in failed.items():
         click.secho(plain(f"Failed    {key}: {why}"), fg="red", err=True)

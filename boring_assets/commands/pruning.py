@@ -18,7 +18,7 @@ from boring_assets.errors import RunError, SettingsError, ShardError, StorageErr
 from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
 from boring_assets.output.derived import DERIVED
-from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
+from boring_assets.output.files import EMBEDDINGS, FAILURES, file_keys
 from boring_assets.output.merging import (
     IDENTIFYING,
     CommittedRows,
@@ -27,6 +27,7 @@ from boring_assets.output.merging import (
     remove_rows,
 )
 from boring_assets.output.totals import refresh_totals
+from boring_assets.parts import get_parts
 from boring_assets.search.duplicates import FILE as NEAR_DUPLICATES
 from boring_assets.search.lance import FOLDER as INDEX
 from boring_assets.settings import Settings
@@ -101,8 +102,8 @@ def _find_gone(
     settings: Settings, embeddings: EmbeddingsIOManager, source: Root, found: Discovery, *, everything: bool
 ) -> list[str]:
     root = embeddings.root()
-    registered = Dataset.from_settings(settings).keys(open_instance(settings.output_dir))
-    held = {*file_versions(root, EMBEDDINGS), *file_versions(root, FAILURES), *registered}
+    registered = _parts_by_key(settings, open_instance(settings.output_dir))
+    held = {*file_keys(root, EMBEDDINGS), *file_keys(root, FAILURES), *registered}
     there = {*(shard.key for shard in found.shards), *found.growing}
     if held and not held & there and not everything:
         raise StorageError(
@@ -171,26 +172,31 @@ def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
         RunError: The index or the near duplicates could not follow.
     """
     embeddings = EmbeddingsIOManager.from_settings(settings)
-    root, dataset = embeddings.root(), Dataset.from_settings(settings)
-    instance = open_instance(settings.output_dir)
-    registered = set(dataset.keys(instance))
+    root, instance = embeddings.root(), open_instance(settings.output_dir)
+    registered = _parts_by_key(settings, instance)
     for key, rows in plan.excluded.items():
         facts = remove_rows(root, key, rows)
         for kind in DERIVED:  # they have a row for each embedding
             embeddings.remove(key, kind)
         if key in registered:
-            instance.report_runless_asset_event(_event(embeddings, dataset, key, facts))
+            instance.report_runless_asset_event(_event(embeddings, registered[key], key, facts))
     if plan.excluded:
         yield f"{some(sum(map(len, plan.excluded.values())), 'image')} removed."
     for key in plan.gone:
         for kind in (EMBEDDINGS, FAILURES, *DERIVED):  # the embeddings first: they are the commit mark
             embeddings.remove(key, kind)
         if key in registered:
-            instance.delete_dynamic_partition(str(dataset.shards.name), key)
+            instance.delete_dynamic_partition(str(registered[key].shards.name), key)
     if plan.gone:
         yield f"{some(len(plan.gone), 'shard')} removed."
     refresh_totals(root, [*plan.excluded, *plan.gone])
     yield from _update_derived(settings, instance, root)
+
+
+def _parts_by_key(settings: Settings, instance: dg.DagsterInstance) -> dict[str, Dataset]:
+    """The part that each partition is in."""
+    parts = get_parts(settings, Dataset.from_settings(settings))
+    return {key: part for part in parts for key in part.keys(instance)}
 
 
 def _event(

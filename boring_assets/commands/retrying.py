@@ -17,8 +17,9 @@ from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import open_instance
 from boring_assets.live_runs import fail_dead_runs
 from boring_assets.output.files import EMBEDDINGS, committed_facts
+from boring_assets.parts import get_parts, register_shards
 from boring_assets.settings import Settings
-from boring_assets.shard_states import State, get_shard_states, register
+from boring_assets.shard_states import State, get_shard_states
 from boring_assets.storage.root import Root
 from boring_assets.tags import RETRY_TAG
 from boring_assets.wording import first_of, some
@@ -76,9 +77,9 @@ def retry_failed(
     instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
     with alive(instance):
         fail_dead_runs(instance)
-        register(instance, found, dataset, settings.device)
-        version = settings.embedding_version()
-        stock = get_shard_states(instance, found, version, embeddings.committed, dataset)
+        register_shards(instance, found, settings, dataset)
+        version, parts = settings.embedding_version(), get_parts(settings, dataset)
+        stock = get_shard_states(instance, found, version, embeddings.committed, parts)
         committed = embeddings.committed()
         if unknown := sorted(set(only) - (committed & stock.shards.keys())):
             raise SettingsError(f"--shard names {first_of(unknown)}, which the output does not hold.")

@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dagster as dg
@@ -46,6 +46,7 @@ def run_range(
     last: str,
     max_samples: int = 0,
     *,
+    part: str = "",
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
@@ -57,6 +58,7 @@ def run_range(
         first: First partition key, in Dagster's order.
         last: Last partition key.
         max_samples: Most samples of the run; 0 is all.
+        part: The part of a split dataset that the partitions belong to.
         tags: Further tags of the run, such as `REDO_TAG`.
         progress: Counts the samples of the run.
 
@@ -66,10 +68,11 @@ def run_range(
     Raises:
         KeyboardInterrupt: SIGINT came in the middle of it.
     """
-    asset = Dataset.from_settings(settings).embeddings.to_user_string()
+    dataset = replace(Dataset.from_settings(settings), part=part)
+    asset = dataset.embeddings.to_user_string()
     every = range_tags(first, last) | {HOME_TAG: home_name(instance), EMBEDS_TAG: asset} | dict(tags or {})
     every |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
-    return run_job(settings, instance, EMBED_JOB, every, progress=progress)
+    return run_job(settings, instance, dataset.local_name(EMBED_JOB), every, progress=progress)
 
 
 def run_job(

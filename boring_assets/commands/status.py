@@ -45,6 +45,7 @@ def status(as_json: bool, **options: Any) -> None:
     """
     from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
+    from boring_assets.parts import get_parts
     from boring_assets.shard_states import PENDING, State, get_shard_states
     from resources.embeddings_io import EmbeddingsIOManager
     from resources.source import ShardSource
@@ -54,8 +55,8 @@ def status(as_json: bool, **options: Any) -> None:
     embeddings.check_input(source.root())
     instance = open_instance(settings.output_dir)
     found = source.discover()
-    version, dataset = settings.embedding_version(), Dataset.from_settings(settings)
-    shards = get_shard_states(instance, found, version, embeddings.committed, dataset)
+    version, parts = settings.embedding_version(), get_parts(settings, Dataset.from_settings(settings))
+    shards = get_shard_states(instance, found, version, embeddings.committed, parts)
     count = shards.count()
     if as_json:
         counts = {state.value: count[state] for state in State}

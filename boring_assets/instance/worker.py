@@ -18,7 +18,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,10 @@ def _serve(connection: socket.socket, idle_seconds: float) -> None:
             line = requests.readline()
             if not line or any(_changed_at(path) != before for path, before in loaded.items()):
                 return
-            connection.sendall(ACCEPTED)
             request = json.loads(line)
+            if loaded and not _knows(request):
+                return
+            connection.sendall(ACCEPTED)
             execute = execute or stack.enter_context(_executor(request["instance_ref"]))
             if not execute(request["run_id"]):
                 return
@@ -116,6 +118,26 @@ def _executor(serialized_ref: str) -> Iterator[Callable[[str], bool]]:
                     watch.join()
 
         yield execute
+
+
+def _knows(request: Mapping[str, str]) -> bool:
+    """Returns whether the definitions that this process has loaded hold the job and the assets of a run.
+
+    A split dataset gets new parts, with new assets, while the code on disk stays the same.
+    """
+    from dagster import DagsterInstance
+    from dagster._core.definitions.reconstruct import ReconstructableRepository
+    from dagster._core.instance import InstanceRef
+    from dagster._serdes import deserialize_value
+
+    with DagsterInstance.from_ref(deserialize_value(request["instance_ref"], InstanceRef)) as instance:
+        run = instance.get_run_by_id(request["run_id"])
+    if run is None or run.job_code_origin is None:
+        return True  # executing it says what is wrong
+    pointer = run.job_code_origin.repository_origin.code_pointer
+    repository = ReconstructableRepository(pointer).get_definition()
+    assets = repository.asset_graph.get_all_asset_keys()
+    return repository.has_job(run.job_name) and set(run.asset_selection or ()) <= set(assets)
 
 
 def _interrupt_if_canceled(ref: Any, run_id: str, ended: threading.Event) -> None:

@@ -3,7 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import dagster as dg
@@ -22,7 +23,9 @@ _PAGES = 10
 _NAMED = 3
 
 
-def define_failure_rate_alert(settings: Settings, dataset: Dataset) -> dg.SensorDefinition:
+def define_failure_rate_alert(
+    settings: Settings, dataset: Dataset, parts: Sequence[Dataset]
+) -> dg.SensorDefinition:
     """The sensor `failure_rate_alert`, on from the start where there is a webhook."""
     limit, minutes = settings.max_failure_rate, settings.alert_minutes
     webhook = settings.alert_webhook.get_secret_value()
@@ -35,8 +38,9 @@ def define_failure_rate_alert(settings: Settings, dataset: Dataset) -> dg.Sensor
         default_status=dg.DefaultSensorStatus.RUNNING if webhook else dg.DefaultSensorStatus.STOPPED,
     )
     def failure_rate_alert(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        memory = _Memory(json.loads(context.cursor or "{}"), minutes)
-        new = list(memory.look(context.instance, dataset.embeddings))
+        assets = {part.embeddings.to_user_string(): part.embeddings for part in parts}
+        memory = _Memory(json.loads(context.cursor or "{}"), minutes, assets)
+        new = list(memory.look(context.instance, assets))
         whole = failure_rate(Committed([memory.total()], max_failure_rate=limit))
         summary = f"{memory.summary()}; the limit is {limit:.0%}."
         events = []
@@ -46,7 +50,7 @@ def define_failure_rate_alert(settings: Settings, dataset: Dataset) -> dg.Sensor
             text = f"Too many images fail: {summary}{f' E.g. {named}.' if named else ''}"
             rate = whole.numbers["failure_rate"]
             facts = {"failure_rate": rate, "limit": limit, "minutes": minutes, **memory.reasons()}
-            events.append(dg.AssetObservation(dataset.embeddings, description=text, metadata=facts))
+            events.append(dg.AssetObservation(parts[0].embeddings, description=text, metadata=facts))
             context.log.warning(text)
             memory.unsent = {"text": text, **facts} if webhook else None
         memory.alerting = bool(whole.problems)
@@ -75,8 +79,10 @@ class _Memory:
         unsent: The alert that was not delivered yet.
     """
 
-    def __init__(self, cursor: dict[str, Any], minutes: int) -> None:
-        self._after: int | None = cursor.get("after")
+    def __init__(self, cursor: dict[str, Any], minutes: int, assets: Iterable[str]) -> None:
+        after = cursor.get("after") or {}
+        # Earlier releases knew of one asset, and wrote a number.
+        self._after: dict[str, int] = after if isinstance(after, dict) else dict.fromkeys(assets, after)
         # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
         self._ticks: list[tuple[float, int, dict[str, int]]] = [tuple(one) for one in cursor.get("ticks", [])]
         self.alerting: bool = cursor.get("alerting", False)
@@ -90,10 +96,10 @@ class _Memory:
             {"after": self._after, "ticks": self._ticks, "alerting": self.alerting, "unsent": self.unsent}
         )
 
-    def look(self, instance: dg.DagsterInstance, asset: dg.AssetKey) -> Iterator[Measures]:
+    def look(self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey]) -> Iterator[Measures]:
         """Counts what was embedded since the last tick, and yields each partition's counts."""
         rows, reasons = 0, Counter[str]()
-        for event in self._events(instance, asset):
+        for event in chain.from_iterable(self._events(instance, *one) for one in assets.items()):
             metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
             if "rows" not in metadata or "adopted" in metadata:  # reported by others, or counted before
                 continue
@@ -109,17 +115,20 @@ class _Memory:
             self._ticks.append((now, rows, dict(reasons)))
         self._ticks = [one for one in self._ticks if one[0] > self._start]
 
-    def _events(self, instance: dg.DagsterInstance, asset: dg.AssetKey) -> Iterator[dg.AssetMaterialization]:
+    def _events(
+        self, instance: dg.DagsterInstance, name: str, asset: dg.AssetKey
+    ) -> Iterator[dg.AssetMaterialization]:
         for _ in range(_PAGES):
             # Without a cursor it begins with what the window holds already.
-            since = None if self._after is not None else self._start
+            after = self._after.get(name)
+            since = None if after is not None else self._start
             records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset, after_storage_id=self._after, after_timestamp=since),
+                dg.AssetRecordsFilter(asset, after_storage_id=after, after_timestamp=since),
                 limit=_PAGE,
                 ascending=True,
             ).records
             for record in records:
-                self._after = record.storage_id
+                self._after[name] = record.storage_id
                 if record.asset_materialization:
                     yield record.asset_materialization
             if len(records) < _PAGE:

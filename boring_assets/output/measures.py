@@ -5,7 +5,7 @@ Each file is read once: its measures are kept in the output, by the file's versi
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -23,6 +23,8 @@ from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root
 
 _CACHE = ".measures.parquet"
+CACHES = ".measures"
+"""Folder of the measures of a split dataset, a file for each part."""
 _BATCH_ROWS = 8192
 _READ_BYTES = 4 * 2**20
 _KEEP_AFTER = 2000
@@ -81,11 +83,13 @@ class Measures:
         return np.frombuffer(self.mean, np.float16).astype(np.float64)
 
 
-def measure_all(root: Root) -> list[Measures]:
+def measure_all(root: Root, part: str = "", only: Container[str] | None = None) -> list[Measures]:
     """Measures every committed partition; only those that changed since the last time are read.
 
     Args:
         root: The output.
+        part: Name of a part of a split dataset, whose measures are kept by themselves.
+        only: Its partitions; None is all.
 
     Returns:
         Their measures, sorted by partition key.
@@ -93,18 +97,21 @@ def measure_all(root: Root) -> list[Measures]:
     Raises:
         StorageError: The output cannot be listed, or the measures cannot be written.
     """
-    versions = _versions(root)
+    versions = {key: one for key, one in _versions(root).items() if only is None or key in only}
+    cache = f"{CACHES}/{part}.parquet" if part else _CACHE
     # What could not be read is tried again: the storage may have been at fault, and not the file.
     known = {
-        one.key: one for one in _read_cache(root) if versions.get(one.key) == one.version and not one.error
+        one.key: one
+        for one in _read_cache(root, cache)
+        if versions.get(one.key) == one.version and not one.error
     }
     changed = [key for key in versions if key not in known]
     with ThreadPoolExecutor(2 if isinstance(root.fs, LocalFileSystem) else 8, "measure") as pool:
         # Measuring a large output takes long; if the run is killed, what it measured is kept.
         for start in range(0, len(changed), _KEEP_AFTER):
-            part = changed[start : start + _KEEP_AFTER]
-            known |= {one.key: one for one in pool.map(lambda key: measure(root, key, versions[key]), part)}
-            _write_cache(root, [known[key] for key in sorted(known)])
+            some = changed[start : start + _KEEP_AFTER]
+            known |= {one.key: one for one in pool.map(lambda key: measure(root, key, versions[key]), some)}
+            _write_cache(root, cache, [known[key] for key in sorted(known)])
     return [known[key] for key in sorted(versions)]
 
 
@@ -200,9 +207,9 @@ def _versions(root: Root) -> dict[str, str]:
     }
 
 
-def _read_cache(root: Root) -> list[Measures]:
+def _read_cache(root: Root, cache: str) -> list[Measures]:
     try:
-        table = pq.read_table(io.BytesIO(root.fs.cat_file(f"{root.path}/{_CACHE}")))
+        table = pq.read_table(io.BytesIO(root.fs.cat_file(f"{root.path}/{cache}")))
     except (FileNotFoundError, pa.ArrowInvalid):
         return []
     # Another version of the project may have written other measures.
@@ -211,7 +218,7 @@ def _read_cache(root: Root) -> list[Measures]:
     return [Measures(**row) for row in table.to_pylist()]
 
 
-def _write_cache(root: Root, measures: list[Measures]) -> None:
+def _write_cache(root: Root, cache: str, measures: list[Measures]) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist([asdict(one) for one in measures]), sink)
-    write_bytes(root, _CACHE, sink.getvalue())
+    write_bytes(root, cache, sink.getvalue())

@@ -1,0 +1,171 @@
+"""The parts of a split dataset: partitions and assets of their own each, over one input and one output.
+
+The setting `split` says how many shards a part takes. New shards go into the last part, in the order of their
+names, and then a new part begins. A shard stays in the part in which it was registered: Dagster's record of
+partitions says which that is. The output's `.parts.json` says how many parts there are, so that definitions
+load without listing anything.
+"""
+
+import posixpath
+from collections.abc import Sequence
+from itertools import groupby, zip_longest
+
+import dagster as dg
+
+from boring_assets.datasets import Dataset
+from boring_assets.errors import SettingsError
+from boring_assets.output.state import Json, locked, read_json, update_json
+from boring_assets.settings import Settings
+from boring_assets.shard_states import add_new_partitions, add_partitions, prepare_pool
+from boring_assets.storage.errors import storage_error
+from boring_assets.storage.root import open_root
+from partitions.discovery import Discovery
+from partitions.own_files import PARTS
+
+
+def get_parts(settings: Settings, dataset: Dataset) -> list[Dataset]:
+    """Returns the parts that have shards, in order; the dataset itself where it is not split.
+
+    Raises:
+        SettingsError: The output is split, and the setting is not there.
+        StorageError: The output cannot be read.
+    """
+    count = len(read_parts(settings))
+    if settings.split:
+        return [dataset.of_part(number) for number in range(1, 1 + count)]
+    if count:
+        raise SettingsError(
+            f"{settings.output_dir} is split into parts. Set BORING_SPLIT as it was set before. To have one "
+            f"asset again, delete {PARTS} there: the next run then reports all shards to it anew."
+        )
+    return [dataset]
+
+
+def get_parts_to_define(settings: Settings, dataset: Dataset) -> list[Dataset]:
+    """Returns the parts to load assets for: one more than have shards, for the shards that come next.
+
+    Raises:
+        StorageError: The output cannot be read.
+    """
+    if not settings.split:  # then nothing is read, and definitions load without the output
+        return [dataset]
+    parts = get_parts(settings, dataset)
+    return [*parts, dataset.of_part(len(parts) + 1)]
+
+
+def read_parts(settings: Settings) -> list[Json]:
+    """Returns what the output says of each part: `shards`, how many, and the `first` and `last` by name.
+
+    It is empty where the output is not split, or has no shards yet.
+
+    Raises:
+        StorageError: The output cannot be read.
+    """
+    if not settings.output_dir:
+        return []
+    root = open_root(settings.output_dir)
+    try:
+        return list(read_json(root, PARTS).get("parts", []))
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/{PARTS}", "read") from error
+
+
+def register_shards(
+    instance: dg.DagsterInstance, found: Discovery, settings: Settings, dataset: Dataset
+) -> list[str]:
+    """Adds the partitions of new shards, each to a part, and prepares the pool for their runs.
+
+    Args:
+        instance: Dagster's instance.
+        found: The shards of the input.
+        settings: The dataset's settings.
+        dataset: The dataset's names.
+
+    Returns:
+        The keys that were added, in order.
+
+    Raises:
+        SettingsError: The output is split, and the setting is not there.
+        StorageError: The output, which notes the parts, cannot be read or written.
+    """
+    new = register_keys(instance, [shard.key for shard in found.shards], settings, dataset)
+    prepare_pool(instance, settings.device)
+    return new
+
+
+def register_keys(
+    instance: dg.DagsterInstance, keys: Sequence[str], settings: Settings, dataset: Dataset
+) -> list[str]:
+    """Adds those of some partitions, sorted, that are not there yet, each to a part; returns what was added.
+
+    Raises:
+        SettingsError: The output is split, and the setting is not there.
+        StorageError: The output, which notes the parts, cannot be read or written.
+    """
+    if not settings.split:
+        (whole,) = get_parts(settings, dataset)
+        return add_new_partitions(instance, whole, keys)
+    root = open_root(settings.output_dir)
+    with locked(root):
+        parts = _registered(instance, dataset, len(read_parts(settings)))
+        known = {key for part in parts for key in part}
+        new = [key for key in keys if key not in known]
+        added = assign(new, [len(part) for part in parts], settings.split)
+        for number, more in enumerate(added, 1):
+            add_partitions(instance, dataset.of_part(number), more)
+        parts = [[*old, *more] for old, more in zip_longest(parts, added, fillvalue=())]
+        facts = [{"shards": len(one), "first": min(one), "last": max(one)} if one else {} for one in parts]
+        try:
+            if facts:
+                update_json(root, PARTS, lambda before: _note(before, facts), indent=1)
+        except Exception as error:
+            raise storage_error(error, f"{root.uri}/{PARTS}", "write") from error
+    return new
+
+
+def assign(new: Sequence[str], counts: Sequence[int], most: int) -> list[list[str]]:
+    """Returns the new keys of each part, the parts that there are and further ones.
+
+    A folder that does not fit into what is left of a part begins the next one, so that parts end between
+    folders where they can.
+
+    Args:
+        new: Keys of new shards, sorted.
+        counts: How many partitions each part has.
+        most: Most partitions of a part.
+    """
+    added: list[list[str]] = [[] for _ in counts]
+    room = most - counts[-1] if counts else 0
+    for _, folder in groupby(new, posixpath.dirname):
+        keys = list(folder)
+        while keys:
+            if room < most and len(keys) > room:
+                added.append([])
+                room = most
+            added[-1] += keys[:room]
+            keys, room = keys[room:], max(0, room - len(keys))
+    return added
+
+
+def _registered(instance: dg.DagsterInstance, dataset: Dataset, noted: int) -> list[list[str]]:
+    """Returns the partitions of each part, also of those that the output does not know of.
+
+    Two processes that register at once, where the output cannot be locked, may both take a shard: it then
+    leaves the later part.
+    """
+    found: list[list[str]] = []
+    seen: set[str] = set()
+    while True:
+        part = dataset.of_part(len(found) + 1)
+        keys = part.keys(instance)
+        if not keys and len(found) >= noted:
+            return found
+        for key in seen.intersection(keys):
+            instance.delete_dynamic_partition(str(part.shards.name), key)
+        found.append([key for key in keys if key not in seen])
+        seen.update(keys)
+
+
+def _note(before: Json, facts: list[Json]) -> Json:
+    """Another Dagster instance may have parts of its own over the same output: the number never falls."""
+    return {"parts": facts + list(before.get("parts", []))[len(facts) :]}
