@@ -85,5 +85,5 @@ def test_a_folder_of_another_user_is_refused(locks: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(tempfile, "tempdir", str(locks))
     (locks / f"boring_assets-{os.getuid()}").symlink_to(locks)
-    with pytest.raises(ModelError, match="is somebody else's"):
+    with pytest.raises(ModelError, match="belongs to another user"):
         lease("cpu:0,cpu:9")
