@@ -7,7 +7,6 @@ import pytest
 
 from boring_assets.commands.parallel import run_in_workers
 from boring_assets.engine.results import Progress
-from boring_assets.jobs import EMBED_JOB
 from boring_assets.sample_data import write_sample_data
 from boring_assets.shard_states import State
 from tests.assets.project import Project
@@ -26,7 +25,7 @@ def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch:
     mine.register()
     progress = Progress()
 
-    outcomes = run_in_workers([[(EMBED_JOB, "00000", "00001")], [(EMBED_JOB, "00002", "00003")]], progress)
+    outcomes = run_in_workers([[("", "00000", "00001")], [("", "00002", "00003")]], progress)
 
     assert [outcome.error for outcome in outcomes] == ["", ""]
     assert (progress.embedded, progress.failed) == (76, 4)
@@ -41,7 +40,7 @@ def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch:
 def test_a_worker_that_dies_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BORING_BATCH_SIZE", "0")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    outcomes = run_in_workers([[(EMBED_JOB, "00000", "00000")]], Progress())
+    outcomes = run_in_workers([[("", "00000", "00000")]], Progress())
     assert [outcome.stops for outcome in outcomes] == [True]
     assert "code 1" in outcomes[0].error
 
