@@ -41,9 +41,11 @@ def map(
     """
     from boring_assets.commands.search import open_searcher
     from boring_assets.search.map import open_map
+    from boring_assets.search.web import check_installed
 
+    check_installed("The map", "embedding_atlas", extra="map")
     settings = apply(options)
     if not settings.input_dir:
         click.secho("Without --input there are no images to show.", fg="yellow", err=True)
-    searcher = open_searcher(settings, update=not no_update)
+    searcher = open_searcher(settings, update=not no_update, pictures=True)
     open_map(settings, searcher, limit=limit, where=where, host=host, port=port, more_hosts=allowed_hosts)

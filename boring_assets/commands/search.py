@@ -78,7 +78,7 @@ def search(
         raise SettingsError(
             "BORING_INPUT_DIR is not set: --html takes the images from the input. Give --input."
         )
-    searcher = open_searcher(settings, update=not no_update)
+    searcher = open_searcher(settings, update=not no_update, pictures=html is not None)
     vector, query_image = _query(searcher, text, image, key, partition)
     # The image that is searched by is its own nearest neighbour: ask for one more, and leave it out.
     extra = 1 if query_image else 0
@@ -127,11 +127,16 @@ def _print(hits: "list[Hit]") -> None:
         click.echo(plain(f"{hit.score:.3f}  {hit.key or ''}  {caption}  {url}".rstrip()))
 
 
-def open_searcher(settings: Settings, *, update: bool) -> "Searcher":
-    """Returns the search index of the output, updated first; prints what was left out of it.
+def open_searcher(settings: Settings, *, update: bool, pictures: bool) -> "Searcher":
+    """Returns the search index of the output; prints what was left out of it.
+
+    Args:
+        settings: The output and the rest.
+        update: Whether to update the index first.
+        pictures: Whether pictures of the input are shown.
 
     Raises:
-        SettingsError: The output belongs to another input than that of the settings.
+        SettingsError: Pictures are shown, and the output belongs to another input than that of the settings.
         StorageError: There is no index, or it cannot be read.
     """
     from boring_assets.search.index import update_index
@@ -140,7 +145,7 @@ def open_searcher(settings: Settings, *, update: bool) -> "Searcher":
     from resources.source import ShardSource
 
     embeddings = EmbeddingsIOManager.from_settings(settings)
-    if settings.input_dir:
+    if pictures and settings.input_dir:
         embeddings.check_input(ShardSource.from_settings(settings).root())
     root = embeddings.root()
     if update:

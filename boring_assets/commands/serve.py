@@ -27,4 +27,4 @@ def serve(host: str, port: int, allowed_hosts: tuple[str, ...], no_update: bool,
     settings = apply(options)
     if not settings.input_dir:
         click.secho("Without --input there are no images to show.", fg="yellow", err=True)
-    listen(settings, open_searcher(settings, update=not no_update), host, port, allowed_hosts)
+    listen(settings, open_searcher(settings, update=not no_update, pictures=True), host, port, allowed_hosts)

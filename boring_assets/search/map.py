@@ -17,7 +17,7 @@ from boring_assets.errors import SettingsError
 from boring_assets.search.page import open_pictures
 from boring_assets.search.query import Searcher
 from boring_assets.search.rows import VECTOR
-from boring_assets.search.web import LOOPBACK, SecurityHeaders, check_installed, picture_endpoint, run_server
+from boring_assets.search.web import LOOPBACK, SecurityHeaders, picture_endpoint, run_server
 from boring_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -59,10 +59,9 @@ def open_map(
         more_hosts: Allowed host names besides `host` and the loopback names.
 
     Raises:
-        SettingsError: Embedding Atlas is not installed, or an argument is wrong.
+        SettingsError: An argument is wrong.
         StorageError: The index cannot be read.
     """
-    check_installed("The map", "embedding_atlas", extra="map")
     frame = project(searcher, limit, where)
     if settings.input_dir:
         frame = frame.with_columns(_picture_column(frame))

@@ -51,7 +51,9 @@ def test_a_sample_with_vectors_comes_from_all_over_the_dataset(gallery: Gallery)
         searcher.sample_vectors(9, "no_such_column = 1")
 
 
-@pytest.mark.parametrize("command", [("search", "a red circle"), ("serve",), ("near-duplicates",)])
+@pytest.mark.parametrize(
+    "command", [("search", "a red circle", "--html", "page.html"), ("serve",), ("near-duplicates",)]
+)
 def test_pictures_of_another_input_are_refused(
     gallery: Gallery, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
@@ -59,6 +61,7 @@ def test_pictures_of_another_input_are_refused(
     error = gallery.call(*command, "--output", gallery.output, "--input", tmp_path, code=1).stderr
     assert "was embedded from" in error
     assert "set-input" in error
+    gallery.call("search", "a red circle", "--output", gallery.output, "--input", tmp_path)  # shows none
 
 
 def test_by_text_by_picture_and_by_key(gallery: Gallery, tmp_path: Path) -> None:
