@@ -323,7 +323,7 @@ def load_settings(dataset_file: Path | None = None, **own: Any) -> Settings:
     except ValidationError as error:
         problems = groupby(error.errors(), key=lambda problem: str(problem["loc"][0]))
         raise SettingsError(
-            " ".join(_explain(name, list(all_of_it)) for name, all_of_it in problems)
+            " ".join(_explain(name, list(all_of_it), file) for name, all_of_it in problems)
         ) from error
 
 
@@ -340,15 +340,15 @@ def _refuse_misspelt() -> None:
         )
 
 
-def _explain(name: str, problems: list[ErrorDetails]) -> str:
-    """The message for one setting; a value that may have several types has a problem with each."""
+def _explain(name: str, problems: list[ErrorDetails], file: str | None) -> str:
+    """Returns the message for one setting; a value that may have several types has a problem with each."""
     texts = dict.fromkeys(map(expected, problems))
     reasons = " or ".join(texts).replace(" or expected", " or").rstrip(".") + "."
     field = Settings.model_fields.get(name)
     if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
         return f"{PREFIX}{name.upper()} {reasons}"
     if field is None:  # its value may be a secret
-        return f"{PREFIX}{name.upper()}: {setting_help(name)}."
+        return f"{file}: {setting_help(name)}." if file else f"{setting_help(name)}."
     if name == "heads":  # of a table, the place says more than its value, which may hold a secret
         inside = ".".join(map(str, problems[0]["loc"][1:]))
         return f"{PREFIX}{name.upper()}{f' ({inside})' if inside else ''}: {reasons} {setting_help(name)}."
@@ -368,10 +368,11 @@ def config_field(name: str, default: Any = None) -> Any:
 
 @cache
 def setting_help(name: str) -> str:
-    """One line of help for a setting, or the list of settings where the name is unknown."""
+    """Returns one line of help for a setting, or the nearest setting where the name is unknown."""
     field = Settings.model_fields.get(name)
     if field is None:
-        return f"There is no such setting; the settings are {', '.join(Settings.model_fields)}"
+        (near,) = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.0)
+        return f"There is no setting `{name}`; the nearest is `{near}`"
     return f"{field.description} (default: {field.default!r})"
 
 

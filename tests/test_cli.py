@@ -109,7 +109,7 @@ def test_input_and_output_are_positions_and_the_earlier_flags_are_still_taken(cl
         (("in", "out", "--config", "no.toml"), ["BORING_CONFIG (--config) names no.toml", "TOML file"]),
         (
             ("in", "out", "--config", "bad.toml"),
-            ["BORING_BATCH_SISE: There is no such setting", "batch_size"],
+            ["bad.toml: There is no setting `batch_sise`; the nearest is `batch_size`"],
         ),
     ],
     ids=lambda value: "-".join(value).strip("-") or "none" if isinstance(value, tuple) else "",

@@ -77,8 +77,7 @@ def test_trouble_with_the_file_names_it(config: Path, monkeypatch: pytest.Monkey
     config.write_text("modle = 'ViT-B-32'\n")
     with pytest.raises(SettingsError) as caught:
         load_settings()
-    assert "modle" in str(caught.value).lower()
-    assert "the settings are input_dir, output_dir, image_column" in str(caught.value)
+    assert str(caught.value) == f"{config}: There is no setting `modle`; the nearest is `model`."
 
     config.write_text("batch_size = [1]\n")
     with pytest.raises(SettingsError, match="BORING_BATCH_SIZE"):
@@ -132,9 +131,7 @@ def test_variables_of_a_kubernetes_service_are_ignored(
 
 def test_the_value_of_an_unknown_line_is_not_printed(config: Path) -> None:
     config.write_text("aws_secret_access_key = 'planted-secret'\n")
-    with pytest.raises(
-        SettingsError, match="BORING_AWS_SECRET_ACCESS_KEY: There is no such setting"
-    ) as caught:
+    with pytest.raises(SettingsError, match="There is no setting `aws_secret_access_key`") as caught:
         load_settings()
     assert "planted-secret" not in str(caught.value)
 
@@ -199,7 +196,7 @@ def test_the_file_of_one_of_several_datasets_wins_over_what_they_share(
     assert (settings.dataset, settings.input_dir, settings.batch_size) == ("part_1", "/part-1", 7)
     for text in ('dataset = "part-1"', "dataset = 'a'\nmodle = 'b'", "dataset ="):
         file.write_text(text)
-        with pytest.raises(SettingsError, match=r"BORING_DATASET|BORING_MODLE|part_1\.toml"):
+        with pytest.raises(SettingsError, match=r"BORING_DATASET|part_1\.toml"):
             load_settings(file)
     with pytest.raises(SettingsError, match=r"no\.toml"):
         load_settings(tmp_path / "no.toml")
