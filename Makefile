@@ -40,12 +40,12 @@ test: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(SITE) --quiet
-	$(BIN)/python $(PYTEST) -m "not heavy"
+	$(BIN)/python $(PYTEST) -m "not heavy and not soak"
 
 # The tests that `make test` leaves out: other ways to deploy (a `dg` project, an empty dagster.yaml, two daemons, two
 # devices, Ray, containers, PostgreSQL), other clouds, a browser, torture, the documents' commands.
 test-all: .venv/installed-test .venv/azurite
-	$(BIN)/python $(PYTEST) -m heavy
+	$(BIN)/python $(PYTEST) -m "heavy and not soak"
 
 # The tests of what Dagster can change, with the newest Dagster that installs; everything else as in constraints.txt.
 test-newest-dagster:
@@ -54,7 +54,7 @@ test-newest-dagster:
 	@$(NEWEST) -m pip install --quiet --no-compile --disable-pip-version-check --upgrade \
 		-c .venv-newest/constraints.txt -e '.[test]'
 	$(NEWEST) -m pip list | grep '^dagster'
-	$(NEWEST) $(PYTEST) -m "not heavy" tests/instance tests/assets tests/e2e tests/test_sensors.py tests/test_checks.py
+	$(NEWEST) $(PYTEST) -m "not heavy and not soak" tests/instance tests/assets tests/e2e tests/test_sensors.py tests/test_checks.py
 
 # Builds the documents as a site, in site/.
 docs: .venv/installed-test
@@ -68,8 +68,9 @@ screenshots: .venv/installed-test
 bench: .venv/installed-test
 	$(BIN)/python -m benchmarks.end_to_end
 
-# Crashes, storage faults, a long run and hostile input; docs/reliability.md has the figures. An hour or more.
+# Lost machines, crashes, storage faults, a long run and hostile input; docs/reliability.md has the figures. An hour or more.
 torture: .venv/installed-test
+	$(BIN)/python -m pytest -m soak
 	@failed=0; for part in crashes s3_faults soak hostile; do \
 		$(BIN)/python -m torture.$$part || failed=1; \
 	done; exit $$failed

@@ -106,7 +106,7 @@ def check(home: Home, keys: list[str], kept: dict[str, int]) -> None:
     assert len(computed) == len(set(computed)), "no shard was reported as computed twice"
 
 
-@pytest.mark.heavy
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_machine_with_its_daemon_and_the_sensor(home: Home) -> None:
     keys = home.add_shards(SHARDS, images=2)
@@ -128,7 +128,7 @@ def test_a_machine_with_its_daemon_and_the_sensor(home: Home) -> None:
     check(home, keys, kept)
 
 
-@pytest.mark.heavy
+@pytest.mark.soak
 @pytest.mark.slow
 def test_the_run_of_a_backfill(home: Home) -> None:
     keys = home.add_shards(SHARDS, images=2)
