@@ -2,13 +2,14 @@
 
 import json
 import sys
+from functools import cache
 from typing import Any
 
 import click
 
 from boring_assets.commands import exit_codes
 from boring_assets.commands.options import Command, apply, columns, config, folder, setting
-from boring_assets.wording import first_of, plain
+from boring_assets.wording import first_of, plain, some
 
 
 @click.command(
@@ -43,6 +44,7 @@ def status(as_json: bool, **options: Any) -> None:
 
     The exit code is 0 when everything is done, and 4 when there is work to do.
     """
+    from boring_assets.commands.report import made_by
     from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
     from boring_assets.parts import get_parts
@@ -56,7 +58,8 @@ def status(as_json: bool, **options: Any) -> None:
     instance = open_instance(settings.output_dir)
     found = source.discover()
     version, parts = settings.embedding_version(), get_parts(settings, Dataset.from_settings(settings))
-    shards = get_shard_states(instance, found, version, embeddings.committed, parts)
+    committed = cache(embeddings.committed)
+    shards = get_shard_states(instance, found, version, committed, parts)
     count = shards.count()
     if as_json:
         counts = {state.value: count[state] for state in State}
@@ -69,5 +72,15 @@ def status(as_json: bool, **options: Any) -> None:
             click.echo("There are no shards.")
         for path, why in found.refused.items():
             click.echo(plain(f"Refused: {path}: {why}"))
+        if count[State.OTHER_SETTINGS]:
+            hint = f"Other settings than {made_by(settings)}. Give those that the shards were made with."
+            click.echo(plain(hint), err=True)
+        unknown = sum(state is State.NEW and key in committed() for key, state in shards.states.items())
+        if unknown:
+            click.echo(
+                f"{some(unknown, 'new shard')} of this DAGSTER_HOME: embedded already from another one. "
+                "`embed` reports them without embedding them again.",
+                err=True,
+            )
     work = sum(count[state] for state in (*PENDING, State.OTHER_SETTINGS, State.GROWING, State.RUNNING))
     sys.exit(exit_codes.WORK_TO_DO if work else 0)
