@@ -210,7 +210,7 @@ def test_status_says_what_there_is_to_do(cli: CommandLine) -> None:
     assert told["counts"]["other settings"] == 4
     assert "precision fp32, float16" in cli("status", "--config", "other.toml", code=4).stderr
     elsewhere = cli("status", *options, code=4, DAGSTER_HOME=str(Path("home2").absolute()))
-    assert "4 new shards of this DAGSTER_HOME: embedded already" in elsewhere.stderr
+    assert "5 new shards of this DAGSTER_HOME: embedded already" in elsewhere.stderr
 
 
 def test_status_of_an_empty_input(cli: CommandLine) -> None:

@@ -79,7 +79,7 @@ def status(as_json: bool, **options: Any) -> None:
         if unknown:
             click.echo(
                 f"{some(unknown, 'new shard')} of this DAGSTER_HOME: embedded already from another one. "
-                "`embed` reports them without embedding them again.",
+                "`embed` reports them, and embeds only those that have changed since.",
                 err=True,
             )
     work = sum(count[state] for state in (*PENDING, State.OTHER_SETTINGS, State.GROWING, State.RUNNING))
