@@ -34,7 +34,11 @@ _LIBRARIES = (
     "s3fs",
 )
 # Programs that serve, with the option for their port and a path that answers once all is loaded.
-_SERVING = {("boring-assets", "serve"): ("--port", "/"), ("dagster", "dev"): ("-p", "/server_info")}
+_SERVING = {
+    ("boring-assets", "serve"): ("--port", "/"),
+    ("boring-assets", "map"): ("--port", "/"),
+    ("dagster", "dev"): ("-p", "/server_info"),
+}
 
 CLIENT = """\
 import json, os, socket, sys
