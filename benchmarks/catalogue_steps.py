@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,17 +61,21 @@ def discover_all(uri: str) -> int:
     return len(discover(open_root(uri), quiet_seconds=3600).shards)
 
 
-def settings_of(home: Home, per_run: int) -> Settings:
+def settings_of(home: Home, **own: Any) -> Settings:
     return Settings(
         input_dir=str(home.input), output_dir=str(home.output), model="boring-tiny", device="cpu",
-        quiet_seconds=3600, partitions_per_run=per_run,
+        quiet_seconds=3600, **own,
     )  # fmt: skip
 
 
 def register_all(home: Home, per_run: int) -> int:
     from resources.source import ShardSource
 
-    return len(register(home.instance, ShardSource.from_settings(settings_of(home, per_run)).discover()))
+    return len(
+        register(
+            home.instance, ShardSource.from_settings(settings_of(home, partitions_per_run=per_run)).discover()
+        )
+    )
 
 
 def tick(home: Home, per_run: int, cursor: str | None) -> tuple[int, str | None]:
@@ -81,7 +86,7 @@ def tick(home: Home, per_run: int, cursor: str | None) -> tuple[int, str | None]
     from resources.embeddings_io import EmbeddingsIOManager
     from resources.source import ShardSource
 
-    settings = settings_of(home, per_run)
+    settings = settings_of(home, partitions_per_run=per_run)
     resources = {
         "source": ShardSource.from_settings(settings),
         "embeddings": EmbeddingsIOManager.from_settings(settings),
@@ -103,7 +108,7 @@ def report_done(home: Home, per_run: int, count: int) -> int:
     from boring_assets.definitions import build_definitions
     from resources.source import ShardSource
 
-    settings = settings_of(home, per_run)
+    settings = settings_of(home, partitions_per_run=per_run)
     job = build_definitions(settings).resolve_job_def("embed_shards")
     facts = {
         "rows": 10_000, "embedded": 9_990, "failed": 10, "failed_by_reason": {"not_downloaded": 10},
@@ -138,7 +143,7 @@ def stock(home: Home, per_run: int) -> dict[str, int]:
     from resources.embeddings_io import EmbeddingsIOManager
     from resources.source import ShardSource
 
-    settings = settings_of(home, per_run)
+    settings = settings_of(home, partitions_per_run=per_run)
     found = ShardSource.from_settings(settings).discover()
     its = get_shard_states(
         home.instance,

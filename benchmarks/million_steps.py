@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.catalogue_steps import settings_of
 from boring_assets.datasets import Dataset
 from boring_assets.parts import get_parts, register_shards
 from boring_assets.settings import Settings
@@ -17,19 +18,12 @@ from tests.e2e.processes import Home
 _AT_ONCE = 5000
 
 
-def settings_of(home: Home, split: int) -> Settings:
-    return Settings(
-        input_dir=str(home.input), output_dir=str(home.output), model="boring-tiny", device="cpu",
-        quiet_seconds=3600, split=split,
-    )  # fmt: skip
-
-
 def discover(home: Home, split: int) -> int:
-    return len(ShardSource.from_settings(settings_of(home, split)).discover().shards)
+    return len(ShardSource.from_settings(settings_of(home, split=split)).discover().shards)
 
 
 def register(home: Home, split: int) -> str:
-    settings = settings_of(home, split)
+    settings = settings_of(home, split=split)
     found = ShardSource.from_settings(settings).discover()
     new = len(register_shards(home.instance, found, settings, Dataset()))
     return f"{new} new, {len(get_parts(settings, Dataset()))} parts"
@@ -38,7 +32,7 @@ def register(home: Home, split: int) -> str:
 def load_definitions(home: Home, split: int) -> str:
     from boring_assets.definitions import build_definitions
 
-    repository = build_definitions(settings_of(home, split)).get_repository_def()
+    repository = build_definitions(settings_of(home, split=split)).get_repository_def()
     return f"{len(repository.asset_graph.get_all_asset_keys())} assets"
 
 
@@ -48,7 +42,7 @@ def tick(home: Home, split: int) -> str:
 
     from boring_assets.definitions import build_definitions
 
-    settings = settings_of(home, split)
+    settings = settings_of(home, split=split)
     resources = {
         "source": ShardSource.from_settings(settings),
         "embeddings": EmbeddingsIOManager.from_settings(settings),
@@ -59,7 +53,7 @@ def tick(home: Home, split: int) -> str:
 
 
 def count_states(home: Home, split: int) -> dict[str, int]:
-    settings = settings_of(home, split)
+    settings = settings_of(home, split=split)
     found = ShardSource.from_settings(settings).discover()
     committed = EmbeddingsIOManager.from_settings(settings).committed
     parts = get_parts(settings, Dataset())
@@ -71,7 +65,7 @@ def store_done(home: Home, split: int) -> str:
     """A materialization and an empty embeddings file of each shard; goes on where a call was cut short."""
     from boring_assets.definitions import build_definitions
 
-    settings = settings_of(home, split)
+    settings = settings_of(home, split=split)
     defs = build_definitions(settings)
     shards = {shard.key: shard for shard in ShardSource.from_settings(settings).discover().shards}
     for part in get_parts(settings, Dataset()):

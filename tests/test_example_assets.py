@@ -40,7 +40,8 @@ class Project:
             precision="fp32", quiet_seconds=0,
         )  # fmt: skip
         self.defs = dg.Definitions.merge(build_definitions(settings), dg.Definitions(assets=[asset]))
-        self.name = asset.key.to_user_string()  # type: ignore[union-attr]
+        assert isinstance(asset, dg.AssetsDefinition)
+        self.name = asset.key.to_user_string()
         self.instance = dg.DagsterInstance.ephemeral()
         write_sample_data(self.input, 2, 12, "parquet", image_size=32)
         register(self.instance, ShardSource.from_settings(settings).discover(), Dataset())

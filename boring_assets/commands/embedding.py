@@ -11,6 +11,7 @@ from typing import IO, Any
 import dagster as dg
 from rich.console import Console
 
+from boring_assets.assets.sharing import UNFINISHED
 from boring_assets.commands.parallel import Share, run_in_workers
 from boring_assets.commands.progress_bar import ProgressBar, count_rows
 from boring_assets.commands.redoing import find_other_weights
@@ -33,9 +34,6 @@ from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
-
-_FINISHED = (dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED)
-_UNFINISHED = [status for status in dg.DagsterRunStatus if status not in _FINISHED]
 
 
 def embed_all(
@@ -115,7 +113,7 @@ def _end_dead_runs(instance: dg.DagsterInstance, lock: IO[str]) -> None:
     except (BlockingIOError, PermissionError):  # POSIX lets a lock that is held answer either
         return
     tags = {ADOPT_TAG: "true", HOME_TAG: home_name(instance)}
-    unfinished = dg.RunsFilter(statuses=_UNFINISHED, tags=tags)
+    unfinished = dg.RunsFilter(statuses=UNFINISHED, tags=tags)
     for run in instance.get_runs(unfinished):
         if is_of_command_line(run):  # the daemon watches its own
             instance.report_run_failed(run, "The process of this run was ended before the run was.")
@@ -208,9 +206,9 @@ def _run_here(
 ) -> Iterator[Outcome]:
     """Runs one range after another in this process, where the model stays loaded."""
     mine: set[str] = set()
+    chosen, most = set(wanted), settings.partitions_per_run
     for part, order in stock.by_part():
-        chosen = set(wanted).intersection(order)
-        for first, last in ranges_left(instance, part, chosen, settings.partitions_per_run, since, mine):
+        for first, last in ranges_left(instance, part, order, chosen, most, since, mine):
             left = settings.max_samples - bar.done if settings.max_samples else 0
             if settings.max_samples and left <= 0:
                 return

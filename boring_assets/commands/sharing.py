@@ -21,6 +21,7 @@ _CLOCKS_DIFFER = timedelta(minutes=1)
 def ranges_left(
     instance: dg.DagsterInstance,
     dataset: Dataset,
+    order: list[str],
     wanted: Collection[str],
     most: int,
     since: int,
@@ -33,8 +34,9 @@ def ranges_left(
 
     Args:
         instance: Dagster's instance.
-        dataset: The dataset's names.
-        wanted: Keys of the partitions.
+        dataset: The names of the dataset, or of the part.
+        order: Its partitions in Dagster's order.
+        wanted: Keys of the partitions to embed; those of other parts are passed over.
         most: Most partitions in one range.
         since: Number of the last event of the instance when the partitions were chosen.
         mine: The ids of the caller's own runs; the caller adds each.
@@ -42,7 +44,6 @@ def ranges_left(
     Yields:
         First and last key of a range.
     """
-    order = dataset.keys(instance)
     left = deque(ranges(order, wanted, most))
     looked, moment = time.monotonic(), datetime.now(UTC)
     while left:

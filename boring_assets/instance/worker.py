@@ -18,7 +18,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,18 +66,18 @@ def is_alive(lock: Path) -> bool:
 
 def _serve(connection: socket.socket, idle_seconds: float) -> None:
     loaded: dict[str, int] = {}
-    execute: Callable[[str], bool] | None = None
+    opened: tuple[Any, Callable[[str], bool]] | None = None
     with connection, connection.makefile("rb") as requests, ExitStack() as stack:
         while select.select([connection], [], [], idle_seconds)[0]:
             line = requests.readline()
             if not line or any(_changed_at(path) != before for path, before in loaded.items()):
                 return
             request = json.loads(line)
-            if loaded and not _knows(request):
+            if opened and not _knows(opened[0], request["run_id"]):
                 return
             connection.sendall(ACCEPTED)
-            execute = execute or stack.enter_context(_executor(request["instance_ref"]))
-            if not execute(request["run_id"]):
+            opened = opened or stack.enter_context(_executor(request["instance_ref"]))
+            if not opened[1](request["run_id"]):
                 return
             try:
                 connection.sendall(DONE)
@@ -87,8 +87,10 @@ def _serve(connection: socket.socket, idle_seconds: float) -> None:
 
 
 @contextmanager
-def _executor(serialized_ref: str) -> Iterator[Callable[[str], bool]]:
-    """Opens the instance; yields a function that executes a run by its id, and returns whether it succeeded.
+def _executor(serialized_ref: str) -> Iterator[tuple[Any, Callable[[str], bool]]]:
+    """Opens the instance; yields it, and a function that executes a run by its id.
+
+    The function returns whether the run succeeded.
 
     It does what `dagster api execute_run` does, in this process: that command would load the model again.
     """
@@ -117,21 +119,17 @@ def _executor(serialized_ref: str) -> Iterator[Callable[[str], bool]]:
                     ended.set()
                     watch.join()
 
-        yield execute
+        yield instance, execute
 
 
-def _knows(request: Mapping[str, str]) -> bool:
+def _knows(instance: Any, run_id: str) -> bool:
     """Returns whether the definitions that this process has loaded hold the job and the assets of a run.
 
     A split dataset gets new parts, with new assets, while the code on disk stays the same.
     """
-    from dagster import DagsterInstance
     from dagster._core.definitions.reconstruct import ReconstructableRepository
-    from dagster._core.instance import InstanceRef
-    from dagster._serdes import deserialize_value
 
-    with DagsterInstance.from_ref(deserialize_value(request["instance_ref"], InstanceRef)) as instance:
-        run = instance.get_run_by_id(request["run_id"])
+    run = instance.get_run_by_id(run_id)
     if run is None or run.job_code_origin is None:
         return True  # executing it says what is wrong
     pointer = run.job_code_origin.repository_origin.code_pointer

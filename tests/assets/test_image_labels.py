@@ -188,7 +188,8 @@ def test_a_head_that_does_not_fit_is_refused(labelled: Labelled) -> None:
     def ones(*shape: int) -> np.ndarray:
         return np.ones(shape, np.float32)
 
-    dim = labelled.table("image_embeddings").schema["embedding"].size  # type: ignore[attr-defined]
+    (vector, *_) = labelled.table("image_embeddings")["embedding"]
+    dim = len(vector)
     cases: list[tuple[str, str]] = [
         (head("other", weight=ones(1, 768)), f"takes embeddings of 768 numbers, .* have {dim}"),
         (head("large", {"model": "ViT-L-14"}, weight=ones(1, dim)), "is for the model ViT-L-14, but"),

@@ -95,8 +95,8 @@ def test_every_layout_has_the_chosen_rows_with_their_labels_and_scores(
     assert np.concatenate(keys).tolist() == wanted["key"].to_list()
 
     table = lancedb.connect(gallery.export(tmp_path / "lance", "lance", "--where", WHERE))
-    held = pl.from_arrow(table.open_table("image_embeddings").to_arrow())
-    assert held.select(columns).equals(wanted.select(columns))  # type: ignore[union-attr]
+    held = pl.DataFrame(table.open_table("image_embeddings").to_arrow())
+    assert held.select(columns).equals(wanted.select(columns))
 
 
 def test_new_shards_are_read_by_webdataset_and_by_this_project(gallery: Gallery, tmp_path: Path) -> None:

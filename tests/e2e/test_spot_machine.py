@@ -142,7 +142,7 @@ def test_the_run_of_a_backfill(home: Home) -> None:
             (run,) = [run for run in home.runs() if not run.is_finished]
             os.killpg(int(run.tags[WORKER_TAG].partition("-")[0]), signal.SIGKILL)
             wait_for(
-                lambda: home.instance.get_run_by_id(run.run_id).is_finished,  # type: ignore[union-attr]
+                lambda: run.run_id in {one.run_id for one in home.runs() if one.is_finished},
                 "the loss is seen",
             )
 
