@@ -33,10 +33,10 @@ def pgvector_images(context: dg.AssetExecutionContext, embeddings: Any) -> None:
         cursor.execute(TABLE)
         for shard, frame in shards.items():
             columns = frame.select("row", "key", "url", "caption", "embedding").collect()
-            rows = [(shard, *each[:4], str(each[4]), context.run_id) for each in columns.iter_rows()]
+            rows = [(shard, *each[:4], str(each[4]), context.run.run_id) for each in columns.iter_rows()]
             execute_values(cursor, UPSERT, rows, page_size=1000)
             cursor.execute(
-                "DELETE FROM images WHERE shard = %s AND run <> %s", (shard, context.run_id)
+                "DELETE FROM images WHERE shard = %s AND run <> %s", (shard, context.run.run_id)
             )  # rows that are gone
             connection.commit()
         known = context.instance.get_dynamic_partitions("shards")

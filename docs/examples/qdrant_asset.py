@@ -33,11 +33,11 @@ def qdrant_images(context: dg.AssetExecutionContext, embeddings: Any) -> None:
         for part in rows.iter_slices(BATCH):
             about = part.drop("embedding").to_dicts()
             ids = [str(uuid.uuid5(uuid.NAMESPACE_URL, f"{shard}/{each['row']}")) for each in about]
-            payloads = [{**each, "shard": shard, "run": context.run_id} for each in about]
+            payloads = [{**each, "shard": shard, "run": context.run.run_id} for each in about]
             batch = models.Batch(ids=ids, vectors=part["embedding"].to_list(), payloads=payloads)
             client.upsert(COLLECTION, batch)
         mine = models.FieldCondition(key="shard", match=models.MatchValue(value=shard))
-        new = models.FieldCondition(key="run", match=models.MatchValue(value=context.run_id))
+        new = models.FieldCondition(key="run", match=models.MatchValue(value=context.run.run_id))
         client.delete(COLLECTION, models.Filter(must=[mine], must_not=[new]))  # rows that are gone
     known = context.instance.get_dynamic_partitions("shards")
     there = models.FieldCondition(key="shard", match=models.MatchAny(any=list(known)))

@@ -143,7 +143,17 @@ def stop_half_way(home: Home, run: DagsterRun, process: psutil.Process) -> dict[
     """Keeps a run from going on once it has materialized shards, and gives what is committed then."""
     wait_for(lambda: len(home.materialized(run)) >= 2, "the run has materialized shards", every=0.1)
     process.send_signal(signal.SIGSTOP)
+    wait_for(lambda: is_stopped(process), "all its threads are stopped", every=0.01)
     return home.stamps()
+
+
+def is_stopped(process: psutil.Process) -> bool:
+    """Whether no thread of a process runs: one in the middle of a system call, e.g. a rename, ends it first."""
+    try:
+        stats = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/stat")]
+    except OSError:  # a thread has just ended
+        return False
+    return all(stat.rpartition(")")[2].split()[0] in "Tt" for stat in stats)
 
 
 def check_retry(home: Home, victim: DagsterRun, keys: list[str], before: dict[str, int]) -> None:

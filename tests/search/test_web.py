@@ -17,6 +17,12 @@ from tests.waiting import HANG_SECONDS
 
 
 @pytest.fixture(scope="module")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    """A gallery of this module's own, because `server` adds shards to it."""
+    return Gallery(tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
 def server(gallery: Gallery) -> Iterator[Server]:
     """The page over the gallery, over a copy of a picture 1,200 times, and over a picture that is gone."""
     small = jpeg(HELD_OUT[0], 1, 64)
