@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.pictures import jpegs, write_shards
 from boring_assets.engine.decoding.decode import Limits, Preprocess
-from boring_assets.engine.decoding.decoders import start_decoders
+from boring_assets.engine.decoding.decoders import Decoders, Target
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.pipeline import EmbeddedShard, Options, Progress, embed_shards
@@ -109,16 +109,16 @@ def end_to_end(
 
 
 def decode_only(numbers: Preprocess, workers: int, seconds: float = 4.0) -> float:
-    """Images a second of the engine's decoders alone."""
+    """Images a second of the engine's decoders alone, in threads of one process, resize included."""
     pictures = jpegs()
-    decoders = start_decoders(workers, CHUNK_IMAGES, numbers, Limits(), 2**30)
+    decoders = Decoders(workers, Target(numbers), Limits())
     chunks = [pictures[i : i + CHUNK_IMAGES] for i in range(0, len(pictures), CHUNK_IMAGES)]
-    for future in [decoders.submit(chunks[0]) for _ in range(4 * workers)]:
-        future.result()  # the workers are up
+    sizes = [[decoders.plan(picture) for picture in chunk] for chunk in chunks]
     under_way: deque[Any] = deque()
-    done, start = 0, time.perf_counter()
+    done, number, start = 0, 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        under_way.append(decoders.submit(chunks[done % len(chunks)]))
+        under_way.append(decoders.submit(chunks[number % len(chunks)], sizes[number % len(chunks)]))
+        number += 1
         if len(under_way) > 4 * workers:
             done += len(under_way.popleft().result().answers)
     rate = done / (time.perf_counter() - start)

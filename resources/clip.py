@@ -7,8 +7,8 @@ from typing import Any
 import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
-from boring_assets.engine.decoding.decoders import MOST_THREADS, start_server
 from boring_assets.engine.decoding.limits import Limits, check_formats
+from boring_assets.engine.front_ends import THREADS, start_server
 from boring_assets.engine.model.devices import Lease, lease
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import Options
@@ -94,8 +94,8 @@ class ClipResource(dg.ConfigurableResource):
             SettingsError: Pillow does not know an extra image format.
         """
         workers = self.decode_workers or max(1, len(os.sched_getaffinity(0)) // self.lease().of)
-        if workers > MOST_THREADS:
-            start_server()  # of the decoding processes, while the model loads
+        if workers > THREADS:
+            start_server()  # while the model loads
         return Options(
             decode_workers=workers,
             read_ahead_bytes=self.read_ahead_mb * 2**20,

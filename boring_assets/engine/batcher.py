@@ -2,24 +2,22 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoding.decoders import Decoded
+from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.job import Job
 from boring_assets.engine.model.encoder import Encoder, Pending, bad_vectors
 from boring_assets.engine.reader import Chunk
-from boring_assets.engine.results import EmbeddedShard, FailedShard, Progress
-from boring_assets.engine.samples import Failure, Reason
-from boring_assets.errors import ModelError, ShardError
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from boring_assets.engine.results import EmbeddedShard, FailedShard, Options, Progress
+from boring_assets.engine.samples import Failure, Reason, Shard
+from boring_assets.errors import ShardError
 
 _Batch = list[tuple[Job, list[int]]]
 """The shards and rows of a batch's images, in order."""
+_CHECKS = 4
 
 
 class Batcher:
@@ -28,12 +26,17 @@ class Batcher:
     def __init__(
         self,
         encoder: Encoder,
-        pixels: Channel[Chunk],
+        options: Options,
+        chunks: Channel[Chunk],
         finished: Channel[EmbeddedShard | FailedShard],
         progress: Progress,
+        check: Callable[[Shard], None] | None = None,
     ) -> None:
-        self._encoder, self._pixels, self._finished, self._progress = encoder, pixels, finished, progress
-        self._pieces: list[Tensor] = []
+        self._encoder, self._options, self._progress = encoder, options, progress
+        self._chunks, self._finished = chunks, finished
+        self._check, self._checks = check, ThreadPoolExecutor(_CHECKS, "check")
+        self._jobs: dict[int, Job] = {}
+        self._pieces: list[Pixels] = []
         self._batch: _Batch = []
         self._count = 0
         self._size = encoder.batch_size  # of this batch; the encoder's batch size may shrink meanwhile
@@ -41,62 +44,107 @@ class Batcher:
         self._last_answer = time.monotonic()
 
     def run(self) -> None:
-        """Runs until the decoders have no more chunks, then finishes the batches in flight."""
+        """Runs until there are no more chunks, then finishes the batches in flight."""
         self._encoder.prepare_thread()
-        for chunk, decoded in self._chunks():
-            self._take(chunk, decoded)
-        if self._count:
-            self._submit()
-        while self._pending:
-            self._collect()
+        try:
+            for chunk, decoded in self._receive():
+                self._take(chunk, decoded)
+            if self._count:
+                self._submit()
+            while self._pending:
+                self._collect()
+        finally:
+            self._checks.shutdown(wait=False)
         self._finished.close()
 
-    def _chunks(self) -> Iterator[tuple[Chunk, Decoded | None]]:
+    def _receive(self) -> Iterator[tuple[Chunk, Decoded | None]]:
         started = False
         while True:
             before = time.monotonic()
             try:
-                chunk = self._pixels.get()
+                chunk = self._chunks.get()
             except Closed:
                 return
-            decoded = _wait(chunk)
+            decoded = chunk.decoded.result() if chunk.decoded else None
             if started:
                 self._progress.starved_seconds += time.monotonic() - before
             started = started or bool(self._pending) or self._progress.embedded > 0
             yield chunk, decoded
 
     def _take(self, chunk: Chunk, decoded: Decoded | None) -> None:
-        job = chunk.job
+        if chunk.restart:
+            return self._give_up(chunk)
+        job = self._jobs.get(chunk.number) or self._start(chunk)
+        if chunk.error or chunk.end:
+            del self._jobs[chunk.number]
+        if job.closed:
+            return None
+        if chunk.error:
+            return self._fail_shard(job, chunk.error)
         job.image_bytes += chunk.size
         for row, failure in chunk.failures:
             self._fail(job, row, failure)
-        if chunk.total is not None:
-            job.total = chunk.total
         if decoded is not None:
-            self._take_pixels(chunk, decoded)
-        if chunk.error is None:
+            self._take_pixels(job, chunk.rows, decoded)
+        if chunk.end:
+            job.end = chunk.end
+            self._checks.submit(self._check_source, job)
             self._finish(job)
-        elif not job.closed:  # else all rows have answers, and `checked` holds the error
-            job.closed = True
-            self._finished.put(FailedShard(job.shard, chunk.error))
+        return None
 
-    def _take_pixels(self, chunk: Chunk, decoded: Decoded) -> None:
+    def _start(self, chunk: Chunk) -> Job:
+        try:
+            job = Job(chunk.shard, chunk.expected_rows, self._encoder.dim, self._options)
+        except MemoryError as error:
+            job = Job(chunk.shard, 0, self._encoder.dim, self._options)
+            self._fail_shard(
+                job,
+                ShardError(
+                    f"The embeddings of {chunk.shard.uri} do not fit into memory ({error}): it has "
+                    f"{chunk.expected_rows:,} rows. Split it."
+                ),
+            )
+        self._jobs[chunk.number] = job
+        return job
+
+    def _fail_shard(self, job: Job, error: ShardError) -> None:
+        job.closed = True
+        self._finished.put(FailedShard(job.shard, error))
+
+    def _give_up(self, chunk: Chunk) -> None:
+        """Drops the answers of a shard that is read again from its start."""
+        job = self._jobs.pop(chunk.number, None)
+        if job:
+            job.closed = True
+            self._progress.failed -= len(job.failures)
+            self._progress.embedded -= job.embedded
+
+    def _take_pixels(self, job: Job, chunk_rows: list[int], decoded: Decoded) -> None:
         rows = []
-        for row, failure in zip(chunk.rows, decoded.answers, strict=True):
+        for row, failure in zip(chunk_rows, decoded.answers, strict=True):
             if failure is None:
                 rows.append(row)
             else:
-                self._fail(chunk.job, row, failure)
-        chunk.job.keep(rows, decoded.pixels)
+                self._fail(job, row, failure)
+        job.keep_previews(rows, decoded.pixels, self._encoder.model.preprocess)
         start = 0
         while start < len(rows):
             taken = rows[start : start + self._size - self._count]
-            self._batch.append((chunk.job, taken))
+            self._batch.append((job, taken))
             self._pieces.append(decoded.pixels[start : start + len(taken)])
             self._count += len(taken)
             start += len(taken)
             if self._count == self._size:
                 self._submit()
+
+    def _check_source(self, job: Job) -> None:
+        """Checks that a shard that was read to its end has not changed, in another thread."""
+        try:
+            if self._check:
+                self._check(job.shard)
+            job.checked.set_result(None)
+        except Exception as error:
+            job.checked.set_exception(error)
 
     def _fail(self, job: Job, row: int, failure: Failure) -> None:
         job.fail(row, failure)
@@ -120,6 +168,8 @@ class Batcher:
         for job, rows in batch:
             part = slice(start, start + len(rows))
             start += len(rows)
+            if job.closed:  # given up
+                continue
             job.seconds += each * len(rows)
             good = [row for row, is_bad in zip(rows, bad[part], strict=True) if not is_bad]
             if good:
@@ -155,15 +205,3 @@ class Batcher:
             f"{shard.shard.uri}: all of them are NaN, infinite or zero. Its checkpoint is broken. Check "
             "BORING_MODEL and BORING_PRETRAINED."
         )
-
-
-def _wait(chunk: Chunk) -> Decoded | None:
-    """Returns the chunk's pixels, or None if it has no images."""
-    try:
-        return chunk.decoded.result() if chunk.decoded else None
-    except BrokenProcessPool as error:
-        raise ModelError(
-            f"Decoding processes keep dying at {chunk.job.shard.uri}: something kills them, or the "
-            "machine is out of memory. Run again. If memory is short, lower BORING_DECODE_WORKERS or "
-            "BORING_READ_AHEAD_MB."
-        ) from error

@@ -53,6 +53,10 @@ class Channel(Generic[T]):
         Raises:
             Closed: The channel was closed and is empty. If it was closed with an error, that error is raised.
         """
+        return self.get_weighed()[0]
+
+    def get_weighed(self) -> tuple[T, int]:
+        """Takes the oldest item like `get`, and returns it with its weight."""
         with self._changed:
             while self._open and not self._items:
                 self._changed.wait()
@@ -63,7 +67,7 @@ class Channel(Generic[T]):
             item, weight = self._items.popleft()
             self._weight -= weight
             self._changed.notify_all()
-            return item
+            return item, weight
 
     def close(self, error: BaseException | None = None) -> None:
         """Closes both sides. Readers still get the items in it, unless there is an error.

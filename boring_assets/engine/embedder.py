@@ -4,20 +4,20 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from concurrent.futures import Future
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from boring_assets.engine.decoding.decoders import MOST_THREADS, ThreadDecoders
+from boring_assets.engine.decoding.decoders import Decoded, Decoders
 from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.model.encoder import Encoder, Pending, bad_vectors
 from boring_assets.engine.model.load import load_model
 from boring_assets.engine.samples import Failure, Reason
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _CHUNK = 16
+_MOST_THREADS = 4
 
 
 class Answer(NamedTuple):
@@ -65,8 +65,8 @@ class Embedder:
         """
         loaded = load_model(model, pretrained)
         self._encoder = Encoder(loaded, device, precision, batch_size)
-        workers = min(MOST_THREADS, len(os.sched_getaffinity(0)))
-        self._decoders = ThreadDecoders(workers, loaded.preprocess, limits or Limits())
+        workers = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._decoders = Decoders(workers, self._encoder.target(), limits or Limits())
         self._one_at_a_time = threading.Lock()
         self.dim = self._encoder.dim
 
@@ -101,7 +101,7 @@ class Embedder:
 
     def _decode(
         self, images: Sequence[bytes | None], rows: range, answers: list[Answer | None]
-    ) -> "tuple[list[Tensor], list[int]]":
+    ) -> tuple[list[Pixels], list[int]]:
         """Returns the pixels of some images and their rows. Writes failures to `answers`."""
         there = []
         for row in rows:
@@ -110,7 +110,7 @@ class Embedder:
             else:
                 there.append(row)
         chunks = [there[at : at + _CHUNK] for at in range(0, len(there), _CHUNK)]
-        work = [self._decoders.submit([images[row] or b"" for row in chunk]) for chunk in chunks]
+        work = [self._submit([images[row] or b"" for row in chunk]) for chunk in chunks]
         pieces, kept = [], []
         for chunk, future in zip(chunks, work, strict=True):
             decoded = future.result()
@@ -121,6 +121,9 @@ class Embedder:
                 else:
                     answers[row] = _failed(failure)
         return pieces, kept
+
+    def _submit(self, images: list[bytes]) -> Future[Decoded]:
+        return self._decoders.submit(images, [self._decoders.plan(image) for image in images])
 
     def _collect(self, pending: "deque[tuple[Pending, list[int]]]", answers: list[Answer | None]) -> None:
         batch, rows = pending.popleft()

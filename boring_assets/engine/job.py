@@ -1,49 +1,67 @@
-"""A shard under way: which of its rows are answered, and how."""
+"""A shard in progress: which of its rows are answered, and how."""
 
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boring_assets.engine.decoding.decode import Preprocess, resize
+from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.inputs.exclusions import source_columns
-from boring_assets.engine.inputs.sources import OpenShard
-from boring_assets.engine.results import EmbeddedShard, Options
+from boring_assets.engine.results import EmbeddedShard, Options, ShardRows
 from boring_assets.engine.samples import Failure, Shard
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Job:
-    """A shard under way. After the reader has made it, only the encoder's thread changes it."""
+    """A shard in progress. Only the encoder's thread uses it.
 
-    def __init__(
-        self, shard: Shard, source: OpenShard | None, dim: int, options: Options | None = None
-    ) -> None:
-        self.shard, self.source = shard, source
-        self.previews: list[tuple[int, np.ndarray]] = []
-        self._options = options or Options()
+    Attributes:
+        shard: The shard.
+        end: Its rows, once it was read to its end.
+        failures: Why rows failed, by row number.
+        embedded: How many rows have an embedding.
+        seconds: Its share of the run's time so far.
+        image_bytes: Size of its encoded images so far.
+        closed: Whether it is finished, or given up.
+        checked: Done when the source was checked after reading. Holds an error if it has changed.
+    """
+
+    def __init__(self, shard: Shard, expected_rows: int, dim: int, options: Options) -> None:
+        """Starts a shard.
+
+        Args:
+            shard: The shard.
+            expected_rows: How many rows it probably has; it may have more.
+            dim: Length of an embedding.
+            options: The pipeline's options.
+        """
+        self.shard, self._options = shard, options
+        self.end: ShardRows | None = None
+        self.failures: dict[int, Failure] = {}
+        self.embedded = 0
         self.seconds = 0.0
         self.image_bytes = 0
-        self.answered = 0
-        # What is read as a stream says at its end how many rows it has.
-        self.total = None if source and source.streamed else count_wanted(source) if source else 0
-        rows = source.rows.num_rows if source else 0
-        self._vectors = np.empty((rows, dim), np.float32)
-        self._done = np.zeros(rows, bool)
-        self.failures: dict[int, Failure] = {}
         self.closed = False
         self.checked: Future[None] = Future()
+        self._previews: list[tuple[int, np.ndarray]] = []
+        self._vectors = np.empty((expected_rows, dim), np.float32)
+        self._done = np.zeros(expected_rows, bool)
+
+    @property
+    def answered(self) -> int:
+        """How many rows are answered."""
+        return self.embedded + len(self.failures)
 
     @property
     def complete(self) -> bool:
-        """Whether each of its wanted rows is answered, and no more are to come."""
-        return self.answered == self.total
+        """Whether all wanted rows are answered, and no more are to come."""
+        if self.end is None:
+            return False
+        rows, only = self.end.rows.num_rows, self.shard.only_rows
+        return self.answered == (rows if only is None else sum(row < rows for row in only))
 
     def fail(self, row: int, failure: Failure) -> None:
         """Answers a row with a failure."""
         self.failures[row] = failure
-        self.answered += 1
 
     def put(self, rows: list[int], vectors: np.ndarray) -> None:
         """Answers rows with their embeddings.
@@ -58,46 +76,40 @@ class Job:
             self._done = np.concatenate([self._done, np.zeros(more, bool)])
         self._vectors[rows] = vectors
         self._done[rows] = True
-        self.answered += len(rows)
+        self.embedded += len(rows)
 
-    def keep(self, rows: list[int], pixels: "Tensor") -> None:
-        """Copies the first images for people to look at, as long as there are too few."""
-        wanted = self._options.previews - len(self.previews)
-        if wanted > 0:
-            copies = pixels[:wanted].numpy().copy()
-            self.previews.extend(zip(rows, copies, strict=False))
+    def keep_previews(self, rows: list[int], pixels: Pixels, preprocess: Preprocess) -> None:
+        """Copies the first images of the shard for its contact sheet, as the model gets them."""
+        wanted = self._options.previews - len(self._previews)
+        for number, row in enumerate(rows[: max(0, wanted)]):
+            image = resize(pixels.image(number)[None], preprocess)[0]
+            self._previews.append((row, image.numpy().copy()))
 
     def finish(self) -> EmbeddedShard:
-        """The finished shard."""
-        assert self.source is not None
-        if self.source.streamed:
-            self._exclude(self.source)
+        """Returns the finished shard."""
+        assert self.end is not None
+        if self.end.streamed:
+            self._exclude(self.end)
         embedded = np.flatnonzero(self._done)
         return EmbeddedShard(
             shard=self.shard,
-            rows=self.source.rows,
-            columns=self.source.columns,
+            rows=self.end.rows,
+            columns=self.end.columns,
             embedded=embedded,
             embeddings=self._vectors if len(embedded) == len(self._vectors) else self._vectors[embedded],
             failures=dict(sorted(self.failures.items())),
             seconds=self.seconds,
             image_bytes=self.image_bytes,
-            cut=self.source.cut,
+            cut=self.end.cut,
             checked=self.checked,
-            previews=[(row, pixels) for row, pixels in self.previews if row not in self.failures],
-            notes=self.source.notes,
+            previews=[(row, pixels) for row, pixels in self._previews if row not in self.failures],
+            notes=self.end.notes,
         )
 
-    def _exclude(self, source: OpenShard) -> None:
+    def _exclude(self, end: ShardRows) -> None:
         """Makes failures of the excluded rows of a stream, whose columns are known only now."""
-        excluded = self._options.exclusions.find_rows(source_columns(source.rows, source.columns))
+        excluded = self._options.exclusions.find_rows(source_columns(end.rows, end.columns))
         for row, failure in excluded.items():
-            if source.wants(row):
+            if self.shard.only_rows is None or row in self.shard.only_rows:
                 self.failures[row] = failure
         self._done[[row for row in excluded if row < len(self._done)]] = False
-
-
-def count_wanted(source: OpenShard) -> int:
-    """Returns how many rows of an open shard are wanted, among those known so far."""
-    rows, only = source.rows.num_rows, source.shard.only_rows
-    return rows if only is None else sum(row < rows for row in only)

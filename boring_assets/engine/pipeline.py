@@ -10,6 +10,8 @@
       │ in order
     the caller
 
+With more than four decoders, several processes each have a reader and decoders (`front_ends.py`).
+
 Each row gets exactly one answer, an embedding or a failure. A shard is finished when its last row has one.
 Shards share batches, so many small shards cost as much as one large shard.
 """
@@ -23,9 +25,10 @@ from typing import Any, TypeVar, overload
 
 from boring_assets.engine.batcher import Batcher
 from boring_assets.engine.channel import Channel, Closed
+from boring_assets.engine.front_ends import THREADS, FrontEnds
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.model.encoder import Encoder
-from boring_assets.engine.reader import Chunk, Reader
+from boring_assets.engine.reader import Assignment, Chunk, Reader
 from boring_assets.engine.results import EmbeddedShard, FailedShard, Options, Progress
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
@@ -94,14 +97,23 @@ def embed_shards(
     """
     options = options or Options()
     fetcher = fetcher or Fetcher(max_bytes=options.limits.bytes)
-    pixels: Channel[Chunk] = Channel(options.read_ahead_bytes)
+    progress = progress or Progress()
+    assignments = (Assignment(number, shard) for number, shard in enumerate(shards))
+    chunks: Channel[Chunk]
+    # With `max_rows`, how many rows of a shard are taken depends on the shard before.
+    if options.decode_workers > THREADS and options.max_rows is None:
+        chunks = Channel(options.read_ahead_bytes // 2)
+        read = partial(FrontEnds(options, fetcher, encoder, chunks).read, assignments)
+    else:
+        chunks = Channel(options.read_ahead_bytes)
+        reader = Reader(options, fetcher, encoder.target(), encoder.batch_size, chunks)
+        read = partial(reader.read, reader.open_ahead(assignments))
     finished: Channel[EmbeddedShard | FailedShard] = Channel(_FINISHED_BYTES)
     answers: Channel[Future[Any]] = Channel(_FINISHERS)
-    reader = Reader(options, fetcher, encoder, pixels, check)
-    batcher = Batcher(encoder, pixels, finished, progress or Progress())
+    batcher = Batcher(encoder, options, chunks, finished, progress, check)
     work = {
-        "reader": partial(_run, partial(reader.read, shards), pixels, finished),
-        "encoder": partial(_run, batcher.run, pixels, finished),
+        "reader": partial(_run, read, chunks, finished),
+        "encoder": partial(_run, batcher.run, chunks, finished),
         "finisher": partial(_finish, finished, answers, then),
     }
     threads = [threading.Thread(target=body, name=name, daemon=True) for name, body in work.items()]
@@ -113,7 +125,7 @@ def embed_shards(
     except Closed:
         return
     finally:
-        for channel in (pixels, finished, answers):
+        for channel in (chunks, finished, answers):
             channel.close()
         for thread in threads:
             thread.join()

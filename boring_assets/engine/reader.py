@@ -1,22 +1,23 @@
-"""Streams the shards' images to the decoders, opening shards ahead of their turn."""
+"""Reads shards and hands their images to the decoders, opening shards ahead of their turn."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from boring_assets.engine.channel import Channel, Closed
-from boring_assets.engine.decoding.decoders import Decoded, start_decoders
+from boring_assets.engine.decoding.decoders import Decoded, Decoders, Target
+from boring_assets.engine.decoding.pixels import count_bytes
 from boring_assets.engine.inputs.exclusions import source_columns
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.sources import OpenShard, open_shard
-from boring_assets.engine.job import Job, count_wanted
-from boring_assets.engine.model.encoder import Encoder
-from boring_assets.engine.results import Options
+from boring_assets.engine.results import Options, ShardRows
 from boring_assets.engine.samples import Failure, Shard
 from boring_assets.errors import ShardError
 
+# Large chunks cost less for each image; small ones spread a batch over all decoders.
 CHUNK_IMAGES = 16
+_MOST_IMAGES = 64
 _CHUNK_BYTES = 4 * 2**20
 _OPEN_AHEAD = 4
 # More images than these serve no model, and where they are small, they would take minutes to become so many:
@@ -25,29 +26,50 @@ _AHEAD_IMAGES = 2048
 _AHEAD_BATCHES = 8
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """A shard to read.
+
+    Attributes:
+        number: Its number in the run, from 0.
+        shard: The shard.
+        skip: Rows that are not decoded, and the failure that each gets.
+    """
+
+    number: int
+    shard: Shard
+    skip: Mapping[int, Failure] = field(default_factory=dict)
+
+
 @dataclass
 class Chunk:
     """Some images of one shard on their way through the decoders.
 
     Attributes:
-        job: Their shard.
+        number: The number of their shard in the run.
+        shard: Their shard.
+        expected_rows: How many rows the shard has, if that is known when it is opened; else 0.
         rows: Row of each image.
         images: The encoded images, given up once they are with the decoders.
         failures: Rows that failed before they could be decoded.
         size: Encoded bytes.
-        decoded: What the decoders make of the images.
-        total: How many rows the shard has, known with its last images.
+        decoded: The result of the decoders.
+        end: The shard's rows, in its last chunk.
         error: Why the shard cannot be read on.
+        restart: Whether the shard is read again from its start, and its answers so far do not count.
     """
 
-    job: Job
+    number: int
+    shard: Shard
+    expected_rows: int = 0
     rows: list[int] = field(default_factory=list)
     images: list[bytes] = field(default_factory=list)
     failures: list[tuple[int, Failure]] = field(default_factory=list)
     size: int = 0
     decoded: Future[Decoded] | None = None
-    total: int | None = None
+    end: ShardRows | None = None
     error: ShardError | None = None
+    restart: bool = False
 
     def add(self, row: int, image: bytes | Failure) -> None:
         """Adds one image."""
@@ -58,80 +80,91 @@ class Chunk:
         self.images.append(image)
         self.size += len(image)
 
-    def full(self) -> bool:
+    def full(self, most: int) -> bool:
         """Whether it is time to send it."""
-        return (
-            len(self.rows) >= CHUNK_IMAGES or self.size >= _CHUNK_BYTES or len(self.failures) >= CHUNK_IMAGES
-        )
+        return len(self.rows) >= most or self.size >= _CHUNK_BYTES or len(self.failures) >= most
+
+
+Opened = tuple[Assignment, Future[OpenShard | ShardError]]
+"""A shard, and what opening it gives."""
 
 
 class Reader:
-    """Streams the shards' images, in chunks, to the decoders."""
+    """Reads shards and sends their images, in chunks, through the decoders."""
 
     def __init__(
         self,
         options: Options,
         fetcher: Fetcher,
-        encoder: Encoder,
-        pixels: Channel[Chunk],
-        check: Callable[[Shard], None] | None = None,
+        target: Target,
+        batch_size: int,
+        chunks: Channel[Chunk],
+        decoders: Decoders | None = None,
     ) -> None:
-        self._check, self._checks = check, ThreadPoolExecutor(_OPEN_AHEAD, "check")
-        self._options, self._fetcher, self._dim, self._pixels = options, fetcher, encoder.dim, pixels
-        numbers = encoder.model.preprocess
-        self._pixel_bytes = numbers.height * numbers.width * 3
-        most = max(_AHEAD_IMAGES, _AHEAD_BATCHES * encoder.batch_size)
-        self._least_bytes = options.read_ahead_bytes // most
-        self._decoders = start_decoders(
-            options.decode_workers, CHUNK_IMAGES, numbers, options.limits, options.read_ahead_bytes
-        )
-
-    def read(self, shards: Iterable[Shard]) -> None:
-        """Reads all shards, in order.
+        """Starts the decoders.
 
         Args:
-            shards: Which ones.
+            options: How much of the machine to use.
+            fetcher: Fetches images by URL.
+            target: What images are decoded to.
+            batch_size: Images in a batch of the model.
+            chunks: Where the chunks go, in the order of the shards.
+            decoders: Other decoders than those of `options`, for one image at a time.
+        """
+        self._options, self._fetcher, self._chunks = options, fetcher, chunks
+        self._least_bytes = options.read_ahead_bytes // max(_AHEAD_IMAGES, _AHEAD_BATCHES * batch_size)
+        self._chunk_images = 1 if decoders else min(_MOST_IMAGES, max(CHUNK_IMAGES, batch_size // 8))
+        self._opening = ThreadPoolExecutor(_OPEN_AHEAD, "open")
+        self._decoders = decoders or Decoders(options.decode_workers, target, options.limits)
+
+    def read(self, shards: Iterable[Opened]) -> None:
+        """Reads all shards, in order, and closes the channel.
+
+        Args:
+            shards: From `open_ahead`, or from `open`.
 
         Raises:
-            Closed: Nobody wants them any more.
+            Closed: The other side has closed the channel.
         """
         finished = False
         try:
-            for shard, opened in self._open_ahead(shards):
-                self._read_shard(shard, opened)
-            self._pixels.close()
+            for assigned, opened in shards:
+                self._read_shard(assigned, opened.result())
+            self._chunks.close()
             finished = True
         finally:
-            self._checks.shutdown(wait=False)
+            self._opening.shutdown(wait=False)
             self._decoders.close(cancel=not finished)
 
-    def _open_ahead(self, shards: Iterable[Shard]) -> Iterator[tuple[Shard, OpenShard | ShardError]]:
+    def open_ahead(self, shards: Iterable[Assignment]) -> Iterator[Opened]:
         """Opens shards before their turn, so that their first requests cost no time."""
         left = self._options.max_rows
-        if left is not None:  # how much of a shard is taken hangs on the one before
-            for shard in shards:
+        if left is not None:  # how many rows of a shard are taken depends on the shard before
+            for assigned in shards:
                 if left <= 0:
                     return
-                opened = self._open(shard, left)
-                yield shard, opened
+                future = self._opening.submit(self._open, assigned.shard, left)
+                yield assigned, future
+                opened = future.result()
                 left -= 0 if isinstance(opened, ShardError) else opened.rows.num_rows
             return
-        waiting: deque[tuple[Shard, Future[OpenShard | ShardError]]] = deque()
-        with ThreadPoolExecutor(_OPEN_AHEAD, "open") as pool:
-            try:
-                for shard in shards:
-                    waiting.append((shard, pool.submit(self._open, shard)))
-                    if len(waiting) > _OPEN_AHEAD:
-                        first, future = waiting.popleft()
-                        yield first, future.result()
-                while waiting:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            finally:  # what a run that ends early has opened for nothing
-                for _, future in waiting:
-                    opened = future.result()
-                    if isinstance(opened, OpenShard):
-                        opened.close()
+        waiting: deque[Opened] = deque()
+        try:
+            for assigned in shards:
+                waiting.append(self.open(assigned))
+                if len(waiting) > _OPEN_AHEAD:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:  # of a run that ends early
+            for _, future in waiting:
+                opened = future.result()
+                if isinstance(opened, OpenShard):
+                    opened.close()
+
+    def open(self, assigned: Assignment) -> Opened:
+        """Starts to open a shard in another thread."""
+        return assigned, self._opening.submit(self._open, assigned.shard)
 
     def _open(self, shard: Shard, max_rows: int | None = None) -> OpenShard | ShardError:
         try:
@@ -143,30 +176,27 @@ class Reader:
         except Exception as error:
             return _unreadable(shard, error)
 
-    def _read_shard(self, shard: Shard, opened: OpenShard | ShardError) -> None:
+    def _read_shard(self, assigned: Assignment, opened: OpenShard | ShardError) -> None:
+        number, shard = assigned.number, assigned.shard
         if isinstance(opened, ShardError):
-            return self._send(Chunk(Job(shard, None, self._dim), error=opened))
-        job = Job(shard, None, self._dim)
+            return self._send(Chunk(number, shard, error=opened))
+        expected = 0 if opened.streamed else opened.rows.num_rows
         try:
-            job = Job(shard, opened, self._dim, self._options)
-            chunk = Chunk(job)
+            chunk = Chunk(number, shard, expected)
             for row, image in self._images(opened):
-                chunk.add(row, image)
-                if chunk.full():
+                chunk.add(row, assigned.skip.get(row, image))
+                if chunk.full(self._chunk_images):
                     self._send(chunk)
-                    chunk = Chunk(job)
-            chunk.total = count_wanted(opened)
-            self._look_again(job)
+                    chunk = Chunk(number, shard, expected)
+            chunk.end = ShardRows(opened.rows, opened.columns, opened.cut, opened.notes, opened.streamed)
         except Closed:
             raise
         except ShardError as error:
-            chunk = Chunk(job, error=error)
+            chunk = Chunk(number, shard, error=error)
         except Exception as error:
-            chunk = Chunk(job, error=_unreadable(shard, error))
+            chunk = Chunk(number, shard, error=_unreadable(shard, error))
         finally:
             opened.close()
-        if chunk.error:
-            job.checked.set_exception(chunk.error)
         return self._send(chunk)
 
     def _images(self, opened: OpenShard) -> Iterator[tuple[int, bytes | Failure]]:
@@ -181,29 +211,18 @@ class Reader:
             if opened.wants(row):
                 yield row, (isinstance(image, bytes) and exclusions.find_image(image)) or image
 
-    def _look_again(self, job: Job) -> None:
-        """Has a shard that was read to its end compared with what it was, beside what is still computed."""
-
-        def look() -> None:
-            try:
-                if self._check:
-                    self._check(job.shard)
-                job.checked.set_result(None)
-            except Exception as error:
-                job.checked.set_exception(error)
-
-        self._checks.submit(look)
-
     def _send(self, chunk: Chunk) -> None:
-        weight = max(chunk.size + len(chunk.rows) * self._pixel_bytes, len(chunk.rows) * self._least_bytes)
+        pixel_bytes = 0
         if chunk.images:
-            chunk.decoded = self._decoders.submit(chunk.images)
+            sizes = [self._decoders.plan(image) for image in chunk.images]
+            pixel_bytes = sum(map(count_bytes, sizes))
+            chunk.decoded = self._decoders.submit(chunk.images, sizes, chunk.rows)
             chunk.images = []
-        self._pixels.put(chunk, weight)
+        self._chunks.put(chunk, max(chunk.size + pixel_bytes, len(chunk.rows) * self._least_bytes))
 
 
 def _unreadable(shard: Shard, error: Exception) -> ShardError:
-    """What filesystems raise is their libraries' own; it costs this shard alone, unless all would meet it."""
+    """Returns the error of one shard for what a filesystem's library has raised."""
     detail = f"{type(error).__name__}: {str(error)[:300]}"
     why = ShardError(f"{shard.uri} or its images cannot be read ({detail}). Try it again.")
     why.__cause__ = error

@@ -17,7 +17,7 @@ class Options:
     """How much of the machine the pipeline uses.
 
     Attributes:
-        decode_workers: Images decoded at the same time. Up to 4 use threads, more use processes.
+        decode_workers: Images decoded at the same time. Above 4, processes read and decode.
         read_ahead_bytes: Maximum size of images, encoded and decoded, that wait for the model.
         limits: Limits for one image and one shard.
         max_rows: Maximum rows over all shards, for trials. None means all.
@@ -31,6 +31,25 @@ class Options:
     max_rows: int | None = None
     previews: int = 0
     exclusions: Exclusions = field(default_factory=Exclusions)
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of a shard, known when it was read to its end.
+
+    Attributes:
+        rows: Every column but the image bytes, in input order.
+        columns: Names of its columns for `url`, `key` and `caption`.
+        cut: Rows of the shard that `max_rows` left out.
+        notes: What the run's log should say of how the shard was read.
+        streamed: Whether the columns were unknown until the end.
+    """
+
+    rows: pa.Table
+    columns: dict[str, str]
+    cut: int
+    notes: list[str]
+    streamed: bool
 
 
 @dataclass

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from boring_assets.engine.decoding.decode import decode
 from boring_assets.engine.decoding.limits import Limits, check_formats
+from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
 from boring_assets.search.index import has_vector_index, model_of, quote
@@ -191,7 +192,7 @@ class Searcher:
             pixels = decode(data, self._model.preprocess, limits)
             if isinstance(pixels, Failure):
                 return pixels
-            vectors = self._images.submit([pixels[None]]).result()
+            vectors = self._images.submit([Pixels.of_images(pixels[None])]).result()
             return self._images.bad_vector() if bad_vectors(vectors)[0] else vectors[0]
 
     def of_key(self, key: str, partition: str | None = None) -> tuple[np.ndarray, Hit]:

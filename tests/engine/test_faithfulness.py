@@ -15,6 +15,7 @@ from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import EmbeddedShard, embed_shards
 from boring_assets.tiny import TINY_DIR, TINY_NAME
 from tests.engine.kinds import KINDS, sample, shard_at
+from tests.engine.resizing import ResizingEncoder
 
 # The median and the worst cosine that are good enough.
 GOOD = {"fp32": (0.9999, 0.999), "bf16": (0.999, 0.99)}
@@ -57,15 +58,22 @@ def expected(images: dict[str, bytes]) -> dict[str, np.ndarray]:
     return dict(zip(pixels, vectors, strict=True))
 
 
-@pytest.mark.parametrize("precision", GOOD)
+@pytest.mark.parametrize(
+    ("kind", "precision"), [(Encoder, "fp32"), (Encoder, "bf16"), (ResizingEncoder, "fp32")]
+)
 def test_embeddings_are_those_of_open_clip(
-    images: dict[str, bytes], expected: dict[str, np.ndarray], precision: str, tmp_path: Path
+    images: dict[str, bytes],
+    expected: dict[str, np.ndarray],
+    kind: type[Encoder],
+    precision: str,
+    tmp_path: Path,
 ) -> None:
     table = pa.table({"key": list(images), "image": pa.array(list(images.values()), pa.binary())})
     pq.write_table(table, tmp_path / "00000.parquet")
-    encoder = Encoder(load_model(TINY_NAME), device="cpu", precision=precision)
+    encoder = kind(load_model(TINY_NAME), device="cpu", precision=precision)
     (result,) = embed_shards([shard_at(tmp_path / "00000.parquet")], encoder)
     assert isinstance(result, EmbeddedShard)
+    assert not isinstance(encoder, ResizingEncoder) or encoder.resized
     keys = list(images)
     assert [keys[row] for row in result.embedded] == list(expected)
     wanted = np.stack(list(expected.values()))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from boring_assets.engine.decoding.decode import Preprocess
+from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import ClipModel, load_model
 from boring_assets.engine.pipeline import EmbeddedShard, Options, embed_shards
@@ -56,7 +57,7 @@ def test_memory_that_runs_out_makes_the_batch_smaller() -> None:
     module = open_clip.create_model("ViT-B-32", pretrained_text=False).eval().requires_grad_(False)
     model = ClipModel("ViT-B-32", "random", "", module, Preprocess.of(module.visual.preprocess_cfg))
     encoder = Encoder(model, "cuda", "fp32", 8192)
-    pixels = torch.randint(0, 256, (3000, 224, 224, 3), dtype=torch.uint8)
+    pixels = Pixels.of_images(torch.randint(0, 256, (3000, 224, 224, 3), dtype=torch.uint8))
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(3 * 2**30 / total)

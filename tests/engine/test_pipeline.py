@@ -16,6 +16,7 @@ from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Options, P
 from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import ShardError
 from tests.engine.kinds import jpeg, shard_at, write_tar
+from tests.engine.resizing import ResizingEncoder
 from tests.engine.shards import alone, assert_same, embedded, make_shard
 from tests.waiting import HANG_SECONDS, wait_for
 
@@ -138,6 +139,28 @@ def _threads() -> set[threading.Thread]:
 
 def _wait_for_the_end_of(before: set[threading.Thread]) -> None:
     wait_for(lambda: not _threads() - before, "the threads have ended", lambda: _threads() - before)
+
+
+@pytest.mark.parametrize("previews", [0, 3])
+def test_images_that_the_device_resizes_give_the_same(
+    tiny: ClipModel, encoder: Encoder, shared_data: Path, previews: int
+) -> None:
+    """Images of many sizes, from threads and from processes, and their contact sheets."""
+    shards = [shard_at(path) for path in sorted((shared_data / "webdataset").glob("*.parquet"))]
+    resizing = ResizingEncoder(tiny, device="cpu", precision="fp32", batch_size=16)
+    wanted = embedded(list(embed_shards(shards, encoder, Options(previews=previews))))
+    for workers in (2, 6):
+        resizing.resized = 0
+        options = Options(decode_workers=workers, previews=previews)
+        found = {one.shard.key: one for one in embedded(list(embed_shards(shards, resizing, options)))}
+        assert resizing.resized > 400
+        for one in wanted:
+            mine = found[one.shard.key]
+            assert mine.failures == one.failures
+            assert (mine.embeddings * one.embeddings).sum(axis=1).min() > 0.999
+            assert [row for row, _ in mine.previews] == [row for row, _ in one.previews]
+            for (_, mine_image), (_, image) in zip(mine.previews, one.previews, strict=True):
+                assert np.array_equal(mine_image, image)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])

@@ -26,6 +26,7 @@ from boring_assets.engine.decoding.limits import (
     explain_unknown,
     load_plugins,
 )
+from boring_assets.engine.decoding.pixels import Size
 from boring_assets.engine.samples import Failure, Reason
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 _NO_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 # Maximum decoded pixels of a group of equally sized images that are resized together.
 _GROUP_PIXELS = 4 * 2**20
+DEVICE_RESIZE_PIXELS = 512 * 512
+"""Most pixels of an image that is resized on the device."""
+_LONGEST_SIDE = 1024
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
@@ -117,7 +121,7 @@ def decode(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Fai
 def decode_all(images: Sequence[bytes], preprocess: Preprocess, limits: Limits) -> "list[Tensor | Failure]":
     """Decodes several images like `decode`. JPEGs of equal size share the fixed cost of a resize."""
     answers: list[Tensor | Failure | None] = [_refuse(image, limits) for image in images]
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[Size, list[int]] = {}
     for number, image in enumerate(images):
         if answers[number] is None and (size := _plain_jpeg_size(image, preprocess, limits)):
             groups.setdefault(size, []).append(number)
@@ -134,6 +138,54 @@ def decode_all(images: Sequence[bytes], preprocess: Preprocess, limits: Limits) 
     ]
 
 
+def original_size(data: bytes, preprocess: Preprocess, limits: Limits) -> Size | None:
+    """Returns the height and width of an image that the device may resize, else None.
+
+    It is an ordinary JPEG, within the limits, and small enough that its pixels cost the way to the device
+    less than a resize costs the CPU.
+    """
+    if len(data) > limits.bytes:
+        return None
+    size = _plain_jpeg_size(data, preprocess, limits)
+    return size if size and size[0] * size[1] <= DEVICE_RESIZE_PIXELS and max(size) <= _LONGEST_SIDE else None
+
+
+def decode_jpeg_into(data: bytes, buffer: np.ndarray) -> bool:
+    """Decodes an ordinary JPEG by libjpeg-turbo, or returns False if it is damaged.
+
+    Args:
+        data: The encoded image.
+        buffer: uint8 [height, width, 3], of the image's own size.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, buffer=buffer)
+    except ValueError:  # strict: it also refuses damage that Pillow can repair
+        return False
+    return True
+
+
+def resize(pixels: "Tensor", preprocess: Preprocess) -> "Tensor":
+    """Resizes and crops, or pads, images of one size on the CPU.
+
+    Args:
+        pixels: uint8 [n, height, width, 3].
+        preprocess: The model's preprocess configuration.
+
+    Returns:
+        uint8 [n, height, width, 3] of the model's input size.
+    """
+    import torch
+
+    size = tuple(pixels.shape[1:3])
+    target = preprocess.resized(*size)
+    if target != size and len(pixels):
+        # A channels-last [n, 3, h, w] tensor takes torch's vectorised code and stays channels-last.
+        pixels = torch.nn.functional.interpolate(
+            pixels.permute(0, 3, 1, 2), size=target, mode=preprocess.interpolation, antialias=True
+        ).permute(0, 2, 3, 1)
+    return _crop_or_pad(pixels, preprocess)
+
+
 def _refuse(data: bytes, limits: Limits) -> Failure | None:
     if len(data) > limits.bytes:
         return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
@@ -142,7 +194,7 @@ def _refuse(data: bytes, limits: Limits) -> Failure | None:
     return None
 
 
-def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> tuple[int, int] | None:
+def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> Size | None:
     """Returns height and width of a JPEG for which the fast path equals open_clip, else None."""
     if data[:3] != _JPEG_MAGIC:
         return None
@@ -160,9 +212,7 @@ def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> tup
     return height, width
 
 
-def _decode_jpegs(
-    images: list[bytes], size: tuple[int, int], preprocess: Preprocess
-) -> "list[Tensor | None]":
+def _decode_jpegs(images: list[bytes], size: Size, preprocess: Preprocess) -> "list[Tensor | None]":
     """Decodes JPEGs of one size by the fast path. None for each that it refuses."""
     import torch
 
@@ -170,22 +220,11 @@ def _decode_jpegs(
     places: list[int | None] = []
     filled = 0
     for image in images:
-        try:
-            simplejpeg.decode_jpeg(image, buffer=buffer[filled])
-        except ValueError:  # strict: it also refuses damage that Pillow can repair, so Pillow tries next
-            places.append(None)
-        else:
-            places.append(filled)
-            filled += 1
-    pixels = torch.from_numpy(buffer[:filled])
-    target = preprocess.resized(*size)
-    if target != size and filled:
-        # A channels-last [n, 3, h, w] tensor takes torch's vectorised code and stays channels-last.
-        pixels = torch.nn.functional.interpolate(
-            pixels.permute(0, 3, 1, 2), size=target, mode=preprocess.interpolation, antialias=True
-        ).permute(0, 2, 3, 1)
-    cropped = _crop_or_pad(pixels, preprocess)
-    return [None if place is None else cropped[place] for place in places]
+        good = decode_jpeg_into(image, buffer[filled])
+        places.append(filled if good else None)  # Pillow tries the others next
+        filled += good
+    resized = resize(torch.from_numpy(buffer[:filled]), preprocess)
+    return [None if place is None else resized[place] for place in places]
 
 
 def _crop_or_pad(images: "Tensor", preprocess: Preprocess) -> "Tensor":

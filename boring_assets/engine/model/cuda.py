@@ -1,36 +1,65 @@
-"""Batches on a CUDA device: one captured graph, pinned buffers on both sides, copies beside the computing.
+"""Batches on a CUDA device: resize, and one captured graph for the model; copies run beside the computing.
 
-A graph is a single launch, so that the Python threads that decode cannot slow it.
+A graph is a single launch, so that the Python threads that decode cannot slow it. The device copies pixels
+from the pinned memory that they were decoded into; the host does not copy them again.
 """
 
+import logging
+import weakref
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from boring_assets.engine.decoding.pixels import Pixels, Size
+from boring_assets.engine.model.resize import DeviceResize
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 # Batches under way on the device: one computes while the next is copied and the last is read back.
 SLOTS = 3
+
+
+def pin(memory: np.ndarray, device: "torch.device") -> None:
+    """Pins memory that was allocated elsewhere, so that the device copies from it on its own.
+
+    Memory that cannot be pinned works too, slower.
+
+    Args:
+        memory: uint8 [n]. It is unpinned when nothing refers to it any more.
+        device: The device.
+    """
+    import torch
+
+    runtime = torch.cuda.cudart()
+    with torch.cuda.device(device):
+        if int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0)) != 0:
+            log.warning("Shared memory cannot be pinned; copies to %s are slower.", device)
+            return
+    weakref.finalize(memory.base, runtime.cudaHostUnregister, memory.ctypes.data)
 
 
 class Pending:
     """A submitted batch; `result` waits for it.
 
     Attributes:
-        pixels: Its images, uint8 [count, height, width, 3] on the host, until its slot is used again.
+        pixels: Its images as the model gets them, uint8 [count, height, width, 3] on the device, until its
+            slot is used again.
     """
 
     def __init__(self, count: int, slot: "_Slot") -> None:
-        self._count, self._out, self._done = count, slot.host_out, slot.done
-        self.pixels = slot.host_in[:count]
+        self._count, self._slot = count, slot
+        self.pixels = slot.pixels[:count]
 
     def result(self) -> np.ndarray:
         """Returns the embeddings, float32 [count, dim], L2-normalized."""
-        self._done.synchronize()
-        return self._out[: self._count].numpy().copy()
+        self._slot.done.synchronize()
+        self._slot.pieces = []
+        return self._slot.host_out[: self._count].numpy().copy()
 
 
 class Graph:
@@ -40,17 +69,19 @@ class Graph:
         batch_size: Images in its batch.
     """
 
-    def __init__(self, forward: "Callable[[Tensor], Tensor]", like: "Tensor") -> None:
+    def __init__(self, forward: "Callable[[Tensor], Tensor]", like: "Tensor", resize: DeviceResize) -> None:
         """Captures the graph.
 
         Args:
             forward: uint8 [n, height, width, 3] to float32 [n, dim], both on the device.
             like: A batch of the shape that it is captured for, on the device.
+            resize: Resizes images of other sizes.
         """
         import torch
 
         self.batch_size = len(like)
-        self._input = like
+        self._input, self._resize = like, resize
+        self._size: Size = like.shape[1], like.shape[2]
         self._copy_stream = torch.cuda.Stream(like.device)
         self._stream = torch.cuda.Stream(like.device)
         with torch.cuda.device(like.device), torch.cuda.stream(self._stream):
@@ -62,38 +93,70 @@ class Graph:
                 self._output = forward(self._input)
         self._slots = deque(_Slot(self._input, self._output) for _ in range(SLOTS))
 
-    def submit(self, pieces: "list[Tensor]") -> Pending:
+    def submit(self, pieces: list[Pixels]) -> Pending:
         """Submits a batch; at most `SLOTS - 1` others may be in flight.
 
         Args:
-            pieces: uint8 [n, height, width, 3] each, on the host, at most `batch_size` images together.
+            pieces: Images on the host, at most `batch_size` together.
         """
         import torch
 
+        for earlier in self._slots:
+            earlier.give_pixels_back()
         slot = self._slots[0]
         self._slots.rotate(-1)
-        count = sum(map(len, pieces))
-        torch.cat(pieces, out=slot.host_in[:count])
+        sizes = [size for piece in pieces for size in piece.sizes]
+        same = all(size == self._size for size in sizes)
         with torch.cuda.stream(self._copy_stream):
-            slot.device_in[:count].copy_(slot.host_in[:count], non_blocking=True)
+            # The slot's last batch is done, so nothing on the device reads these buffers any more.
+            data = slot.pixels.view(-1) if same else slot.originals(sum(len(piece.data) for piece in pieces))
+            at = 0
+            for piece in pieces:
+                data[at : at + len(piece.data)].copy_(piece.data, non_blocking=True)
+                at += len(piece.data)
             slot.copied.record(self._copy_stream)
+        slot.pieces = pieces
         with torch.cuda.stream(self._stream):
             self._stream.wait_event(slot.copied)
-            self._input.copy_(slot.device_in, non_blocking=True)
+            if not same:
+                self._resize(data[:at], sizes, slot.pixels)
+            self._input.copy_(slot.pixels, non_blocking=True)
             self._graph.replay()
             slot.host_out.copy_(self._output, non_blocking=True)
             slot.done.record(self._stream)
-        return Pending(count, slot)
+        return Pending(len(sizes), slot)
 
 
 class _Slot:
-    """Buffers of one batch in flight; reused after its result was read."""
+    """Buffers of one batch in flight; reused after its result was read.
+
+    Attributes:
+        pixels: The batch as the model gets it, on the device.
+        pieces: The images on the host, which must stay there until they are copied.
+        host_out: The embeddings on the host, pinned.
+        copied: The images are on the device.
+        done: The embeddings are on the host.
+    """
 
     def __init__(self, like_in: "Tensor", like_out: "Tensor") -> None:
         import torch
 
-        self.host_in = torch.empty(like_in.shape, dtype=torch.uint8, pin_memory=True)
-        self.device_in = torch.empty_like(like_in)
+        self.pixels = torch.zeros_like(like_in)
         self.host_out = torch.empty(like_out.shape, dtype=torch.float32, pin_memory=True)
-        self.copied = torch.cuda.Event()
-        self.done = torch.cuda.Event()
+        self.pieces: list[Pixels] = []
+        self.copied, self.done = torch.cuda.Event(), torch.cuda.Event()
+        self._originals: torch.Tensor | None = None
+
+    def give_pixels_back(self) -> None:
+        """Drops the images on the host once they are copied, so that their memory can be used again."""
+        if self.pieces and self.copied.query():
+            self.pieces = []
+
+    def originals(self, count: int) -> "Tensor":
+        """Returns uint8 [n] on the device, at least `count` long, for images of other sizes."""
+        import torch
+
+        if self._originals is None or len(self._originals) < count:
+            self._originals = None  # frees it first
+            self._originals = torch.empty(count + count // 4, dtype=torch.uint8, device=self.pixels.device)
+        return self._originals

@@ -1,8 +1,8 @@
 """The model on its device: uint8 pixels in, L2-normalized float32 embeddings out.
 
-Pixels travel as uint8, a quarter of float32's bytes, and are normalized on the device. On CUDA the whole
-way from pixels to embeddings is one captured graph over a batch of fixed shape (`cuda.py`). On the CPU
-several batches are computed at once, each by few cores: threads that share one batch wait for each other
+Pixels travel as uint8, a quarter of float32's bytes, and are normalized on the device. On CUDA the device
+also resizes, and the way from there to embeddings is one captured graph over a batch of fixed shape
+(`cuda.py`). On the CPU several batches are computed at once, each by few cores: threads that share one batch wait for each other
 at every layer, and busy decoders make those waits long.
 """
 
@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from boring_assets.engine.model.cuda import SLOTS, Graph
+from boring_assets.engine.decoding.arena import Arena
+from boring_assets.engine.decoding.decoders import Target
+from boring_assets.engine.decoding.pixels import Pixels, stack, take
+from boring_assets.engine.model.cuda import SLOTS, Graph, pin
 from boring_assets.engine.model.cuda import Pending as OnDevice
 from boring_assets.engine.model.load import ClipModel, load_model
+from boring_assets.engine.model.resize import DeviceResize
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ModelError
 
@@ -102,7 +106,7 @@ def bad_vectors(vectors: np.ndarray) -> np.ndarray:
 class _OnceMore:
     """A batch of a model in half precision: unusable embeddings are computed again in fp32."""
 
-    def __init__(self, encoder: "Encoder", pending: Pending, pieces: "list[Tensor]") -> None:
+    def __init__(self, encoder: "Encoder", pending: Pending, pieces: list[Pixels]) -> None:
         self._encoder, self._pending, self._pieces = encoder, pending, pieces
 
     def result(self) -> np.ndarray:
@@ -113,7 +117,12 @@ class _OnceMore:
         bad = np.flatnonzero(bad_vectors(vectors))
         if len(bad):
             vectors = np.array(vectors)
-            vectors[bad] = self._encoder.in_fp32(torch.cat(self._pieces)[torch.from_numpy(bad)])
+            pixels = (
+                self._pending.pixels
+                if isinstance(self._pending, OnDevice)
+                else stack(self._pieces, self._encoder.size)
+            )
+            vectors[bad] = self._encoder.in_fp32(pixels[torch.from_numpy(bad).to(pixels.device)])
         return vectors
 
 
@@ -127,6 +136,7 @@ class Encoder:
         batch_size: Images in a full batch; shrinks when the device's memory runs out.
         dim: Length of an embedding.
         in_flight: Batches that may be unanswered while the next is prepared.
+        size: Height and width of the model's input.
     """
 
     def __init__(
@@ -155,6 +165,7 @@ class Encoder:
         self.precision = pick_precision(precision, self.device)
         self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         numbers = model.preprocess
+        self.size = numbers.height, numbers.width
         std, mean = torch.tensor(numbers.std), torch.tensor(numbers.mean)
         # (pixel / 255 - mean) / std, as one multiplication and one addition.
         self._scale = (1 / (255 * std)).view(3, 1, 1).to(self.device)
@@ -186,13 +197,31 @@ class Encoder:
 
         torch.set_num_threads(1)
 
-    def submit(self, pieces: "list[Tensor]") -> Pending:
+    def target(self) -> Target:
+        """Returns what images are to be decoded to."""
+        if self.device.type == "cuda":
+            return Target(self.model.preprocess, keep_size=True, new_buffer=self._new_pinned)
+        return Target(self.model.preprocess)
+
+    def pin(self, arena: Arena) -> None:
+        """Lets a CUDA device copy from shared memory on its own, as long as the memory is there."""
+        if self.device.type == "cuda":
+            pin(arena.memory, self.device)
+
+    def _new_pinned(self, count: int) -> "Tensor":
+        import torch
+
+        # Pinned memory is used again, and belongs to the calling thread's device.
+        with torch.cuda.device(self.device):
+            return torch.empty(count, dtype=torch.uint8, pin_memory=True)
+
+    def submit(self, pieces: list[Pixels]) -> Pending:
         """Submits one batch to the device.
 
         At most `in_flight` batches may be unanswered when another is submitted.
 
         Args:
-            pieces: uint8 [n, height, width, 3] each, at most `batch_size` images together.
+            pieces: Images as `target` says, at most `batch_size` together.
 
         Returns:
             The batch under way. Its `result` raises ModelError as this does.
@@ -201,12 +230,9 @@ class Encoder:
             ModelError: The device's memory does not suffice for a single image.
         """
         pending = self._submit(pieces)
-        if self.precision == "fp32":
-            return pending
-        # The graph's own buffer keeps the pixels until the answer is taken; nothing is held twice.
-        return _OnceMore(self, pending, [pending.pixels] if isinstance(pending, OnDevice) else pieces)
+        return pending if self.precision == "fp32" else _OnceMore(self, pending, pieces)
 
-    def _submit(self, pieces: "list[Tensor]") -> Pending:
+    def _submit(self, pieces: list[Pixels]) -> Pending:
         import torch
 
         if self._streams is not None:
@@ -220,33 +246,34 @@ class Encoder:
         gc.collect()
         torch.cuda.empty_cache()
         answer: Future[np.ndarray] = Future()
-        answer.set_result(self._in_parts(torch.cat(pieces), why, lambda part: self._submit([part]).result()))
+        answer.set_result(self._in_parts(pieces, why, lambda part: self._submit(part).result()))
         return answer
 
-    def _on_cpu(self, pieces: "list[Tensor]") -> np.ndarray:
+    def _on_cpu(self, pieces: list[Pixels]) -> np.ndarray:
         import torch
 
-        pixels = torch.cat(pieces)
         try:
-            return self._forward(pixels).numpy()
+            return self._forward(stack(pieces, self.size)).numpy()
         except (torch.OutOfMemoryError, MemoryError) as error:
             why = str(error)
-        return self._in_parts(pixels, why, lambda part: self._on_cpu([part]))
+        return self._in_parts(pieces, why, self._on_cpu)
 
-    def _in_parts(self, images: "Tensor", why: str, embed: "Callable[[Tensor], np.ndarray]") -> np.ndarray:
+    def _in_parts(
+        self, pieces: list[Pixels], why: str, embed: Callable[[list[Pixels]], np.ndarray]
+    ) -> np.ndarray:
         """Embeds a batch that did not fit into memory in smaller ones; later batches have that size too."""
-        if len(images) == 1:
+        count = sum(map(len, pieces))
+        if count == 1:
             raise ModelError(
                 f"{self.device} has too little memory to embed one image with {self.model.name}. Free the "
                 f"device, or set BORING_MODEL to a smaller model. ({why})"
             )
-        self.batch_size = min(self.batch_size, len(images) // 2)
+        self.batch_size = min(self.batch_size, count // 2)
         log.warning("The memory of %s ran out; the batch size is now %d.", self.device, self.batch_size)
-        parts, start = [], 0
-        while start < len(images):  # the batch size may shrink again on the way
-            part = images[start : start + self.batch_size]
+        parts = []
+        while pieces:  # the batch size may shrink again on the way
+            part, pieces = take(pieces, self.batch_size)
             parts.append(embed(part))
-            start += len(part)
         return np.concatenate(parts)
 
     def in_fp32(self, pixels: "Tensor") -> np.ndarray:
@@ -255,7 +282,7 @@ class Encoder:
         The weights were converted in place, so they are loaded once more at the first call.
 
         Args:
-            pixels: uint8 [n, height, width, 3], on the host.
+            pixels: uint8 [n, height, width, 3], on the host or the device.
 
         Returns:
             float32 [n, dim], L2-normalized where the model gives numbers.
@@ -306,7 +333,8 @@ class Encoder:
     def _captured(self) -> Graph:
         if self._graph is None or self._graph.batch_size != self.batch_size:
             self._graph = None
-            self._graph = Graph(self._forward, self._blank(self.batch_size))
+            resize = DeviceResize(self.model.preprocess, self.device)
+            self._graph = Graph(self._forward, self._blank(self.batch_size), resize)
         return self._graph
 
     def _forward(self, pixels: "Tensor", module: Any = None, dtype: "torch.dtype | None" = None) -> "Tensor":

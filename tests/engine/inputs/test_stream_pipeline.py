@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from boring_assets.engine import reader
+from boring_assets.engine import batcher
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.lookup import Lookup
@@ -127,15 +127,13 @@ def test_a_shard_larger_than_memory_fails_alone(
 ) -> None:
     shards = [make_shard(tmp_path, name, [jpeg(row) for row in range(5)]) for name in "abc"]
 
-    def without_room(key: str) -> object:
-        def make(shard: Shard, source: object, *rest: int) -> Job:
-            if source is not None and shard.key == key:
+    class WithoutRoom(Job):
+        def __init__(self, shard: Shard, expected_rows: int, dim: int, options: Options) -> None:
+            if shard.key == "b" and expected_rows:
                 raise MemoryError("Unable to allocate 40 GiB")
-            return Job(shard, source, *rest)  # type: ignore[arg-type]
+            super().__init__(shard, expected_rows, dim, options)
 
-        return make
-
-    monkeypatch.setattr(reader, "Job", without_room("b"))
+    monkeypatch.setattr(batcher, "Job", WithoutRoom)
     results = list(embed_shards(shards, encoder))
     (failed,) = [one for one in results if isinstance(one, FailedShard)]
     assert failed.shard.key == "b"

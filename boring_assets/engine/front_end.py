@@ -1,0 +1,140 @@
+"""The process of a front end: a reader with its decoding threads; see `front_ends.py`."""
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from boring_assets.engine.channel import Channel
+from boring_assets.engine.decoding.arena import Arena
+from boring_assets.engine.decoding.decode import Preprocess
+from boring_assets.engine.decoding.decoders import Decoders, Target, new_buffer
+from boring_assets.engine.decoding.pixels import Size
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.reader import Chunk, Opened, Reader
+from boring_assets.engine.results import Options
+from boring_assets.engine.samples import Failure
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a front end needs to know.
+
+    Attributes:
+        options: How much of the machine to use.
+        fetcher: Fetches images by URL.
+        preprocess: The model's preprocess configuration.
+        keep_size: Whether the device resizes images.
+        batch_size: The share of a batch that this process reads.
+        threads: Decoding threads.
+        careful: Whether it decodes one image at a time, and marks which.
+    """
+
+    options: Options
+    fetcher: Fetcher
+    preprocess: Preprocess
+    keep_size: bool
+    batch_size: int
+    threads: int = 1
+    careful: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A decoded chunk on its way to the process of the model.
+
+    Attributes:
+        chunk: The chunk, without its images and pixels.
+        weight: Its weight in a channel.
+        answers: For each image None, or why it failed.
+        sizes: Height and width of each decoded image.
+        offset: Where its pixels are in the arena.
+        count: How many bytes they have.
+        data: The pixels, if the arena was full.
+    """
+
+    chunk: Chunk
+    weight: int
+    answers: list[Failure | None]
+    sizes: list[Size]
+    offset: int
+    count: int
+    data: np.ndarray | None
+
+
+def serve(connection: Connection, arena_name: str, setup: Setup) -> None:
+    """Reads the shards that the other side sends and sends their chunks, until it is killed.
+
+    Args:
+        connection: The other side. First, None is sent to say that this process is ready.
+        arena_name: Where pixels go.
+        setup: See `Setup`.
+    """
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its front ends
+    torch.set_num_threads(1)
+    arena = Arena.attach(arena_name)
+    options = replace(setup.options, decode_workers=setup.threads)
+    target = Target(setup.preprocess, setup.keep_size, partial(_new_buffer, arena))
+    chunks: Channel[Chunk] = Channel(options.read_ahead_bytes)
+    careful = Decoders(1, target, options.limits, partial(_mark, arena)) if setup.careful else None
+    reader = Reader(options, setup.fetcher, target, setup.batch_size, chunks, careful)
+    opened: queue.SimpleQueue[Opened] = queue.SimpleQueue()
+    connection.send(None)  # before a shard can end this process
+    threading.Thread(target=_receive, args=(connection, reader, opened), daemon=True).start()
+    threading.Thread(target=_read, args=(reader, opened, chunks), daemon=True).start()
+    while True:
+        chunk, weight = chunks.get_weighed()
+        connection.send(_message(chunk, weight, arena))
+
+
+def _receive(connection: Connection, reader: Reader, opened: "queue.SimpleQueue[Opened]") -> None:
+    """Opens shards as they come. If the other side is gone, this process ends at once."""
+    try:
+        while True:
+            opened.put(reader.open(connection.recv()))
+    except (EOFError, OSError):
+        os._exit(1)
+
+
+def _read(reader: Reader, opened: "queue.SimpleQueue[Opened]", chunks: Channel[Chunk]) -> None:
+    try:
+        reader.read(iter(opened.get, None))
+    except BaseException as error:
+        chunks.close(error)
+
+
+def _new_buffer(arena: Arena, count: int) -> "Tensor":
+    """Returns memory in the arena, or ordinary memory if it is full: slower, but it cannot block."""
+    import torch
+
+    block = arena.allocate(count)
+    return new_buffer(count) if block is None else torch.from_numpy(block)
+
+
+def _mark(arena: Arena, rows: Sequence[int]) -> None:
+    """Marks the row that is decoded next, or that none is."""
+    arena.mark[0] = rows[0] + 1 if rows else 0
+
+
+def _message(chunk: Chunk, weight: int, arena: Arena) -> Message:
+    decoded = chunk.decoded.result() if chunk.decoded else None
+    # The other side knows the shard; its filesystem would be sent with each chunk.
+    chunk = replace(chunk, shard=None, decoded=None)  # type: ignore[arg-type]
+    if decoded is None:
+        return Message(chunk, weight, [], [], -1, 0, None)
+    pixels = decoded.pixels.data.numpy()
+    offset = arena.offset(pixels)
+    data = pixels if offset < 0 else None
+    return Message(chunk, weight, decoded.answers, decoded.pixels.sizes, offset, len(pixels), data)

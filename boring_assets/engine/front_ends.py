@@ -1,0 +1,264 @@
+"""Reads and decodes shards in processes of their own, for more cores than threads of one process can use.
+
+Decoding releases the GIL, but the Python code around it does not. Each process reads shards of its own,
+decodes them in up to four threads into shared memory, and sends only where the pixels are. On a CUDA machine
+the device copies them from there.
+
+If a process dies, its unfinished shards are read again from their start, each in a process of its own that
+decodes one image at a time and marks which. An image at which that process dies again is recorded as failed.
+"""
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain
+from multiprocessing import forkserver, get_context
+from typing import TYPE_CHECKING
+
+from boring_assets.engine.channel import Channel, Closed
+from boring_assets.engine.decoding.arena import Arena
+from boring_assets.engine.decoding.decoders import Decoded
+from boring_assets.engine.decoding.pixels import Pixels
+from boring_assets.engine.front_end import Message, Setup, serve
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.reader import Assignment, Chunk
+from boring_assets.engine.results import Options
+from boring_assets.engine.samples import Failure, Reason
+from boring_assets.errors import ModelError, ShardError
+
+if TYPE_CHECKING:
+    from boring_assets.engine.model.encoder import Encoder
+
+log = logging.getLogger(__name__)
+THREADS = 4
+"""Decoding threads of one process."""
+_CAREFUL_BYTES = 64 * 2**20
+_POLL_SECONDS = 0.5
+# A row or a shard is given up when its process has died so often, besides the first time.
+_MOST_DEATHS = 3
+_MOST_FALSE_STARTS = 3
+# Room for an image that is resized on the device: those of 256 to 300 pixels take less.
+_KEPT_BYTES = 256 * 2**10
+
+
+def start_server() -> None:
+    """Starts the process that the front ends are forked from, so that its imports run early.
+
+    A plain fork would copy CUDA's state and held locks. The server is a clean process with torch imported.
+    """
+    get_context("forkserver").set_forkserver_preload(["torch", "boring_assets.engine.front_end"])
+    forkserver.ensure_running()
+
+
+class FrontEnds:
+    """Reads shards in several processes; see the module."""
+
+    def __init__(
+        self, options: Options, fetcher: Fetcher, encoder: "Encoder", chunks: Channel[Chunk]
+    ) -> None:
+        """Computes sizes. Processes start with `read`.
+
+        Args:
+            options: How much of the machine to use; `max_rows` is not supported.
+            fetcher: Fetches images by URL.
+            encoder: The model, for its preprocess and batch size.
+            chunks: Where the chunks go.
+        """
+        count = -(-options.decode_workers // THREADS)
+        workers = options.decode_workers
+        self._threads = [workers // count + (number < workers % count) for number in range(count)]
+        target = encoder.target()
+        each = _KEPT_BYTES if target.keep_size else 3 * target.preprocess.height * target.preprocess.width
+        in_batches = (1 + encoder.in_flight) * encoder.batch_size * each
+        self._arena_bytes = min(options.read_ahead_bytes + in_batches, _shared_memory_left()) // count
+        # Half of what is read ahead waits in the processes, and half of it here.
+        options = replace(options, read_ahead_bytes=options.read_ahead_bytes // (2 * count))
+        self._setup = Setup(
+            options, fetcher, target.preprocess, target.keep_size, encoder.batch_size // count
+        )
+        self._pin, self._chunks = encoder.pin, chunks
+        self._false_starts = 0
+
+    def read(self, shards: Iterable[Assignment]) -> None:
+        """Reads all shards, and closes the channel.
+
+        Raises:
+            Closed: The other side has closed the channel.
+            ModelError: The processes keep dying.
+        """
+        start_server()
+        waiting = _Shared(shards)
+        with ThreadPoolExecutor(len(self._threads), "front-end") as pool:
+            for future in [pool.submit(self._serve, waiting, threads) for threads in self._threads]:
+                future.result()
+        self._chunks.close()
+
+    def _serve(self, waiting: "_Shared", threads: int) -> None:
+        """Keeps one process at work until no shard is left."""
+        setup = replace(self._setup, threads=threads)
+        try:
+            for first in waiting:
+                lost, _ = self._run(chain([first], waiting), setup)
+                if lost:
+                    log.warning("A process that reads shards has died; %d are read again.", len(lost))
+                for assignment in lost:
+                    self._read_carefully(assignment)
+        except Closed:
+            raise
+        except BaseException as error:
+            self._chunks.close(error)  # the other processes end too
+            raise
+
+    def _run(self, waiting: Iterator[Assignment], setup: Setup) -> tuple[list[Assignment], int | None]:
+        """Has a process read shards; returns those that it has not finished, and the row it was decoding."""
+        front_end = _FrontEnd(setup, _CAREFUL_BYTES if setup.careful else self._arena_bytes, self._pin)
+        try:
+            lost = front_end.run(waiting, self._chunks)
+        finally:
+            front_end.close()
+        self._false_starts = 0 if front_end.ready else self._false_starts + 1
+        if self._false_starts >= _MOST_FALSE_STARTS:
+            raise ModelError(
+                "The processes that read and decode shards die as soon as they start: something kills them, "
+                "or the machine is out of memory. Run again. If memory is short, lower "
+                "BORING_DECODE_WORKERS or BORING_READ_AHEAD_MB."
+            )
+        return lost, front_end.row
+
+    def _read_carefully(self, assignment: Assignment) -> None:
+        """Reads a shard at which a process may have died, one image at a time."""
+        setup = replace(self._setup, threads=1, careful=True)
+        number, shard = assignment.number, assignment.shard
+        deaths: Counter[int | None] = Counter()
+        skip: dict[int, Failure] = {}
+        while True:
+            self._chunks.put(Chunk(number, shard, restart=True))
+            lost, row = self._run(iter([replace(assignment, skip=skip)]), setup)
+            if not lost:
+                return
+            deaths[row] += 1
+            if deaths[row] < _MOST_DEATHS:
+                continue
+            if row is None:
+                error = ShardError(
+                    f"The process that reads {shard.uri} has died {1 + _MOST_DEATHS} times: the machine is "
+                    "out of memory, or the shard is damaged. Try it again, or write it again."
+                )
+                self._chunks.put(Chunk(number, shard, restart=True))
+                self._chunks.put(Chunk(number, shard, error=error))
+                return
+            log.warning("Row %d of %s kills its decoder; it is recorded as a decode_error.", row, shard.uri)
+            skip[row] = Failure(Reason.DECODE_ERROR, "the decoding process died at this image")
+
+
+class _Shared(Iterator[Assignment]):
+    """An iterator that threads share."""
+
+    def __init__(self, items: Iterable[Assignment]) -> None:
+        self._items, self._lock = iter(items), threading.Lock()
+
+    def __next__(self) -> Assignment:
+        with self._lock:
+            return next(self._items)
+
+
+class _FrontEnd:
+    """One process that reads and decodes shards.
+
+    Attributes:
+        ready: Whether it has started.
+        row: The row that it was decoding when it died, if it is careful.
+    """
+
+    def __init__(self, setup: Setup, arena_bytes: int, pin: Callable[[Arena], None]) -> None:
+        self.ready = False
+        self.row: int | None = None
+        self._arena = Arena.create(arena_bytes)
+        pin(self._arena)
+        context = get_context("forkserver")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(
+            target=serve, args=(theirs, self._arena.name, setup), name="front-end", daemon=True
+        )
+        self._process.start()
+        theirs.close()
+
+    def run(self, waiting: Iterator[Assignment], chunks: Channel[Chunk]) -> list[Assignment]:
+        """Has it read shards and passes their chunks on; returns those that were unfinished when it died.
+
+        Raises:
+            Closed: The channel was closed.
+        """
+        assigned: dict[int, Assignment] = {}
+        newest = self._assign(waiting, assigned)
+        try:
+            while assigned:
+                message = self._receive(chunks)
+                if message is None:
+                    self.ready = True
+                    continue
+                chunk = message.chunk
+                chunks.put(self._open(message, assigned[chunk.number]), message.weight)
+                if chunk.end or chunk.error:
+                    del assigned[chunk.number]
+                # One shard is opened ahead. The last shards are spread over all processes, because each takes
+                # its next one only when it has begun to read the one before.
+                if chunk.number == newest:
+                    newest = self._assign(waiting, assigned)
+        except (EOFError, ConnectionError):
+            self._process.join()
+            marked = int(self._arena.mark[0])
+            self.row = marked - 1 if marked else None
+            return list(assigned.values())
+        return []
+
+    def _assign(self, waiting: Iterator[Assignment], assigned: dict[int, Assignment]) -> int | None:
+        """Sends the next shard, if there is one, and returns its number."""
+        following = next(waiting, None)
+        if following is None:
+            return None
+        assigned[following.number] = following
+        with suppress(ConnectionError):  # if it has died, `_receive` sees that
+            self._connection.send(following)
+        return following.number
+
+    def _receive(self, chunks: Channel[Chunk]) -> Message | None:
+        while not self._connection.poll(_POLL_SECONDS):
+            if not chunks.is_open:
+                raise Closed
+        return self._connection.recv()
+
+    def _open(self, message: Message, assignment: Assignment) -> Chunk:
+        """Returns a chunk whose pixels are in shared memory, which is freed with them."""
+        import torch
+
+        chunk = message.chunk
+        chunk.shard = assignment.shard
+        if message.answers:
+            block = message.data
+            if block is None:
+                block = self._arena.take(message.offset, message.count)
+            chunk.decoded = Future()
+            chunk.decoded.set_result(Decoded(Pixels(torch.from_numpy(block), message.sizes), message.answers))
+        return chunk
+
+    def close(self) -> None:
+        """Ends the process. The memory lives as long as its pixels."""
+        self._process.kill()
+        self._process.join()
+        self._connection.close()
+        self._arena.unlink()
+
+
+def _shared_memory_left() -> int:
+    """Returns the bytes that may be used of the shared memory, which containers limit."""
+    try:
+        left = os.statvfs("/dev/shm")
+    except OSError:
+        return 2**62
+    return left.f_bavail * left.f_frsize * 9 // 10
