@@ -8,10 +8,10 @@ import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
 from boring_assets.engine.decoding.limits import Limits, check_formats
-from boring_assets.engine.front_ends import THREADS, start_server
 from boring_assets.engine.model.devices import Lease, lease
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import Options
+from boring_assets.engine.reader_processes import THREADS, start_server
 from boring_assets.errors import SettingsError
 from boring_assets.settings import Settings, config_field
 from boring_assets.storage.weights import find_model_files

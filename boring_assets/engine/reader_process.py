@@ -1,4 +1,4 @@
-"""The process of a front end: a reader with its decoding threads; see `front_ends.py`."""
+"""The process of a reader process: a reader with its decoding threads; see `reader_processes.py`."""
 
 import os
 import queue
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a front end needs to know.
+    """What a reader process needs to know.
 
     Attributes:
         options: How much of the machine to use.
@@ -82,7 +82,7 @@ def serve(connection: Connection, arena_name: str, setup: Setup) -> None:
     """
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its front ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its reader processes
     torch.set_num_threads(1)
     arena = Arena.attach(arena_name)
     options = replace(setup.options, decode_workers=setup.threads)
