@@ -78,6 +78,7 @@ class ReaderProcesses:
         self._arena_bytes = min(options.read_ahead_bytes + in_batches, _shared_memory_left()) // count
         # Half of what is read ahead waits in the processes, and half of it here.
         options = replace(options, read_ahead_bytes=options.read_ahead_bytes // (2 * count))
+        fetcher = replace(fetcher, parallel=max(1, fetcher.parallel // count))
         self._setup = Setup(
             options, fetcher, target.preprocess, target.keep_size, encoder.batch_size // count
         )

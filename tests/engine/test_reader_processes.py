@@ -19,10 +19,13 @@ from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Options, Progress, embed_shards
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ModelError
+from boring_assets.storage.root import open_root
 from tests.engine.kinds import jpeg, shard_at, write_tar
 from tests.engine.shards import assert_same, embedded, make_shard
+from tests.seaweed import Seaweed
 from tests.waiting import wait_for
 
+PREVIEWS = Options(previews=3)
 PROCESSES = Options(decode_workers=8, previews=3)
 DEADLY = b"an image at which a decoder dies, as at a fault in native code"
 _decode_chunk = decoders.decode_chunk
@@ -72,9 +75,22 @@ def test_processes_give_what_threads_give(
     ]
     progress = Progress()
     found = list(embed_shards(shards, encoder, PROCESSES, progress=progress))
-    assert_equal(found, list(embed_shards(shards, encoder, Options(previews=3))))
+    assert_equal(found, list(embed_shards(shards, encoder, PREVIEWS)))
     assert progress.embedded == sum(len(one.embedded) for one in embedded(found))
     assert progress.failed == 4
+
+
+def test_shards_in_object_storage_are_read_with_the_credentials_of_the_environment(
+    encoder: Encoder, many: list[Shard], s3: Seaweed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    root = open_root(s3.new_prefix())
+    for path in Path(many[0].root).iterdir():
+        root.fs.pipe_file(f"{root.path}/{path.name}", path.read_bytes())
+    shards = [shard_at(f"{root.path}/{shard.key}.parquet", root.path, root.fs) for shard in many[:10]]
+    found = list(embed_shards(shards, encoder, PROCESSES))
+    assert_equal(found, list(embed_shards(many[:10], encoder, PREVIEWS)))
 
 
 def test_a_shard_that_cannot_be_read_fails_alone(encoder: Encoder, tmp_path: Path) -> None:
