@@ -31,7 +31,7 @@ def import_open_clip() -> Any:
 
 @contextmanager
 def _without_compiler() -> Iterator[None]:
-    """Puts a placeholder in the place of the compiler, with what libraries use of it when they are imported."""
+    """Puts a placeholder in the place of the compiler, with what libraries use of it while imported."""
     import torch  # noqa: F401  (it must not find the placeholder)
 
     compiler, utils = ModuleType(_COMPILER), ModuleType(f"{_COMPILER}.utils")
