@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from boring_assets.parts import register_shards
 from boring_assets.settings import Settings
-from boring_assets.shard_states import get_shard_states, register
+from boring_assets.shard_states import get_shard_states
 from tests.e2e.processes import Home
 
 
@@ -71,11 +72,8 @@ def settings_of(home: Home, **own: Any) -> Settings:
 def register_all(home: Home, per_run: int) -> int:
     from resources.source import ShardSource
 
-    return len(
-        register(
-            home.instance, ShardSource.from_settings(settings_of(home, partitions_per_run=per_run)).discover()
-        )
-    )
+    settings = settings_of(home, partitions_per_run=per_run)
+    return len(register_shards(home.instance, ShardSource.from_settings(settings).discover(), settings))
 
 
 def tick(home: Home, per_run: int, cursor: str | None) -> tuple[int, str | None]:

@@ -25,8 +25,8 @@ def discover(home: Home, split: int) -> int:
 def register(home: Home, split: int) -> str:
     settings = settings_of(home, split=split)
     found = ShardSource.from_settings(settings).discover()
-    new = len(register_shards(home.instance, found, settings, Dataset()))
-    return f"{new} new, {len(get_parts(settings, Dataset()))} parts"
+    new = len(register_shards(home.instance, found, settings))
+    return f"{new} new, {len(get_parts(settings))} parts"
 
 
 def load_definitions(home: Home, split: int) -> str:
@@ -56,7 +56,7 @@ def count_states(home: Home, split: int) -> dict[str, int]:
     settings = settings_of(home, split=split)
     found = ShardSource.from_settings(settings).discover()
     committed = EmbeddingsIOManager.from_settings(settings).committed
-    parts = get_parts(settings, Dataset())
+    parts = get_parts(settings)
     states = get_shard_states(home.instance, found, settings.embedding_version(), committed, parts)
     return {state.value: count for state, count in states.count().items()}
 
@@ -68,7 +68,7 @@ def store_done(home: Home, split: int) -> str:
     settings = settings_of(home, split=split)
     defs = build_definitions(settings)
     shards = {shard.key: shard for shard in ShardSource.from_settings(settings).discover().shards}
-    for part in get_parts(settings, Dataset()):
+    for part in get_parts(settings):
         mine = [shards[key] for key in part.keys(home.instance)]
         done = home.instance.get_materialized_partitions(part.embeddings)
         if todo := [shard for shard in mine if shard.key not in done]:

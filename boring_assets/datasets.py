@@ -4,6 +4,7 @@ Asset keys and partitions belong to a Dagster instance: datasets that share an i
 Jobs, sensors and resources belong to a code location: datasets that share a location need different ones.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +99,25 @@ class Dataset:
     def resource(self, context: Any, name: str) -> Any:
         """The resource `clip`, `source` or `embeddings` of a run or of a tick, by its context."""
         return getattr(context.resources, self.resource_key(name))
+
+
+def materializations(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, *, after: int | None = None, since: float | None = None
+) -> Iterator[dg.EventLogRecord]:
+    """Yields the records of an asset's materializations, the oldest first.
+
+    Args:
+        instance: Dagster's instance.
+        asset: The asset.
+        after: Only records with a higher number.
+        since: Only records that are newer, in seconds since the epoch.
+    """
+    wanted = dg.AssetRecordsFilter(asset, after_storage_id=after, after_timestamp=since)
+    cursor, more = None, True
+    while more:
+        page = instance.fetch_materializations(wanted, limit=1000, cursor=cursor, ascending=True)
+        yield from page.records
+        cursor, more = page.cursor, page.has_more
 
 
 def backfill_policy(settings: Settings) -> dg.BackfillPolicy:

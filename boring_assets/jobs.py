@@ -8,10 +8,6 @@ import dagster as dg
 from boring_assets.datasets import Dataset
 from boring_assets.tags import ADOPT_TAG
 
-ALIVE_LOCK = ".embed.lock"
-"""In `DAGSTER_HOME`: every command line that embeds holds a shared lock on it as long as it lives."""
-
-
 EMBED_JOB = "embed_shards"
 INDEX_JOB = "update_index"
 DUPLICATES_JOB = "find_near_duplicates"

@@ -16,20 +16,25 @@ from boring_assets.datasets import Dataset
 from boring_assets.errors import SettingsError
 from boring_assets.output.state import Json, locked, read_json, update_json
 from boring_assets.settings import Settings
-from boring_assets.shard_states import add_new_partitions, add_partitions, prepare_pool
+from boring_assets.shard_states import add_partitions, prepare_pool
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import open_root
 from partitions.discovery import Discovery
 from partitions.own_files import PARTS
 
 
-def get_parts(settings: Settings, dataset: Dataset) -> list[Dataset]:
+def get_parts(settings: Settings, dataset: Dataset | None = None) -> list[Dataset]:
     """Returns the parts that have shards, in order; the dataset itself where it is not split.
+
+    Args:
+        settings: The dataset's settings.
+        dataset: The dataset's names, where it shares a code location.
 
     Raises:
         SettingsError: The output is split, and the setting is not there.
         StorageError: The output cannot be read.
     """
+    dataset = dataset or Dataset.from_settings(settings)
     count = len(read_parts(settings))
     if settings.split:
         return [dataset.of_part(number) for number in range(1, 1 + count)]
@@ -70,41 +75,32 @@ def read_parts(settings: Settings) -> list[Json]:
         raise storage_error(error, f"{root.uri}/{PARTS}", "read") from error
 
 
-def register_shards(
-    instance: dg.DagsterInstance, found: Discovery, settings: Settings, dataset: Dataset
-) -> list[str]:
-    """Adds the partitions of new shards, each to a part, and prepares the pool for their runs.
-
-    Args:
-        instance: Dagster's instance.
-        found: The shards of the input.
-        settings: The dataset's settings.
-        dataset: The dataset's names.
-
-    Returns:
-        The keys that were added, in order.
+def register_shards(instance: dg.DagsterInstance, found: Discovery, settings: Settings) -> list[str]:
+    """Adds the partitions of new shards and prepares the pool for their runs; returns the new keys.
 
     Raises:
         SettingsError: The output is split, and the setting is not there.
         StorageError: The output, which notes the parts, cannot be read or written.
     """
-    new = register_keys(instance, [shard.key for shard in found.shards], settings, dataset)
+    new = register_keys(instance, [shard.key for shard in found.shards], settings)
     prepare_pool(instance, settings.device)
     return new
 
 
-def register_keys(
-    instance: dg.DagsterInstance, keys: Sequence[str], settings: Settings, dataset: Dataset
-) -> list[str]:
+def register_keys(instance: dg.DagsterInstance, keys: Sequence[str], settings: Settings) -> list[str]:
     """Adds those of some partitions, sorted, that are not there yet, each to a part; returns what was added.
 
     Raises:
         SettingsError: The output is split, and the setting is not there.
         StorageError: The output, which notes the parts, cannot be read or written.
     """
+    dataset = Dataset.from_settings(settings)
     if not settings.split:
-        (whole,) = get_parts(settings, dataset)
-        return add_new_partitions(instance, whole, keys)
+        get_parts(settings)  # an output that is split needs the setting
+        known = set(dataset.keys(instance))
+        new = [key for key in keys if key not in known]
+        add_partitions(instance, dataset, new)
+        return new
     root = open_root(settings.output_dir)
     with locked(root):
         parts = _registered(instance, dataset, len(read_parts(settings)))

@@ -54,7 +54,7 @@ def define_new_shards(
             fail_dead_runs(instance)
             embeddings.check_input(source.root())
             found = source.discover()
-            added = register_shards(instance, found, settings, dataset)
+            added = register_shards(instance, found, settings)
             now = get_parts(settings, dataset)
             states = get_shard_states(instance, found, version, embeddings.committed, now)
         except BoringError as error:

@@ -95,33 +95,6 @@ class ShardStates:
                 yield dataset, one
 
 
-def register(
-    instance: dg.DagsterInstance, discovery: Discovery, dataset: Dataset = UNNAMED, device: str = "auto"
-) -> list[str]:
-    """Adds the partitions of shards that are new, and prepares the pool for their runs.
-
-    Args:
-        instance: Dagster's instance.
-        discovery: The shards of the input.
-        dataset: The dataset's names.
-        device: The setting `device`.
-
-    Returns:
-        The keys that were added, in order.
-    """
-    new = add_new_partitions(instance, dataset, [shard.key for shard in discovery.shards])
-    prepare_pool(instance, device)
-    return new
-
-
-def add_new_partitions(instance: dg.DagsterInstance, dataset: Dataset, keys: Iterable[str]) -> list[str]:
-    """Adds those of some partitions that are not there yet, and returns them, in order."""
-    known = set(dataset.keys(instance))
-    new = [key for key in keys if key not in known]
-    add_partitions(instance, dataset, new)
-    return new
-
-
 def add_partitions(instance: dg.DagsterInstance, dataset: Dataset, keys: Sequence[str]) -> None:
     """Adds partitions, in order."""
     for start in range(0, len(keys), _ADD_AT_ONCE):

@@ -184,21 +184,17 @@ def _measure_output(settings: Settings) -> dict[str, Any]:
 
 def _rate(settings: Settings) -> float | None:
     """Rows a second of all runs that embedded something, start-up included; None where there are none."""
-    from boring_assets.datasets import Dataset
+    from boring_assets.datasets import materializations
     from boring_assets.instance.homes import open_instance
     from boring_assets.parts import get_parts
 
     instance = open_instance(settings.output_dir)
     rows: Counter[str] = Counter()
-    for part in get_parts(settings, Dataset.from_settings(settings)):
-        cursor, more = None, True
-        while more:
-            page = instance.fetch_materializations(part.embeddings, limit=1000, cursor=cursor)
-            for record in page.records:
-                metadata: Any = record.asset_materialization and record.asset_materialization.metadata
-                if "seconds" in metadata and "adopted" not in metadata:
-                    rows[record.run_id] += metadata["rows"].value
-            cursor, more = page.cursor, page.has_more
+    for part in get_parts(settings):
+        for record in materializations(instance, part.embeddings):
+            metadata: Any = record.asset_materialization and record.asset_materialization.metadata
+            if "seconds" in metadata and "adopted" not in metadata:
+                rows[record.run_id] += metadata["rows"].value
     runs: list[Any] = [
         run for run in map(instance.get_run_record_by_id, rows) if run and run.start_time and run.end_time
     ]

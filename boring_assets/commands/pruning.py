@@ -195,8 +195,7 @@ def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
 
 def _parts_by_key(settings: Settings, instance: dg.DagsterInstance) -> dict[str, Dataset]:
     """The part that each partition is in."""
-    parts = get_parts(settings, Dataset.from_settings(settings))
-    return {key: part for part in parts for key in part.keys(instance)}
+    return {key: part for part in get_parts(settings) for key in part.keys(instance)}
 
 
 def _event(

@@ -10,7 +10,7 @@ from boring_assets.commands.options import Command, apply, config, folder, setti
 from boring_assets.engine.samples import Reason
 
 if TYPE_CHECKING:
-    from boring_assets.commands.retrying import Retried
+    from boring_assets.commands.report import Summary
 
 _NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
 
@@ -54,24 +54,24 @@ def retry(reasons: tuple[str, ...], shards: tuple[str, ...], **options: Any) -> 
     """
     from boring_assets.commands.retrying import retry_failed
 
-    retried = retry_failed(apply(options), [Reason(one) for one in reasons], shards)
-    _print(retried)
-    sys.exit(exit_codes.FAILED_SHARDS if retried.failed_shards else 0)
+    summary, changed = retry_failed(apply(options), [Reason(one) for one in reasons], shards)
+    _print(summary, changed)
+    sys.exit(exit_codes.FAILED_SHARDS if summary.failed_shards else 0)
 
 
-def _print(retried: "Retried") -> None:
+def _print(summary: "Summary", changed: list[str]) -> None:
     from boring_assets.wording import first_of, plain, some
 
-    if retried.changed:
-        count = some(len(retried.changed), "shard")
-        click.echo(plain(f"Changed since: {count}, which `embed` does: {first_of(retried.changed)}"))
-    if not retried.images and not retried.failed_shards:
+    if changed:
+        count = some(len(changed), "shard")
+        click.echo(plain(f"Changed since: {count}, which `embed` does: {first_of(changed)}"))
+    if not summary.retried and not summary.failed_shards:
         click.echo("Nothing to retry: no image has failed for these reasons.")
         return
-    again = retried.images - retried.recovered
+    again = summary.retried - summary.recovered
     click.echo(
-        f"{some(retried.images, 'failed image')} of {some(retried.shards, 'shard')} retried: "
-        f"{retried.recovered:,} embedded now, {again:,} failed again."
+        f"{some(summary.retried, 'failed image')} of {some(summary.shards, 'shard')} retried: "
+        f"{summary.recovered:,} embedded now, {again:,} failed again."
     )
-    for key, why in retried.failed_shards.items():
+    for key, why in summary.failed_shards.items():
         click.echo(plain(f"Failed: {key}: {why}"))

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from boring_assets.engine.results import Progress
 from boring_assets.errors import ERROR_NAMES, RunError, without_class_name
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
+from boring_assets.live_runs import fail_unfinished, mark_alive
 from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings
 from boring_assets.tags import EMBEDS_TAG, FAILED_SHARDS, MAX_SAMPLES_TAG, range_tags
@@ -103,9 +105,15 @@ def run_job(
     # The command line says what happened; Dagster's own log is in the UI.
     silence = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     quiet = silence if settings.log_format == "text" else {}
-    result = job.execute_in_process(
-        instance=instance, tags=tags, run_config=quiet | (config or {}), raise_on_error=False
-    )
+    run_config, run_id = quiet | (config or {}), str(uuid.uuid4())
+    with mark_alive(instance, run_id):
+        try:
+            result = job.execute_in_process(
+                run_config, instance, raise_on_error=False, run_id=run_id, tags=tags
+            )
+        except BaseException:  # Ctrl-C outside of a step
+            fail_unfinished(instance, run_id)
+            raise
     return Outcome(run_id=result.run_id) if result.success else explain(result)
 
 

@@ -16,7 +16,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -27,8 +26,8 @@ from pydantic import SecretStr
 from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import belongs_to_home
 from boring_assets.instance.pool import set_pool_limit
-from boring_assets.instance.worker import is_alive
-from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
+from boring_assets.jobs import is_of_command_line
+from boring_assets.live_runs import has_died
 from boring_assets.settings import PREFIX, Settings
 from boring_assets.tags import POOL
 
@@ -109,10 +108,9 @@ class ClusterRunLauncher(RayRunLauncher):
             ConnectionError: The cluster does not answer.
         """
         if is_of_command_line(run):
-            alive = is_alive(Path(self._instance.root_directory) / ALIVE_LOCK)
-            if alive or not belongs_to_home(self._instance, run):
-                return CheckRunHealthResult(WorkerStatus.RUNNING, "executed by a command line")
-            return CheckRunHealthResult(WorkerStatus.FAILED, "its command line has ended")
+            if belongs_to_home(self._instance, run) and has_died(self._instance, run.run_id):
+                return CheckRunHealthResult(WorkerStatus.FAILED, "its command line has ended")
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "executed by a command line")
         if time.monotonic() - self._pool_updated > _POOL_SECONDS:
             self._update_pool()  # a node may have joined or been lost
         health = super().check_run_worker_health(run)

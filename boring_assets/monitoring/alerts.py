@@ -4,12 +4,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import dagster as dg
 
-from boring_assets.datasets import Dataset
+from boring_assets.datasets import Dataset, materializations
 from boring_assets.engine.samples import NOT_COUNTED
 from boring_assets.monitoring.webhook import post
 from boring_assets.output.judgement import Committed, failure_rate
@@ -17,9 +17,8 @@ from boring_assets.output.measures import Measures
 from boring_assets.settings import Settings
 
 _EVERY_SECONDS = 30
-_PAGE = 1000
-# A tick has a minute; the next one continues after so many pages.
-_PAGES = 10
+# A tick has a minute; the next one continues after so many events.
+_MOST_EVENTS = 10_000
 _NAMED = 3
 
 
@@ -118,21 +117,13 @@ class _Memory:
     def _events(
         self, instance: dg.DagsterInstance, name: str, asset: dg.AssetKey
     ) -> Iterator[dg.AssetMaterialization]:
-        for _ in range(_PAGES):
-            # Without a cursor it begins with what the window holds already.
-            after = self._after.get(name)
-            since = None if after is not None else self._start
-            records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset, after_storage_id=after, after_timestamp=since),
-                limit=_PAGE,
-                ascending=True,
-            ).records
-            for record in records:
-                self._after[name] = record.storage_id
-                if record.asset_materialization:
-                    yield record.asset_materialization
-            if len(records) < _PAGE:
-                return
+        # Without a cursor it begins with what the window holds already.
+        after = self._after.get(name)
+        since = None if after is not None else self._start
+        for record in islice(materializations(instance, asset, after=after, since=since), _MOST_EVENTS):
+            self._after[name] = record.storage_id
+            if record.asset_materialization:
+                yield record.asset_materialization
 
     def reasons(self) -> dict[str, int]:
         """Returns how many images failed in the window, by reason."""

@@ -74,7 +74,7 @@ def set_up_process(settings: Settings | None = None) -> None:
     threading.excepthook = lambda end: _log_uncaught(end.exc_type, end.exc_value, end.exc_traceback)
 
 
-def say_error(text: str) -> None:
+def print_error(text: str) -> None:
     """Says why the command line ends: as JSON where this process's logs are, else in red."""
     if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
         logging.getLogger("boring_assets").error(text)

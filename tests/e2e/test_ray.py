@@ -148,7 +148,7 @@ def stop_half_way(home: Home, run: DagsterRun, process: psutil.Process) -> dict[
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    """Whether no thread of a process runs: one in the middle of a system call, e.g. a rename, ends it first."""
+    """Whether no thread of a process runs: a thread in a system call, e.g. a rename, ends the call first."""
     try:
         stats = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/stat")]
     except OSError:  # a thread has just ended

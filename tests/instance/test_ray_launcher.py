@@ -24,7 +24,6 @@ from dagster._core.storage.dagster_run import RunOpConcurrency
 from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import HOME_TAG
 from boring_assets.instance.ray_launcher import concurrent_runs
-from boring_assets.jobs import ALIVE_LOCK
 from boring_assets.tags import POOL, range_tags
 from tests.instance.test_launcher import HOLD, _empty_job
 from tests.waiting import HANG_SECONDS
@@ -196,8 +195,7 @@ def test_while_the_head_is_away_the_queue_keeps_runs_and_none_is_judged(
 def test_a_run_of_a_command_line_is_judged_by_its_lock(instance: dg.DagsterInstance) -> None:
     """Ray knows no job of it, and would have it failed while it goes on."""
     run, health = new_run(instance, **range_tags("a", "b")), instance.run_launcher.check_run_worker_health
-    lock = Path(instance.root_directory) / ALIVE_LOCK
-    command = [sys.executable, "-c", HOLD, str(lock)]
+    command = [sys.executable, "-c", HOLD, str(instance.root_directory), run.run_id]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as command_line:
         assert command_line.stdout is not None
         command_line.stdout.readline()
