@@ -22,13 +22,7 @@ def define_embed_jobs(parts: Sequence[Dataset]) -> list[Any]:
 
 
 def define_other_jobs(dataset: Dataset, parts: Sequence[Dataset], *, labels: bool = False) -> list[Any]:
-    """The jobs for the index, near duplicates, caption scores and labels.
-
-    Args:
-        dataset: The dataset.
-        parts: Its parts, or itself.
-        labels: Whether it has the asset `image_labels`.
-    """
+    """The jobs for the index, near duplicates, caption scores and labels."""
     heads = "Computes the heads of a range of shards."
     text = "Scores how well a range of shards' captions fit their images."
     return [
@@ -68,9 +62,6 @@ def define_hourly_check(dataset: Dataset, parts: Sequence[Dataset]) -> dg.Schedu
 
 def is_of_command_line(run: dg.DagsterRun) -> bool:
     """Whether a run is executed by a command line's own process, and not by one that a launcher started.
-
-    Args:
-        run: Any run.
 
     Returns:
         True for the runs of `boring-assets embed`.

@@ -124,11 +124,6 @@ def assign(new: Sequence[str], counts: Sequence[int], most: int) -> list[list[st
 
     A folder that does not fit into what is left of a part begins the next one, so that parts end between
     folders where they can.
-
-    Args:
-        new: Keys of new shards, sorted.
-        counts: How many partitions each part has.
-        most: Most partitions of a part.
     """
     added: list[list[str]] = [[] for _ in counts]
     room = most - counts[-1] if counts else 0

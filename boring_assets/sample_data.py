@@ -131,14 +131,6 @@ def upload_sample_data(
 ) -> int:
     """Writes the same shards as `write_sample_data` below a URI, each by a temporary folder.
 
-    Args:
-        root: Where to write to.
-        num_shards: How many shards.
-        samples_per_shard: Rows in each shard.
-        layout: Where the images go.
-        first_shard: Number of the first shard.
-        options: The others of `write_sample_data`.
-
     Returns:
         How many shards there are.
 

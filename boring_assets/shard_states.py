@@ -201,11 +201,6 @@ def data_version(source_version: str, settings: str) -> str:
 def ranges(order: list[str], selection: Iterable[str], most: int) -> list[Range]:
     """Returns a selection as contiguous ranges of partitions, in order; a run can be given one range.
 
-    Args:
-        order: All partition keys in Dagster's order.
-        selection: The keys to cover.
-        most: Most partitions in one range.
-
     Returns:
         The ranges, in order.
     """

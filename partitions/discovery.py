@@ -51,11 +51,7 @@ class Discovery:
     others: dict[str, str] = field(default_factory=dict)
 
     def explain_empty(self, uri: str) -> str:
-        """Why there are no complete shards: what the input holds instead, and what to do.
-
-        Args:
-            uri: The input's URI.
-        """
+        """Why there are no complete shards: what the input holds instead, and what to do."""
         parts = [f"There are no complete shards below {uri}."]
         if self.growing:
             count = f"{len(self.growing)} shards" if len(self.growing) > 1 else "One shard"

@@ -31,12 +31,7 @@ def suffix_of(path: str) -> str:
 
 
 def what_to_do(others: Mapping[str, str], uri: str) -> Iterator[str]:
-    """Says what an input without shards holds, and how it becomes one.
-
-    Args:
-        others: One path for each ending.
-        uri: The input's URI.
-    """
+    """Says what an input without shards holds, and how it becomes one."""
     if not others:
         yield "It is empty."
         return

@@ -84,12 +84,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         return open_root(self.output_dir)
 
     def uri(self, key: str, kind: str = EMBEDDINGS) -> str:
-        """URI of a partition's file, whether it is there or not.
-
-        Args:
-            key: The partition key.
-            kind: `image_embeddings` or `image_failures`.
-        """
+        """URI of a partition's file, whether it is there or not."""
         return f"{self.root().uri}/{_path(kind, key)}"
 
     def check(self, source: Root | None = None) -> None:
@@ -191,9 +186,6 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
     def facts(self, key: str) -> dict[str, Any]:
         """Reads the metadata of a partition's embeddings file.
 
-        Args:
-            key: The partition key.
-
         Returns:
             The facts; empty where nothing readable is committed.
 
@@ -224,9 +216,6 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
 
     def load_input(self, context: dg.InputContext) -> "pl.LazyFrame | dict[str, pl.LazyFrame]":
         """Reads lazily what a later asset depends on.
-
-        Args:
-            context: Dagster's.
 
         Returns:
             One partition as a frame, several as frames by partition key. To an asset without partitions that

@@ -21,9 +21,6 @@ def contact_sheet(result: EmbeddedShard) -> str:
     The images stand in the text itself, as `data:` URIs: Dagster's UI shows those, and could follow no link
     to a file in the output. A dozen of them are about 20 kB of the event log.
 
-    Args:
-        result: A finished shard.
-
     Returns:
         Markdown; empty where no image was kept.
     """
@@ -41,9 +38,6 @@ def contact_sheet(result: EmbeddedShard) -> str:
 
 def failure_sheet(result: EmbeddedShard) -> str:
     """The first failed rows with their reasons.
-
-    Args:
-        result: A finished shard.
 
     Returns:
         Markdown; empty where nothing failed.

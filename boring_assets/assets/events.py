@@ -121,11 +121,7 @@ def source_version(shard: Shard, facts: Mapping[str, Any]) -> str:
 
 
 def preview(table: pa.Table) -> str:
-    """Returns the first rows as a Markdown table, with long texts and vectors cut short.
-
-    Args:
-        table: Rows of an embeddings file.
-    """
+    """Returns the first rows as a Markdown table, with long texts and vectors cut short."""
     if not table.num_rows:
         return "No image of this shard could be embedded."
     names = ["key", "caption", "url", "embedding"]

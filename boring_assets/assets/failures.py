@@ -31,11 +31,6 @@ def failing_with_reason(context: dg.AssetExecutionContext) -> Iterator[None]:
 def fail_for_shards(context: dg.AssetExecutionContext, failed: Mapping[str, BoringError], total: int) -> None:
     """Fails the step where some of its shards failed, and names them.
 
-    Args:
-        context: The step's.
-        failed: Error of each failed shard by key.
-        total: How many shards the run had.
-
     Raises:
         dg.Failure: There are failed shards.
     """
@@ -57,9 +52,6 @@ def allow_more_retries(context: dg.AssetExecutionContext) -> None:
 
     `max_retries` then limits the attempts in a row that get no further, such as those of a shard that ends
     its process; a machine may be taken away any number of times.
-
-    Args:
-        context: The step's.
     """
     instance, run = context.instance, context.run
     if run.root_run_id is None or not instance.run_retries_enabled:

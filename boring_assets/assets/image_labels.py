@@ -64,11 +64,6 @@ class Labeller:
     ) -> None:
         """Reads the heads' files.
 
-        Args:
-            heads: The heads by name.
-            clip: The model whose text tower embeds labels.
-            embeddings: The output.
-
         Raises:
             SettingsError: A file holds no such head.
             StorageError: A file cannot be read.
@@ -84,9 +79,6 @@ class Labeller:
 
     def label(self, key: str) -> dict[str, Any]:
         """Computes the heads of a partition that are not there yet; returns the metadata of its event.
-
-        Args:
-            key: The partition key.
 
         Raises:
             ShardError: The partition is not committed, or another model made it.

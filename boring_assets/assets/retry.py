@@ -19,9 +19,6 @@ RETRIED_REASONS = frozenset(Reason) - {Reason.NOT_DOWNLOADED, Reason.EXCLUDED}
 def reasons_to_retry(tags: Mapping[str, str]) -> frozenset[Reason] | None:
     """Returns the reasons whose rows a run retries; None where it is an ordinary run.
 
-    Args:
-        tags: The run's.
-
     Raises:
         SettingsError: The tag names something else than reasons, or contradicts another tag.
     """

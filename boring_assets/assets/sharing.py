@@ -19,10 +19,6 @@ def leave_to_earlier_runs(context: dg.AssetExecutionContext, dataset: Dataset) -
 
     A command line chooses no shard that another run has. But where two of them look at the same moment, both
     choose the same shards. A run is stored before its step starts, so the later one sees the other here.
-
-    Args:
-        context: The step's.
-        dataset: The dataset's names.
     """
     keys, asset = list(context.partition_keys), dataset.embeddings.to_user_string()
     if not is_of_command_line(context.run):  # the sensor would not request again what its run leaves out

@@ -80,9 +80,6 @@ class Groups:
     def __init__(self, root: Root) -> None:
         """Reads `near_duplicates.parquet`.
 
-        Args:
-            root: The output.
-
         Raises:
             StorageError: There is no such file, or it cannot be read.
         """

@@ -54,9 +54,6 @@ class WebdatasetWriter:
     def __init__(self, settings: Settings) -> None:
         """Opens the input.
 
-        Args:
-            settings: The input, and the limits of images.
-
         Raises:
             SettingsError: No input is set.
         """
@@ -70,9 +67,6 @@ class WebdatasetWriter:
 
     def write(self, export: Export) -> dict[str, int]:
         """Writes the shards, each of up to 10,000 images.
-
-        Args:
-            export: The rows, and where to.
 
         Returns:
             How many rows were left out, by reason: their images cannot be read any more.

@@ -104,11 +104,7 @@ def index_of(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def server(port: int) -> Decorator:
-    """Adds the options of a web page: address, port, names.
-
-    Args:
-        port: The default port.
-    """
+    """Adds the options of a web page: address, port, names."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in (

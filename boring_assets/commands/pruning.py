@@ -160,10 +160,6 @@ class _Reader:
 def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
     """Removes what was found; a call that is killed is finished by the next one.
 
-    Args:
-        settings: Input, output and the rest.
-        plan: What to remove.
-
     Yields:
         What was done, in lines for people.
 

@@ -29,11 +29,6 @@ def present_model(settings: Settings) -> dict[str, Any]:
 def find_other_weights(states: ShardStates, settings: Settings, embeddings: EmbeddingsIOManager) -> None:
     """Marks the finished partitions that another model embedded as embedded with other settings.
 
-    Args:
-        states: The state of each shard; changed.
-        settings: Which model.
-        embeddings: The output.
-
     Raises:
         ModelError: The model cannot be loaded.
         StorageError: The output cannot be read.

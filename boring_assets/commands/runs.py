@@ -87,14 +87,6 @@ def run_job(
 ) -> Outcome:
     """Runs a job in this process.
 
-    Args:
-        settings: What the resources are made with.
-        instance: Dagster's instance.
-        name: Name of the job.
-        tags: Tags of the run.
-        config: Run config, besides its logging.
-        progress: Counts the samples of the run.
-
     Returns:
         How it ended.
 
@@ -139,12 +131,7 @@ def explain(result: dg.ExecuteInProcessResult) -> Outcome:
 
 
 def _cause(error: Any, run_id: str) -> str:
-    """Returns the project's own error, or else the innermost cause and where its trace is.
-
-    Args:
-        error: Dagster's `SerializableErrorInfo`, or None.
-        run_id: The run that failed.
-    """
+    """Returns the project's own error, or else the innermost cause and where its trace is."""
     text = "The step failed without an error."
     while error:
         text = without_secrets(" ".join(error.message.split()))

@@ -33,11 +33,6 @@ def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, s
 
     A damaged file is removed first, so that any later run can finish the repair.
 
-    Args:
-        settings: Input, output, model and the rest.
-        report: What is wrong.
-        console: Where to print.
-
     Returns:
         The shards that failed, and why.
 

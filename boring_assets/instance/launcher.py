@@ -151,9 +151,6 @@ class WarmRunLauncher(DefaultRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Sends a run to a worker; returns when the run has started, or up to `linger_seconds` later.
 
-        Args:
-            context: The run.
-
         Raises:
             DagsterError: The new worker process ended before it accepted the run.
         """
@@ -187,9 +184,6 @@ class WarmRunLauncher(DefaultRunLauncher):
 
     def terminate(self, run_id: str) -> bool:
         """Marks a run as canceling, from any process; its worker sees that within a second and stops it.
-
-        Args:
-            run_id: The run.
 
         Returns:
             False where the run has ended already.

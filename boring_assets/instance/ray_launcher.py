@@ -69,9 +69,6 @@ class ClusterRunLauncher(RayRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Submits a run to the cluster.
 
-        Args:
-            context: The run.
-
         Raises:
             DagsterUserCodeUnreachableError: The cluster does not answer; the run stays in the queue.
             SettingsError: The run's tag `dagster-ray/config` has an unknown field.
@@ -86,11 +83,7 @@ class ClusterRunLauncher(RayRunLauncher):
         super().launch_run(LaunchRunContext(run, context.workspace))
 
     def resume_run(self, context: ResumeRunContext) -> None:
-        """Submits a run again whose job ended early, as often as `max_resume_run_attempts` says.
-
-        Args:
-            context: The run.
-        """
+        """Submits a run again whose job ended early, as often as `max_resume_run_attempts` says."""
         run = self._with_request(context.dagster_run)
         super().resume_run(ResumeRunContext(run, context.workspace, context.resume_attempt_number))
 

@@ -24,11 +24,7 @@ _IDENTITY = ("model", "pretrained", "weights_digest", "precision", "dtype", "sou
 
 
 def source_facts(embedded: Mapping[str, Any]) -> dict[str, Any]:
-    """What a derived file says of the embeddings file that it was computed from.
-
-    Args:
-        embedded: Metadata of the embeddings file.
-    """
+    """What a derived file says of the embeddings file that it was computed from."""
     # The failures tell two files of one shard apart that have as many rows.
     return {name: embedded.get(name) for name in (*_IDENTITY, FAILURES_DIGEST)}
 
@@ -70,11 +66,6 @@ class Derived:
 
 def derived_schema(root: Root, paths: Iterable[str], embedded: Mapping[str, Any]) -> pa.Schema:
     """The columns that a partition's derived files add.
-
-    Args:
-        root: The output.
-        paths: See `Derived.paths`.
-        embedded: Metadata of the partition's embeddings file.
 
     Raises:
         StorageError: A file cannot be read.

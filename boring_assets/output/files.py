@@ -32,10 +32,6 @@ __all__ = [
 def committed_facts(root: Root, path: str) -> dict[str, Any]:
     """Reads the metadata of a committed file.
 
-    Args:
-        root: The output.
-        path: The file's path below it.
-
     Returns:
         The facts; empty where there is no file, or none that this project wrote.
 
@@ -118,11 +114,6 @@ def _local_version(entry: os.DirEntry[str]) -> str:
 
 def write_table(root: Root, path: str, table: pa.Table) -> int:
     """Writes a parquet file whole or not at all.
-
-    Args:
-        root: The output.
-        path: The file's path below it.
-        table: Its rows.
 
     Returns:
         Its size in bytes.

@@ -118,11 +118,6 @@ def measure_all(root: Root, part: str = "", only: Container[str] | None = None) 
 def measure(root: Root, key: str, version: str = "") -> Measures:
     """Measures one committed partition by reading its files.
 
-    Args:
-        root: The output.
-        key: The partition key.
-        version: Of its files.
-
     Returns:
         Its measures; a file that cannot be read gives an `error`, and raises nothing.
     """

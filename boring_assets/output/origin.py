@@ -58,10 +58,6 @@ def origin_of(output: Root) -> Origin:
 def check_input(output: Root, source: Root) -> None:
     """Refuses to embed another input into an output than the one that it belongs to.
 
-    Args:
-        output: The output.
-        source: The input.
-
     Raises:
         SettingsError: The output belongs to another input.
         StorageError: The output cannot be read.
@@ -77,10 +73,6 @@ def check_input(output: Root, source: Root) -> None:
 
 def claim(output: Root, source: Root) -> None:
     """Notes in a new output which input it belongs to, and refuses another one.
-
-    Args:
-        output: The output; it can be written.
-        source: The input.
 
     Raises:
         SettingsError: The output belongs to another input.
@@ -98,10 +90,6 @@ def claim(output: Root, source: Root) -> None:
 
 def set_input(output: Root, source: Root) -> str:
     """Notes that the input of an output lies somewhere else now.
-
-    Args:
-        output: The output.
-        source: The input as it is now.
 
     Returns:
         URI of the input until now; empty where none was noted.

@@ -224,11 +224,6 @@ def check_facts(facts: Mapping[str, Any], schema: pa.Schema) -> list[Finding]:
 def check_files(root: Root, embeddings: str, failures: str) -> Checked:
     """Reads and checks the two files of one partition, a batch of rows at a time.
 
-    Args:
-        root: The output.
-        embeddings: Path of the embeddings file below it.
-        failures: Path of the failures file.
-
     Returns:
         Its metadata, and what is wrong with it.
 

@@ -84,11 +84,6 @@ def update_index(
 ) -> Update:
     """Brings the index up to date with the committed embeddings.
 
-    Args:
-        root: The output.
-        rebuild: Read everything anew.
-        say: Told what is under way.
-
     Returns:
         What was done.
 

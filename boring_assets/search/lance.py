@@ -20,9 +20,6 @@ TABLE = "images"
 def connect(root: Root) -> "lancedb.DBConnection":
     """Opens the output's LanceDB database. Nothing is written.
 
-    Args:
-        root: The output.
-
     Raises:
         SettingsError: LanceDB is not installed, or does not support the storage.
     """
@@ -115,12 +112,7 @@ def open_table(root: Root) -> Any:
 
 @contextmanager
 def storage_errors(root: Root, doing: str) -> Iterator[None]:
-    """Raises LanceDB's errors as a StorageError that names the index.
-
-    Args:
-        root: The output.
-        doing: What was tried: `read` or `write`.
-    """
+    """Raises LanceDB's errors as a StorageError that names the index."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:

@@ -24,10 +24,6 @@ PLACEHOLDER = (
 def render(name: str, **values: Any) -> str:
     """A template with its values.
 
-    Args:
-        name: `search.html` or `results.html`.
-        values: The template's.
-
     Raises:
         SettingsError: Jinja2 is not installed.
     """
@@ -58,13 +54,7 @@ def open_pictures(settings: Settings) -> Pictures:
 
 
 def results_page(settings: Settings, asked: str, hits: "list[Hit]") -> str:
-    """A page that needs nothing but itself: the pictures are in it.
-
-    Args:
-        settings: Where the pictures are.
-        asked: What was asked for.
-        hits: What was found.
-    """
+    """A page that needs nothing but itself: the pictures are in it."""
     pictures = open_pictures(settings)
 
     def inline(hit: "Hit") -> str:

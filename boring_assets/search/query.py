@@ -140,10 +140,6 @@ class Searcher:
     def sample_vectors(self, limit: int, where: str = "") -> pa.Table:
         """Returns rows from all over the dataset: `columns` and `VECTOR`, float32 [rows, dim].
 
-        Args:
-            limit: Most rows.
-            where: A condition in LanceDB's SQL.
-
         Raises:
             SettingsError: The condition is wrong.
             StorageError: The index cannot be read.
@@ -156,10 +152,6 @@ class Searcher:
 
     def count_values(self, column: str, most: int = 20) -> list[tuple[Any, int]]:
         """Returns the most frequent values of a column with their counts, over the first million rows.
-
-        Args:
-            column: One of `columns`.
-            most: Most values.
 
         Raises:
             SettingsError: There is no such column.
@@ -196,10 +188,6 @@ class Searcher:
 
     def of_key(self, key: str, partition: str | None = None) -> tuple[np.ndarray, Hit]:
         """The embedding of a picture that is in the index, and the picture.
-
-        Args:
-            key: Its key.
-            partition: Its partition, where several have that key.
 
         Raises:
             SettingsError: There is none, or several and no partition was given.

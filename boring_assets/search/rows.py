@@ -107,11 +107,6 @@ class Peek:
 def peek(root: Root, key: str, derived: Iterable[str] = ()) -> Peek:
     """Reads the footers of a partition's files.
 
-    Args:
-        root: The output.
-        key: The partition key.
-        derived: Paths of its derived files.
-
     Raises:
         StorageError: One cannot be read, or this project did not write it.
     """

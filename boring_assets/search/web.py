@@ -221,12 +221,7 @@ def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) 
 
 
 class SecurityHeaders:
-    """Adds the security headers to every response.
-
-    Args:
-        app: The application.
-        policy: Its content security policy.
-    """
+    """Adds the security headers to every response."""
 
     def __init__(self, app: Any, policy: str) -> None:
         self._app, self._headers = app, _HEADERS | {"Content-Security-Policy": policy}
@@ -247,13 +242,6 @@ def listen(
     settings: Settings, searcher: Searcher, host: str, port: int, more_hosts: tuple[str, ...] = ()
 ) -> None:
     """Serves the page until Ctrl-C.
-
-    Args:
-        settings: See `build_app`.
-        searcher: See `build_app`.
-        host: See `run_server`.
-        port: See `run_server`.
-        more_hosts: Allowed host names besides `host` and the loopback names.
 
     Raises:
         SettingsError: The web server is not installed, or cannot listen there.

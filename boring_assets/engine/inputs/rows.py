@@ -48,12 +48,6 @@ def read_rows(file: pq.ParquetFile, names: list[str], uri: str, limits: Limits) 
 def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
     """Checks how much was read of a shard so far.
 
-    Args:
-        rows: Rows read.
-        size: Bytes of their columns, without the images.
-        uri: The shard's URI, for messages.
-        limits: The limits.
-
     Raises:
         ShardError: One of the limits is exceeded.
     """
