@@ -61,11 +61,7 @@ def define_hourly_check(dataset: Dataset, parts: Sequence[Dataset]) -> dg.Schedu
 
 
 def is_of_command_line(run: dg.DagsterRun) -> bool:
-    """Whether a run is executed by a command line's own process, and not by one that a launcher started.
-
-    Returns:
-        True for the runs of `boring-assets embed`.
-    """
+    """Returns whether a run is executed by the process of `boring-assets embed`, not by a launcher's."""
     return (
         run.job_name.endswith(EMBED_JOB)
         and run.tags.get(ADOPT_TAG) == "true"

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.errors import SettingsError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root
@@ -85,7 +84,7 @@ def write_sample_data(
     seed: int = 0,
     first_shard: int = 0,
 ) -> list[Path]:
-    """Writes complete shards; a shard that is there already is replaced.
+    """Writes complete shards, and returns their parquet files; shards that exist are replaced.
 
     Broken samples take turns: a row that failed to download, then, under status `success`, a truncated
     image, an HTML page, and an empty image.
@@ -101,14 +100,7 @@ def write_sample_data(
         image_size: Width and height of the images in pixels.
         seed: Other seeds give other pictures.
         first_shard: Number of the first shard, to add to an earlier call's.
-
-    Returns:
-        The parquet files, one a shard.
-
-    Raises:
-        SettingsError: An argument is out of its range.
     """
-    _check(num_shards, samples_per_shard, layout, encode_format, broken, image_size, seed, first_shard)
     root.mkdir(parents=True, exist_ok=True)
     paths = []
     for shard in range(first_shard, first_shard + num_shards):
@@ -128,14 +120,10 @@ def write_sample_data(
 
 def upload_sample_data(
     root: Root, num_shards: int, samples_per_shard: int, layout: Layout, first_shard: int = 0, **options: Any
-) -> int:
-    """Writes the same shards as `write_sample_data` below a URI, each by a temporary folder.
-
-    Returns:
-        How many shards there are.
+) -> None:
+    """Writes the shards of `write_sample_data` below a URI, each through a temporary folder.
 
     Raises:
-        SettingsError: An argument is out of its range.
         StorageError: The URI cannot be written to.
     """
     for number in range(first_shard, first_shard + num_shards):
@@ -150,35 +138,6 @@ def upload_sample_data(
             files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != stats)
             for path in (*files, Path(folder, stats)):
                 write_bytes(root, path.relative_to(folder).as_posix(), path.read_bytes())
-    return num_shards
-
-
-def _check(
-    num_shards: int,
-    samples_per_shard: int,
-    layout: str,
-    encode_format: str,
-    broken: int,
-    image_size: int,
-    seed: int,
-    first_shard: int,
-) -> None:
-    for name, value, choices in (
-        ("layout", layout, ("webdataset", "files", "parquet")),
-        ("encode_format", encode_format, tuple(_SAVE_OPTIONS)),
-    ):
-        if value not in choices:
-            raise SettingsError(f"{name} is {value!r}; give one of {', '.join(choices)}.")
-    for name, number, least, most in (
-        ("num_shards", num_shards, 1, 100_000),
-        ("samples_per_shard", samples_per_shard, 1, 1_000_000),
-        ("broken", broken, 0, samples_per_shard),
-        ("image_size", image_size, 16, 4096),
-        ("seed", seed, 0, 2**32),
-        ("first_shard", first_shard, 0, 100_000 - num_shards),
-    ):
-        if not least <= number <= most:
-            raise SettingsError(f"{name} is {number}; give a number from {least} to {most}.")
 
 
 def _samples(

@@ -374,12 +374,3 @@ def setting_help(name: str) -> str:
         (near,) = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.0)
         return f"There is no setting `{name}`; the nearest is `{near}`"
     return f"{field.description} (default: {field.default!r})"
-
-
-def markdown_table() -> str:
-    """All settings as the table of `docs/settings.md`."""
-    lines = ["| Variable | Default | |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default in ("", (), {}, SecretStr("")) else f"`{field.default}`"
-        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
-    return "\n".join(lines)

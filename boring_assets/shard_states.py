@@ -199,11 +199,7 @@ def data_version(source_version: str, settings: str) -> str:
 
 
 def ranges(order: list[str], selection: Iterable[str], most: int) -> list[Range]:
-    """Returns a selection as contiguous ranges of partitions, in order; a run can be given one range.
-
-    Returns:
-        The ranges, in order.
-    """
+    """Returns a selection as contiguous ranges of partitions, in order; a run can be given one range."""
     selected = selection if isinstance(selection, Set) else set(selection)
     cut: list[Range] = []
     is_open = False

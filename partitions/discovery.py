@@ -85,9 +85,6 @@ def discover(
         now: The time to measure that from, in seconds since the epoch; None is the machine's clock.
         columns: Which columns of the shards to read.
 
-    Returns:
-        The shards; nothing where the root is there and empty.
-
     Raises:
         StorageError: The root is missing, is a file, lies in an output of this project, or cannot be listed.
     """
@@ -174,15 +171,12 @@ def _whole_tars(shards: Iterable[Shard]) -> set[str]:
 
 
 def find_shard(root: Root, key: str, columns: ColumnNames = USUAL_NAMES) -> Shard:
-    """Finds one shard by its key, with two to four requests; for many keys call `discover` instead.
+    """Finds one shard as it is now, with two to four requests; for many keys call `discover` instead.
 
     Args:
         root: The input.
         key: A partition key; whether the shard is complete is not asked.
         columns: Which columns of the shard to read.
-
-    Returns:
-        The shard, with its version as of now.
 
     Raises:
         ShardError: There is no such shard, or the key is not safe.

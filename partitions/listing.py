@@ -39,15 +39,12 @@ class File(NamedTuple):
 def list_files(
     root: Root, wanted: Callable[[str], bool], refuse: Callable[[str, OSError], None]
 ) -> Iterator[tuple[str, File]]:
-    """Lists a root with all that lies below it.
+    """Yields path and facts of each file below a root, in no order.
 
     Args:
         root: What to list.
         wanted: Whether a file is, by its path; of others nothing is kept.
         refuse: Called with each local folder that cannot be read and why.
-
-    Yields:
-        Path of each file, in no order, and what is known of it.
 
     Raises:
         OSError: It cannot be listed; other backends than the local one may raise anything.

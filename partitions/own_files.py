@@ -24,7 +24,7 @@ def is_marker(path: str) -> bool:
 
 
 def own_files(paths: Collection[str], markers: Iterable[str]) -> set[str]:
-    """The files of a listing that belong to an output or an export of this project.
+    """Returns the files of a listing that belong to an output or an export of this project.
 
     Outputs of earlier versions have no marker. They are known by the pairs that a commit writes: a file below
     `image_embeddings/` and one of the same name below `image_failures/`.
@@ -32,9 +32,6 @@ def own_files(paths: Collection[str], markers: Iterable[str]) -> set[str]:
     Args:
         paths: All files of the listing.
         markers: Those of its files that are markers.
-
-    Returns:
-        The files that are no input.
     """
     exports, outputs = [], set()
     for marker in markers:
@@ -68,14 +65,13 @@ def _places(path: str, part: str) -> Iterable[int]:
 
 
 def output_around(root: Root, path: str) -> str:
-    """The output that a path lies in, if it does; asks the storage only where a folder is named as ours are.
+    """Returns the path of the output that a path lies in; empty where it lies in none.
+
+    The storage is asked only where a folder has the name of one of ours.
 
     Args:
         root: The root that the path lies below, or is.
         path: A path on its filesystem.
-
-    Returns:
-        Path of the output; empty where it lies in none.
 
     Raises:
         StorageError: The storage cannot be read.

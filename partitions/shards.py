@@ -33,14 +33,11 @@ def lone_stem(path: str) -> str | None:
 
 
 def key_of(path: str, root: str) -> str:
-    """The partition key of a shard.
+    """Returns the partition key of a shard: its path below the root, e.g. `part-1/00017`.
 
     Args:
         path: The shard's path (or URI), ending in `.parquet`.
         root: The path (or URI) of the input, which the shard lies below.
-
-    Returns:
-        Its path below the root without `.parquet`, e.g. `part-1/00017`.
 
     Raises:
         ShardError: The file is not a parquet below the root, or its path is not a safe partition key.
@@ -52,14 +49,11 @@ def key_of(path: str, root: str) -> str:
 
 
 def uri_of(root_uri: str, key: str) -> str:
-    """The path or URI of a shard: `key_of` backwards.
+    """Returns the path or URI of a shard: the inverse of `key_of`.
 
     Args:
         root_uri: The path or URI of the input, with or without a trailing slash.
         key: A partition key.
-
-    Returns:
-        The shard's path or URI below it.
 
     Raises:
         ShardError: The key is not safe.
@@ -73,13 +67,10 @@ def below(root_uri: str, key: str) -> str:
 
 
 def check_key(key: str) -> str:
-    """Refuses a partition key that could lead out of the root, or that Dagster cannot store.
+    """Returns a partition key, unless it could lead out of the root or Dagster cannot store it.
 
     Args:
         key: A partition key.
-
-    Returns:
-        The same key.
 
     Raises:
         ShardError: It has empty, `.` or `..` segments (so a leading slash too), a control character,

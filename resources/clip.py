@@ -48,10 +48,7 @@ class ClipResource(dg.ConfigurableResource):
         return resource_from_settings(cls, settings)
 
     def encoder(self) -> Encoder:
-        """The model on its device, loaded at the first call of a process.
-
-        Returns:
-            The encoder; the same one for the same settings.
+        """Returns the model on its device, loaded at the first call of a process for these settings.
 
         Raises:
             ModelError: The model cannot be loaded, or the device is not there.

@@ -43,14 +43,12 @@ class Written:
     Attributes:
         uri: URI of the embeddings file.
         failures_uri: URI of the failures file.
-        bytes: Size of the embeddings file.
         table: The embeddings file's rows.
         facts: What its metadata says.
     """
 
     uri: str
     failures_uri: str
-    bytes: int
     table: pa.Table
     facts: dict[str, Any]
 
@@ -120,9 +118,6 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             result: The shard.
             facts: How it was embedded; the counts are added here.
 
-        Returns:
-            The files and their rows.
-
         Raises:
             StorageError: The output cannot be written; what was committed before is untouched.
             ShardError: The shard's columns do not fit the output.
@@ -152,10 +147,8 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
                 "texts in UTF-8, and url, key and caption that can be read as text."
             ) from error
         embeddings_file = to_parquet(table)
-        size = write_pair(
-            root, (_path(FAILURES, key), failures_file), (_path(EMBEDDINGS, key), embeddings_file)
-        )
-        return Written(self.uri(key), self.uri(key, FAILURES), size, table, full)
+        write_pair(root, (_path(FAILURES, key), failures_file), (_path(EMBEDDINGS, key), embeddings_file))
+        return Written(self.uri(key), self.uri(key, FAILURES), table, full)
 
     def committed(self) -> set[str]:
         """Keys of the partitions whose embeddings file is there, by one listing.
@@ -184,10 +177,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             raise storage_error(error, f"{root.uri}/{path}", "remove") from error
 
     def facts(self, key: str) -> dict[str, Any]:
-        """Reads the metadata of a partition's embeddings file.
-
-        Returns:
-            The facts; empty where nothing readable is committed.
+        """Returns the metadata of a partition's embeddings file; empty where nothing readable is committed.
 
         Raises:
             StorageError: The output cannot be read.
@@ -236,14 +226,11 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         return frames
 
     def scan(self, key: str | None = None, kind: str = EMBEDDINGS) -> "pl.LazyFrame":
-        """Reads lazily what is committed.
+        """Returns what is committed as a lazy frame, with the columns of the output contract.
 
         Args:
             key: One partition; None is all of them.
             kind: `image_embeddings` or `image_failures`.
-
-        Returns:
-            The rows, with the columns of the output contract.
 
         Raises:
             StorageError: There is nothing there, it cannot be read, or it has vectors of two models.

@@ -59,10 +59,7 @@ class ShardSource(dg.ConfigurableResource):
         return discover(self.root(), quiet_seconds=self.quiet_seconds, columns=self.columns())
 
     def find(self, keys: list[str]) -> dict[str, Shard | ShardError]:
-        """Finds the shards of some partitions, with their present versions.
-
-        Returns:
-            For each key, in the same order, its shard or the reason why there is none.
+        """Returns the present shard of each partition, in the same order, or the reason why there is none.
 
         Raises:
             SettingsError: No input is set.

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from boring_assets.errors import SettingsError
-from boring_assets.settings import Settings, load_settings, markdown_table
+from boring_assets.settings import PREFIX, Settings, load_settings
 
 
 @pytest.fixture
@@ -178,10 +179,19 @@ def test_what_changes_the_numbers_changes_the_version() -> None:
     assert same.embedding_version() == base
 
 
+def markdown_table() -> str:
+    """All settings as the table of `docs/settings.md`."""
+    lines = ["| Variable | Default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in ("", (), {}, SecretStr("")) else f"`{field.default}`"
+        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
 def test_the_document_lists_the_settings_as_they_are() -> None:
     document = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
     assert markdown_table() in document, (
-        "run: python -c 'from boring_assets.settings import *; print(markdown_table())'"
+        "run: python -c 'from tests.test_settings import *; print(markdown_table())'"
     )
 
 

@@ -40,7 +40,7 @@ def embed_all(
     console: Console | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Embeds every new, changed, failed or lost shard of the input, and says what happened.
+    """Embeds every new, changed, failed or lost shard of the input; prints and returns what was done.
 
     Args:
         settings: Input, output, model and the rest.
@@ -48,9 +48,6 @@ def embed_all(
         only: No other partitions than these; None is all.
         console: Where to print; the terminal by default.
         progress: Counts the samples.
-
-    Returns:
-        What was done.
 
     Raises:
         SettingsError: A setting is wrong, or the output was made by other settings and `redo` is off.

@@ -66,10 +66,7 @@ class WebdatasetWriter:
         )
 
     def write(self, export: Export) -> dict[str, int]:
-        """Writes the shards, each of up to 10,000 images.
-
-        Returns:
-            How many rows were left out, by reason: their images cannot be read any more.
+        """Writes shards of up to 10,000 images; returns how many rows were left out, by reason.
 
         Raises:
             StorageError: A source shard has changed since it was embedded, or cannot be read.

@@ -150,7 +150,7 @@ def export_all(
     no_near_duplicates: bool = False,
     settings: Settings | None = None,
 ) -> dict[str, Any]:
-    """Writes an output, or a part of it, in another layout.
+    """Writes an output, or a part of it, in another format; returns the content of `export.json`.
 
     Args:
         output_dir: URI or path of the output.
@@ -159,9 +159,6 @@ def export_all(
         where: A condition in SQL; only rows that fulfil it are exported.
         no_near_duplicates: Export only one row of each group of near duplicates.
         settings: Where the images are, for `webdataset`.
-
-    Returns:
-        What was written, as `export.json` has it.
 
     Raises:
         StorageError: One of the two cannot be read or written, or `dest_dir` is not empty.

@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +32,6 @@ DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTAL
 _OURS = (
     "metadata.json",
     "near_duplicates.parquet",
-    ".counts.json",
     ".measures.parquet",
     OUTPUT_MARKER,
     PARTS,
@@ -85,23 +84,13 @@ class Report:
         return next(facts for facts in self.checked.values() if facts and json.dumps(identity(facts)) == most)
 
 
-def inspect(
-    root: Root,
-    found: Discovery | None,
-    progress: Callable[[], None] = lambda: None,
-    *,
-    source: Root | None = None,
-) -> Report:
-    """Checks every committed partition and everything else in an output.
+def inspect(root: Root, found: Discovery | None = None, source: Root | None = None) -> Report:
+    """Checks every committed partition and all other files of an output; returns what is wrong.
 
     Args:
         root: The output.
-        found: The shards of the input; None checks the output by itself.
-        progress: Called after each partition.
-        source: The input; None checks the output by itself.
-
-    Returns:
-        What is wrong.
+        found: The shards of the input; None checks the output only.
+        source: The input; None checks the output only.
 
     Raises:
         StorageError: The output cannot be read.
@@ -120,7 +109,6 @@ def inspect(
             checked.findings.extend(_check_source(checked.facts, key, origin))
         if checked.facts and not checked.findings:
             checked.findings.extend(_against_source(checked.facts, (shards or {}).get(key)))
-        progress()
         return checked
 
     local = isinstance(root.fs, LocalFileSystem)

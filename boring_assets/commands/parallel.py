@@ -31,7 +31,7 @@ Share = tuple[str, str, str]
 def run_in_workers(
     shares: Sequence[Sequence[Share]], progress: Progress, tags: Mapping[str, str] | None = None
 ) -> list[Outcome]:
-    """Runs each share of ranges in a process of its own, all at once.
+    """Runs each share of ranges in its own process, all at once; returns how each run ended.
 
     The CPU's cores are divided among the workers. Settings reach them by the environment.
 
@@ -39,9 +39,6 @@ def run_in_workers(
         shares: For each worker its ranges.
         progress: Counts the samples of all workers.
         tags: Further tags of the runs.
-
-    Returns:
-        How each run ended.
     """
     workers = [_start(share, tags or {}, _environment(len(shares))) for share in shares]
     with ThreadPoolExecutor(len(workers)) as pool:

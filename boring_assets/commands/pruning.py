@@ -158,10 +158,9 @@ class _Reader:
 
 
 def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
-    """Removes what was found; a call that is killed is finished by the next one.
+    """Removes what is in the plan, and yields a line for each step.
 
-    Yields:
-        What was done, in lines for people.
+    A call that is killed is finished by the next one.
 
     Raises:
         StorageError: The output cannot be written.

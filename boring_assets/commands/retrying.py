@@ -25,10 +25,7 @@ _READERS = 16
 
 
 def retry_failed(
-    settings: Settings,
-    reasons: Collection[Reason] = (),
-    only: Collection[str] = (),
-    console: Console | None = None,
+    settings: Settings, reasons: Collection[Reason], only: Collection[str]
 ) -> tuple[Summary, list[str]]:
     """Embeds the failed images of committed shards again.
 
@@ -36,7 +33,6 @@ def retry_failed(
         settings: Input, output, model and the rest.
         reasons: Only images that failed for one of these; empty is `RETRIED_REASONS`.
         only: Keys of the only shards to look at; empty is all.
-        console: Where the progress bar goes; the terminal by default.
 
     Returns:
         What was done, and the keys of the shards that were left out since they have changed.
@@ -46,7 +42,6 @@ def retry_failed(
         StorageError: The input or the output cannot be read, or the output cannot be written.
         RunError: A run could not go on; what was committed before stays.
     """
-    console = console or Console(highlight=False)
     reasons = frozenset(reasons) or RETRIED_REASONS
     settings = settings.model_copy(update={"max_samples": 0})  # it would cut shards off
     embeddings = EmbeddingsIOManager.from_settings(settings)
@@ -68,7 +63,7 @@ def retry_failed(
             return Summary(), changed
         shards = [states.shards[key] for key in wanted]
         tags = {RETRY_TAG: ",".join(sorted(reasons))}
-        with ProgressBar(console, shards, sum(counts.values())) as bar:
+        with ProgressBar(Console(highlight=False), shards, sum(counts.values())) as bar:
             return run_shards(settings, instance, states, wanted, bar, tags), changed
 
 

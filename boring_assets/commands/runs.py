@@ -52,7 +52,7 @@ def run_range(
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Runs the job over one range of partitions, in this process.
+    """Runs the embedding job over one range of partitions in this process; returns how the run ended.
 
     Args:
         settings: What the resources are made with.
@@ -63,9 +63,6 @@ def run_range(
         part: The part of a split dataset that the partitions belong to.
         tags: Further tags of the run, such as `REDO_TAG`.
         progress: Counts the samples of the run.
-
-    Returns:
-        How it ended.
 
     Raises:
         KeyboardInterrupt: SIGINT came in the middle of it.
@@ -85,10 +82,7 @@ def run_job(
     config: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Runs a job in this process.
-
-    Returns:
-        How it ended.
+    """Runs a job in this process; returns how the run ended.
 
     Raises:
         KeyboardInterrupt: SIGINT came in the middle of it.

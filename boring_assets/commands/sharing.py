@@ -27,7 +27,7 @@ def ranges_left(
     since: int,
     mine: Collection[str],
 ) -> Iterator[tuple[str, str]]:
-    """Yields the ranges of partitions to embed; what other runs have taken or done meanwhile is left out.
+    """Yields first and last key of each range to embed, without what other runs have taken meanwhile.
 
     With other runs at work, the next range is any of those that are left, so that two machines rarely take
     the same one.
@@ -40,9 +40,6 @@ def ranges_left(
         most: Most partitions in one range.
         since: Number of the last event of the instance when the partitions were chosen.
         mine: The ids of the caller's own runs; the caller adds each.
-
-    Yields:
-        First and last key of a range.
     """
     left = deque(ranges(order, wanted, most))
     looked, moment = time.monotonic(), datetime.now(UTC)

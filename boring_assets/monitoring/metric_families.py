@@ -33,14 +33,11 @@ LABELS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def families(output: str, state: Mapping[str, Any]) -> "CollectorRegistry":
-    """The metrics of an output.
+    """Returns a registry with the metrics of an output.
 
     Args:
         output: URI of the output, the label of everything.
         state: What is remembered of its runs on this machine.
-
-    Returns:
-        A registry that holds just them.
     """
     from prometheus_client import CollectorRegistry
     from prometheus_client.registry import Collector

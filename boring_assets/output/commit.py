@@ -16,7 +16,7 @@ _PAUSE_SECONDS = 0.5
 File = tuple[str, pa.Buffer]
 
 
-def write_pair(root: Root, failures: File, embeddings: File) -> int:
+def write_pair(root: Root, failures: File, embeddings: File) -> None:
     """Writes a partition's files; again where another run has written its failures in between.
 
     Each run checks after both of its writes, so the last one leaves two files that belong together.
@@ -26,9 +26,6 @@ def write_pair(root: Root, failures: File, embeddings: File) -> int:
         failures: Path of the failures file below it, and its bytes.
         embeddings: Path and bytes of the embeddings file, which is the commit mark.
 
-    Returns:
-        Size of the embeddings file in bytes.
-
     Raises:
         StorageError: The output cannot be written, or others write the same partition again and again.
     """
@@ -37,7 +34,7 @@ def write_pair(root: Root, failures: File, embeddings: File) -> int:
         write_bytes(root, *failures)
         write_bytes(root, *embeddings)
         if _read(root, path) == wanted:
-            return int(embeddings[1].size)
+            return
         time.sleep(random.uniform(0, _PAUSE_SECONDS))
     raise StorageError(
         f"{root.uri}/{path} was written by another run {_TRIES} times while this one wrote it. Let one run "

@@ -30,10 +30,7 @@ __all__ = [
 
 
 def committed_facts(root: Root, path: str) -> dict[str, Any]:
-    """Reads the metadata of a committed file.
-
-    Returns:
-        The facts; empty where there is no file, or none that this project wrote.
+    """Returns the metadata of a committed file; empty where this project wrote no such file.
 
     Raises:
         StorageError: The output cannot be read.
@@ -50,14 +47,13 @@ def committed_facts(root: Root, path: str) -> dict[str, Any]:
 
 
 def file_versions(root: Root, folder: str) -> dict[str, str]:
-    """Lists the parquet files of a folder of the output.
+    """Returns the version of each parquet file in a folder of the output, by partition key.
+
+    The version is the ETag, or size, time and inode.
 
     Args:
         root: The output.
         folder: `image_embeddings`, say.
-
-    Returns:
-        The version of each partition's file, by key: its ETag, or size, time and inode.
 
     Raises:
         StorageError: The output cannot be listed.
@@ -112,18 +108,13 @@ def _local_version(entry: os.DirEntry[str]) -> str:
     return f"{size}-{own.st_mtime}-{own.st_ctime}-{own.st_ino}"
 
 
-def write_table(root: Root, path: str, table: pa.Table) -> int:
+def write_table(root: Root, path: str, table: pa.Table) -> None:
     """Writes a parquet file whole or not at all.
-
-    Returns:
-        Its size in bytes.
 
     Raises:
         StorageError: It cannot be written; what was there before is untouched.
     """
-    data = to_parquet(table)
-    write_bytes(root, path, data)
-    return data.size
+    write_bytes(root, path, to_parquet(table))
 
 
 def to_parquet(table: pa.Table) -> pa.Buffer:

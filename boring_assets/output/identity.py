@@ -46,16 +46,15 @@ def is_all_of(root: Root, mine: Mapping[str, Any]) -> bool:
 def find_other_models(
     root: Root, folder: str, keys: Sequence[str], same: Callable[[Mapping[str, Any]], bool]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Finds the partitions that another model embedded; reads only as many as its caller takes.
+    """Yields key and facts of each partition that another model embedded.
+
+    It reads only as many files as its caller takes. A file without readable facts is skipped.
 
     Args:
         root: The output.
         folder: Folder of the embeddings files below it.
         keys: The partitions to look at.
         same: Whether a partition's facts are those of the one model.
-
-    Yields:
-        Key and facts of each that another model embedded. A file without readable facts is skipped.
 
     Raises:
         StorageError: The output cannot be read.

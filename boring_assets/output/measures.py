@@ -84,15 +84,12 @@ class Measures:
 
 
 def measure_all(root: Root, part: str = "", only: Container[str] | None = None) -> list[Measures]:
-    """Measures every committed partition; only those that changed since the last time are read.
+    """Returns the measures of every committed partition, sorted by key; reads only what has changed.
 
     Args:
         root: The output.
         part: Name of a part of a split dataset, whose measures are kept by themselves.
         only: Its partitions; None is all.
-
-    Returns:
-        Their measures, sorted by partition key.
 
     Raises:
         StorageError: The output cannot be listed, or the measures cannot be written.
@@ -116,11 +113,7 @@ def measure_all(root: Root, part: str = "", only: Container[str] | None = None) 
 
 
 def measure(root: Root, key: str, version: str = "") -> Measures:
-    """Measures one committed partition by reading its files.
-
-    Returns:
-        Its measures; a file that cannot be read gives an `error`, and raises nothing.
-    """
+    """Measures one committed partition by reading its files; one that cannot be read gets an `error`."""
     try:
         path = f"{root.path}/{EMBEDDINGS}/{key}.parquet"
         with root.fs.open(path, "rb", block_size=_READ_BYTES) as file:

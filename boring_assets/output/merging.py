@@ -161,15 +161,12 @@ def find_excluded(committed: CommittedRows, exclusions: Exclusions) -> dict[int,
 
 
 def remove_rows(root: Root, key: str, excluded: Mapping[int, Failure]) -> dict[str, Any]:
-    """Moves embedded rows of a partition to its failures, and commits both files.
+    """Moves embedded rows of a partition to its failures; returns the embeddings file's new metadata.
 
     Args:
         root: The output.
         key: The partition key.
         excluded: Which rows, and the failure to record for each.
-
-    Returns:
-        What the embeddings file says of itself now.
 
     Raises:
         ShardError: The partition's files do not hold all of its rows.

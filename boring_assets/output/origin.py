@@ -89,10 +89,7 @@ def claim(output: Root, source: Root) -> None:
 
 
 def set_input(output: Root, source: Root) -> str:
-    """Notes that the input of an output lies somewhere else now.
-
-    Returns:
-        URI of the input until now; empty where none was noted.
+    """Records that the input of an output was moved; returns its earlier URI, empty where none is known.
 
     Raises:
         StorageError: The output cannot be read or written.

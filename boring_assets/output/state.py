@@ -47,7 +47,7 @@ def read_json(root: Root, path: str) -> Json:
 
 
 def update_json(root: Root, path: str, change: Callable[[Json], Json], *, indent: int | None = None) -> Json:
-    """Changes a JSON file, again and again where other runs write it at the same time.
+    """Changes a JSON file, again where another run writes it at the same time; returns its content.
 
     Args:
         root: The output, `locked`.
@@ -55,9 +55,6 @@ def update_json(root: Root, path: str, change: Callable[[Json], Json], *, indent
         change: Gives the new content for the present one, which is empty where there is no file. Nothing is
             written where it is the same.
         indent: For people who read the file.
-
-    Returns:
-        The content now.
 
     Raises:
         StorageError: It cannot be written.

@@ -11,7 +11,6 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +28,6 @@ from partitions.shards import uri_of
 COUNTS = ".counts"
 """Folder of the remembered counts."""
 _TOTALS, _SUMS = "metadata.json", f"{COUNTS}/sums.json"
-_OLD_CACHE = ".counts.json"
 _BUCKETS = 256
 _FORMAT = 1
 
@@ -41,15 +39,12 @@ A file that this project did not write has only a version.
 
 
 def refresh_totals(root: Root, changed: Collection[str] | None = None) -> dict[str, Any]:
-    """Brings `metadata.json` up to date.
+    """Brings `metadata.json` up to date and returns its content.
 
     Args:
         root: The output.
         changed: Keys of the partitions that were committed or removed. None lists the whole output and looks
             at every file that changed since it was counted; it is also what a first call does.
-
-    Returns:
-        What `metadata.json` says now.
 
     Raises:
         StorageError: The output cannot be read or written.
@@ -80,22 +75,16 @@ def _count_all(root: Root) -> None:
     listed: dict[str, dict[str, str]] = defaultdict(dict)
     for key, version in file_versions(root, EMBEDDINGS).items():
         listed[_bucket_of(key)][key] = version
-    old = _read_old_cache(root)
     buckets = {*listed, *_noted_buckets(root)}
 
     def compare(bucket: str) -> None:
         there, known = listed[bucket], _read_bucket(root, bucket)
-        seed = {} if known else {key: old[key] for key in there if key in old}
-        known |= seed
         changed = [key for key in {*there, *known} if known.get(key, [None])[0] != there.get(key)]
-        if changed or seed:
-            _update_bucket(root, bucket, changed, seed)
+        if changed:
+            _update_bucket(root, bucket, changed)
 
     _in_threads(root, compare, buckets)
     _sum_up(root, buckets)
-    if old:
-        with suppress(FileNotFoundError):
-            root.fs.rm_file(f"{root.path}/{_OLD_CACHE}")
 
 
 def _noted_buckets(root: Root) -> list[str]:
@@ -108,13 +97,11 @@ def _noted_buckets(root: Root) -> list[str]:
     return [name.removesuffix(".json") for name in names if name != _SUMS.rpartition("/")[2]]
 
 
-def _update_bucket(
-    root: Root, bucket: str, keys: Collection[str], seed: Mapping[str, Entry] | None = None
-) -> None:
-    """Reads the files of some partitions and notes what they say; `seed` is what was known before."""
+def _update_bucket(root: Root, bucket: str, keys: Collection[str]) -> None:
+    """Counts some partitions of a bucket from their files."""
 
     def change(before: Json) -> Json:
-        after = {**(seed or {}), **_decode(before)}
+        after = _decode(before)
         for key in keys:
             entry = _entry(root, key)
             if entry is None:
@@ -134,10 +121,7 @@ def _entry(root: Root, key: str) -> Entry | None:
     except FileNotFoundError:
         return None
     # Read after its version: a file that is replaced in between is read once more by the next full count.
-    return _entry_of(version, committed_facts(root, path))
-
-
-def _entry_of(version: str, facts: Mapping[str, Any]) -> Entry:
+    facts = committed_facts(root, path)
     if facts.get("embedded") is None:
         return [version]
     model = {name: facts.get(name) for name in NAMES}
@@ -231,17 +215,6 @@ def _decode(bucket: Json) -> dict[str, Entry]:
         }
     except (KeyError, TypeError, IndexError, AttributeError):
         return {}
-
-
-def _read_old_cache(root: Root) -> dict[str, Entry]:
-    """What earlier versions remembered, in one file."""
-    facts = ("version", "embedded", "failed", *NAMES)
-    known = read_json(root, _OLD_CACHE)
-    return {
-        key: _entry_of(one["version"], one)
-        for key, one in known.items()
-        if isinstance(one, dict) and one.keys() == set(facts)
-    }
 
 
 def _in_threads(root: Root, work: Any, items: Iterable[Any]) -> list[Any]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from boring_assets.errors import StorageError
 from boring_assets.output.schema import read_facts
+from boring_assets.search.filters import quote
 from boring_assets.search.lance import TABLE, connect, open_table, storage_errors
 from boring_assets.search.rows import (
     OWN,
@@ -82,10 +83,7 @@ class _Plan:
 def update_index(
     root: Root, *, rebuild: bool = False, say: Callable[[str], None] = lambda text: None
 ) -> Update:
-    """Brings the index up to date with the committed embeddings.
-
-    Returns:
-        What was done.
+    """Brings the index up to date with the committed embeddings; returns what was done.
 
     Raises:
         SettingsError: LanceDB is not installed, or cannot write to such a storage.
@@ -283,11 +281,6 @@ def _write(root: Root, table: Any, work: Callable[[], object]) -> None:
                 if not left or "commit conflict" not in str(error):
                     raise
                 table.checkout_latest()
-
-
-def quote(text: str) -> str:
-    """A text as a literal of LanceDB's SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _optimize(table: Any, say: Callable[[str], None]) -> None:

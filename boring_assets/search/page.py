@@ -4,10 +4,9 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import SettingsError
-from boring_assets.search.pictures import Pictures
+from boring_assets.search.pictures import Pictures, picture_limits
 from boring_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -45,12 +44,7 @@ def open_pictures(settings: Settings) -> Pictures:
     """The pictures of the input."""
     from resources.source import ShardSource
 
-    limits = Limits(
-        settings.max_image_pixels,
-        settings.max_image_bytes,
-        extra_formats=check_formats(settings.extra_image_formats),
-    )
-    return Pictures(ShardSource.from_settings(settings), limits)
+    return Pictures(ShardSource.from_settings(settings), picture_limits(settings))
 
 
 def results_page(settings: Settings, asked: str, hits: "list[Hit]") -> str:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TypeVar
 
-from boring_assets.engine.decoding.decode import Limits
+from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.decoding.thumbnail import thumbnail
 from boring_assets.engine.inputs.lookup import Lookup
 from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError
+from boring_assets.settings import Settings
 from resources.source import ShardSource
 
 _OPEN_SHARDS = 32
@@ -20,6 +21,12 @@ _SHARD_SECONDS = 60.0
 
 Name = TypeVar("Name")
 Thing = TypeVar("Thing")
+
+
+def picture_limits(settings: Settings) -> Limits:
+    """Returns the limits for one image."""
+    formats = check_formats(settings.extra_image_formats)
+    return Limits(settings.max_image_pixels, settings.max_image_bytes, extra_formats=formats)
 
 
 class Pictures:

@@ -2,23 +2,23 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from boring_assets.engine.decoding.decode import decode
-from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
-from boring_assets.search.index import has_vector_index, model_of, quote
+from boring_assets.search.filters import quote
+from boring_assets.search.index import has_vector_index, model_of
 from boring_assets.search.lance import open_table, storage_errors
+from boring_assets.search.pictures import picture_limits
 from boring_assets.search.rows import VECTOR
 from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from boring_assets.engine.model.load import ClipModel
     from boring_assets.engine.model.text import TextEncoder
 
-Operator = Literal["=", "!=", ">=", "<=", "contains"]
 _OWN = ("partition", "row", "key", "url", "caption")
 _HIDDEN = ("load", VECTOR)
 # Partitions of the index that are searched, and candidates for each result whose exact distance is computed.
@@ -174,11 +173,7 @@ class Searcher:
         """float32 [dim], the embedding of an encoded picture, or why there is none."""
         from boring_assets.engine.model.encoder import bad_vectors
 
-        limits = Limits(
-            self._settings.max_image_pixels,
-            self._settings.max_image_bytes,
-            extra_formats=check_formats(self._settings.extra_image_formats),
-        )
+        limits = picture_limits(self._settings)
         with self._lock:
             pixels = decode(data, self._model.preprocess, limits)
             if isinstance(pixels, Failure):
@@ -311,39 +306,3 @@ def _spread(count: int, offset: int, limit: int) -> list[int]:
 def _hit(row: dict[str, Any], score: float) -> Hit:
     meta = {name: value for name, value in row.items() if name not in _OWN}
     return Hit(score=score, meta=meta, **{name: row[name] for name in _OWN})
-
-
-def condition(
-    columns: dict[str, pa.DataType], filters: Sequence[tuple[str, str, str]], word: str = "AND"
-) -> str:
-    """Returns filters as SQL, for values that are not trusted.
-
-    Args:
-        columns: The index's; see `Searcher.columns`.
-        filters: Column, operator and value of each.
-        word: What joins them.
-
-    Raises:
-        SettingsError: There is no such column or operator, or the value is none of the column's.
-    """
-    return f" {word} ".join(_one(columns, *each) for each in filters)
-
-
-def _one(columns: dict[str, pa.DataType], name: str, operator: str, value: str) -> str:
-    if name not in columns:
-        raise SettingsError(f"There is no column {name!r}; there are {', '.join(columns)}.")
-    if operator not in get_args(Operator):
-        raise SettingsError(f"There is no operator {operator!r}; there are {', '.join(get_args(Operator))}.")
-    quoted = "`" + name.replace("`", "``") + "`"
-    kind = columns[name]
-    if operator == "contains":
-        return f"contains(lower(CAST({quoted} AS STRING)), {quote(value.lower())})"
-    if pa.types.is_string(kind):
-        return f"{quoted} {operator} {quote(value)}"
-    if pa.types.is_boolean(kind):
-        if value.lower() not in ("true", "false"):
-            raise SettingsError(f"{name} is true or false, not {value!r}.")
-        return f"{quoted} {operator} {value.lower()}"
-    if not re.fullmatch(r"[+-]?\d{1,18}(\.\d{1,18})?", value.strip()):
-        raise SettingsError(f"{name} is a number, not {value!r}.")
-    return f"{quoted} {operator} {value.strip()}"

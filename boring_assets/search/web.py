@@ -19,9 +19,10 @@ import numpy as np
 
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError, SettingsError
+from boring_assets.search.filters import condition
 from boring_assets.search.page import PLACEHOLDER, open_pictures
 from boring_assets.search.pictures import Pictures
-from boring_assets.search.query import Hit, Searcher, condition, to_json
+from boring_assets.search.query import Hit, Searcher, to_json
 from boring_assets.search.request import SearchRequest, Term, pack_vector, unpack_vector
 from boring_assets.settings import Settings
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from boring_assets.commands.verifying import look, repair_all
+from boring_assets.commands.verifying import check_output, repair_all
 from boring_assets.output.schema import METADATA_KEY, read_facts
 from boring_assets.output.verify import check_files
 from boring_assets.settings import Settings
@@ -94,7 +94,7 @@ def test_an_interrupted_repair_is_finished_by_embed(output: Output, monkeypatch:
     for name, value in output.cli.env.items():
         monkeypatch.setenv(name, value)
     settings = Settings(input_dir=str(output.folder / "in"), output_dir=str(output.out))
-    report = look(settings)
+    report = check_output(settings)
     with pytest.raises(KeyboardInterrupt):
         repair_all(settings, report, Console())
     monkeypatch.undo()

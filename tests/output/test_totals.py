@@ -11,7 +11,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.errors import StorageError
 from boring_assets.output import totals
-from boring_assets.output.files import file_versions
 from boring_assets.output.totals import refresh_totals
 from boring_assets.storage.root import Root, open_root
 from resources.embeddings_io import EmbeddingsIOManager
@@ -121,23 +120,6 @@ def test_a_run_opens_and_writes_only_what_it_changed(tmp_path: Path) -> None:
     refresh_totals(root, ["00030"])
     assert (written(root)["num_shards"], written(root)["num_failed"]) == (39, 38 * 2)
     assert refresh_totals(root) == written(root)
-
-
-def test_counts_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
-    manager = EmbeddingsIOManager(output_dir=str(tmp_path))
-    fs = CountingFileSystem()
-    root = Root(f"file://{tmp_path}", fs, str(tmp_path))
-    for key in "ab":
-        manager.commit(finished_shard(key), FACTS)
-    versions = file_versions(root, "image_embeddings")
-    facts = {name: FACTS.get(name) for name in ("model", "pretrained", "weights_digest", "precision", "dim")}
-    facts |= {"preprocess": None, "dtype": "float32", "embedded": 6, "failed": 2}
-    old = {"a": {**facts, "version": versions["a"]}, "b": {**facts, "version": "another", "embedded": 99}}
-    (tmp_path / ".counts.json").write_text(json.dumps(old))
-    fs.opened.clear()
-    assert refresh_totals(root, ["b"])["num_samples"] == 12
-    assert fs.opened == ["b"]
-    assert not (tmp_path / ".counts.json").exists()
 
 
 def test_the_numbers_are_numbers_and_differences_are_listed(tmp_path: Path) -> None:

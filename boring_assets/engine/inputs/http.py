@@ -137,14 +137,11 @@ class _PublicSSLPool(urllib3.HTTPSConnectionPool):
 
 
 def make_pool(connections: int, *, public: bool) -> urllib3.PoolManager:
-    """Makes a pool of connections that end at `set_deadline`.
+    """Returns a pool of connections that end at `set_deadline`, without redirects and retries.
 
     Args:
         connections: Connections held open to one host.
         public: Refuse every address that is not on the public internet, with `NotAllowed`.
-
-    Returns:
-        The pool. It follows no redirects, and tries nothing again.
     """
     context = ssl.create_default_context()
     context.sslsocket_class = _TimedSSLSocket

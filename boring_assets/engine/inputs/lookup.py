@@ -44,13 +44,10 @@ class Lookup:
         return self._keys[row] if 0 <= row < len(self._keys) else None
 
     def read(self, row: int) -> bytes | Failure:
-        """The encoded image of a row.
+        """Returns the encoded image of a row, or why there is none.
 
         Args:
             row: Its number in the shard, from 0.
-
-        Returns:
-            The bytes, or why there are none.
         """
         opened = self._opened
         try:

@@ -39,16 +39,13 @@ def opener_of(path: str) -> Callable[..., OpenShard] | None:
 
 
 def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | None = None) -> OpenShard:
-    """Opens a shard and decides where its images are.
+    """Opens a shard and finds out where its images are. The caller closes it.
 
     Args:
         shard: The shard.
         limits: The most that one image may cost.
         fetcher: Fetches what is behind URLs, where nothing nearer is.
         max_rows: Take only so many rows from its start; None takes all.
-
-    Returns:
-        The open shard, to be closed by whoever reads it.
 
     Raises:
         ShardError: The parquet cannot be read, is past the limits, or holds nothing that leads to images.

@@ -124,16 +124,13 @@ def caption_in(values: Record, names: ColumnNames) -> str | None:
 
 
 def to_table(records: list[Record], first: Iterable[str], uri: str, limits: Limits) -> pa.Table:
-    """A table with a row for each record and a column for each name; values of several kinds become text.
+    """Returns a table with a row for each record and a column for each name; mixed types become text.
 
     Args:
         records: The rows.
         first: Columns that are there in any case, before the others.
         uri: The shard, for messages.
         limits: The most that they may take in memory.
-
-    Returns:
-        The table.
 
     Raises:
         ShardError: There are too many columns, or they take too much memory.
