@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from tests.command_line import CommandLine
 from tests.search.conftest import Gallery, Server
 from tests.waiting import HANG_SECONDS
 
@@ -17,8 +18,9 @@ SAMPLE = 5
 
 @pytest.fixture(scope="module")
 def atlas(gallery: Gallery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    gallery.call.env["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    running = Server(gallery.call, "map", gallery.output, "--input", gallery.input, "--sample", SAMPLE)
+    call = CommandLine(gallery.call.folder)  # the gallery's own is shared by all modules
+    call.env["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    running = Server(call, "map", gallery.output, "--input", gallery.input, "--sample", SAMPLE)
     yield running
     running.stop()
 
