@@ -1,4 +1,4 @@
-"""The jobs: what the sensor, the schedule and the command line run."""
+"""The jobs that the sensors, the schedule and the command line run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def _job(dataset: Dataset, name: str, asset: str, description: str) -> Any:
     """A job that executes its steps in the run's process, where the model stays loaded."""
     return dg.define_asset_job(
         dataset.local_name(name),
-        # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
+        # Without checks: they read the whole output, and a job runs once for each range of partitions.
         selection=dg.AssetSelection.assets(dataset.asset(asset)).without_checks(),
         description=description,
         executor_def=dg.in_process_executor,

@@ -47,7 +47,7 @@ _BREAKS: tuple[Callable[[bytes], bytes] | None, ...] = (
     lambda image: _HTML,
     lambda image: b"",
 )
-"""What is done to the image of a sample that is broken on purpose, in turn."""
+"""How the images of broken samples are damaged, in turn."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def write_sample_data(
     for shard in range(first_shard, first_shard + num_shards):
         name = f"{shard:05d}"
         stats = root / f"{name}_stats.json"
-        stats.unlink(missing_ok=True)  # it says that a shard is complete, and this one no longer is
+        stats.unlink(missing_ok=True)  # it marks a shard as complete
         samples = list(_samples(shard, samples_per_shard, encode_format, broken, image_size, seed))
         if layout == "webdataset":
             _write_tar(root / f"{name}.tar", samples, encode_format)
@@ -131,7 +131,7 @@ def upload_sample_data(
             write_sample_data(Path(folder), 1, samples_per_shard, layout, first_shard=number, **options)
             stats = f"{number:05d}_stats.json"
             try:
-                if root.fs.exists(f"{root.path}/{stats}"):  # it says that a shard is complete
+                if root.fs.exists(f"{root.path}/{stats}"):  # it marks a shard as complete
                     root.fs.rm_file(f"{root.path}/{stats}")
             except Exception as error:
                 raise storage_error(error, f"{root.uri}/{stats}", "write") from error
@@ -202,7 +202,7 @@ def _write_parquet(path: Path, samples: list[tuple[_Row, bytes | None]], image_c
         table = table.append_column(image_column, pa.array([image for _, image in samples], pa.binary()))
     hidden = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, hidden, row_group_size=ROW_GROUP)
-    hidden.replace(path)  # whoever lists the folder sees the whole file or none
+    hidden.replace(path)  # a listing of the folder sees the whole file or none
 
 
 def _stats(samples: list[tuple[_Row, bytes | None]]) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     split: int = Field(
         0,
         ge=0,
-        description="Most shards in one part; a larger input is split into parts with assets of their own, "
+        description="Most shards in one part; a larger input is split into parts, each with its own assets, "
         "over one output. Dagster advises at most 100000. 0 does not split.",
     )
 

@@ -41,12 +41,12 @@ _NEED_FILE = (State.DONE, State.OTHER_SETTINGS)
 
 
 class Range(NamedTuple):
-    """Partitions that one run can be given: they follow each other in Dagster's order.
+    """A contiguous range of partitions, which one run can be given.
 
     Attributes:
         first: First partition key.
         last: Last partition key.
-        size: How many they are.
+        size: Number of partitions.
     """
 
     first: str
@@ -88,7 +88,7 @@ class ShardStates:
             start += count
 
     def ranges(self, selection: Iterable[str], most: int) -> Iterator[tuple[Dataset, Range]]:
-        """Yields a selection as ranges of at most so many partitions, each with its part, in order."""
+        """Yields a selection as ranges of at most `most` partitions, each with its part, in order."""
         selected = set(selection)
         for dataset, order in self.by_part():
             for one in ranges(order, selected, most):
@@ -111,10 +111,10 @@ def prepare_pool(instance: dg.DagsterInstance, device: str) -> None:
     if POOL not in storage.get_concurrency_keys():
         try:
             storage.initialize_concurrency_limit_to_default(POOL)
-        except (IntegrityError, InternalError):  # PostgreSQL gives the latter
-            if POOL not in storage.get_concurrency_keys():  # else another process did so at the same moment
+        except (IntegrityError, InternalError):  # the latter from PostgreSQL
+            if POOL not in storage.get_concurrency_keys():  # else another process did so at the same time
                 raise
-    # Other launchers send runs to machines with devices of their own.
+    # Other launchers send runs to other machines.
     local = isinstance(instance.run_launcher, dg.DefaultRunLauncher)
     if local and POOL not in storage.get_concurrency_keys():
         storage.set_concurrency_slots(POOL, len(devices(device)))
@@ -180,7 +180,7 @@ def _recorded_versions(instance: dg.DagsterInstance, dataset: Dataset) -> dict[s
 
 
 def _state(shard: Shard | None, recorded: str, status: str, settings: str) -> State:
-    """Returns the state of one shard, if it has its file, from Dagster's data version and status of it."""
+    """Returns the state of a shard by its data version and status in Dagster, if its file exists."""
     if shard is None:
         return State.GONE
     if status == "IN_PROGRESS":

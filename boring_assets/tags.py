@@ -1,7 +1,7 @@
-"""Tags of runs and materializations, and other names that runs share; `dagster/...` are Dagster's own."""
+"""Tags of runs and materializations, and other shared names; `dagster/...` are Dagster's own."""
 
 DATA_VERSION_TAG = "dagster/data_version"
-"""The one tag whose latest value Dagster gives for all partitions by a single query."""
+"""Dagster returns the latest value of this tag for all partitions in one query."""
 BACKFILL_TAG = "dagster/backfill"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"

@@ -21,8 +21,8 @@ _loaded: dict[tuple[Any, ...], Encoder] = {}
 _lock = threading.Lock()
 
 
-# Nothing is loaded before `encoder` is called: Dagster sets resources up before a step waits for its pool,
-# and a model must not hold memory while it waits.
+# The model is loaded by `encoder`, not in the setup of the resource: Dagster sets resources up before a step
+# waits for its pool, and a waiting run must not hold device memory.
 class ClipResource(dg.ConfigurableResource):
     """The CLIP model, its device and batch size, and the limits for images and memory."""
 
@@ -71,7 +71,7 @@ class ClipResource(dg.ConfigurableResource):
         return lease(self.device)
 
     def _check(self, name: str) -> Any:
-        """A setting's value, checked as the environment's is: Dagster's types cannot say all of it."""
+        """Returns a checked value: the types of Dagster's config are less strict than the settings."""
         setting = Settings.model_fields[name]
         kind: Any = setting.rebuild_annotation()
         try:

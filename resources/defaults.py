@@ -11,11 +11,11 @@ Resource = TypeVar("Resource", bound=dg.ConfigurableResource | dg.ConfigurableIO
 
 
 def resource_from_settings(resource: type[Resource], settings: Settings) -> Resource:
-    """A resource with the values of the settings of the same names.
+    """Returns a resource with the values of the settings of the same names.
 
-    A run configuration replaces the values of a configured resource as a whole: a field that it does not name
-    falls back to the default of the class. So the values become the defaults of a subclass. Naming one field
-    then changes that field alone, and the launchpad shows the values in force.
+    A run configuration replaces all values of a configured resource: a field that it does not name gets the
+    default of the class. So the values become the defaults of a subclass. Then a run configuration can change
+    one field, and the launchpad shows the present values.
     """
     fields: dict[str, Any] = {}
     for name, field in resource.model_fields.items():

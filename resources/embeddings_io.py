@@ -1,8 +1,8 @@
-"""Where embeddings are written and read: one parquet a partition, beside its failures.
+"""The IO manager of the output: a parquet of embeddings and one of failures for each partition.
 
-A shard's failures are written first, and its embeddings file is the commit mark. Each file appears whole
-or not at all: a local one is staged and renamed, an object is put in one request (or one multipart upload,
-aborted when it fails).
+A shard's failures are written first, and its embeddings file is the commit mark. Each file is written
+atomically: a local one is staged and renamed, an object is written in one request (or one multipart upload,
+which is aborted if it fails).
 """
 
 from collections.abc import Mapping
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """What one partition's commit wrote.
+    """The files of a committed partition.
 
     Attributes:
         uri: URI of the embeddings file.
         failures_uri: URI of the failures file.
         table: The embeddings file's rows.
-        facts: What its metadata says.
+        facts: Its metadata.
     """
 
     uri: str
@@ -82,7 +82,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         return open_root(self.output_dir)
 
     def uri(self, key: str, kind: str = EMBEDDINGS) -> str:
-        """URI of a partition's file, whether it is there or not."""
+        """Returns the URI of a partition's file, which need not exist."""
         return f"{self.root().uri}/{_path(kind, key)}"
 
     def check(self, source: Root | None = None) -> None:
@@ -119,7 +119,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             facts: How it was embedded; the counts are added here.
 
         Raises:
-            StorageError: The output cannot be written; what was committed before is untouched.
+            StorageError: The output cannot be written; what was committed before is unchanged.
             ShardError: The shard's columns do not fit the output.
         """
         root, key = self.root(), result.shard.key
@@ -136,7 +136,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         }
         try:
             failures = failures_table(result)
-            failures.validate(full=True)  # that text is UTF-8, for one: readers fail on it
+            failures.validate(full=True)  # e.g. that text is UTF-8, which readers need
             failures_file = to_parquet(failures)
             full |= {"repeated": repeated_rows(result), FAILURES_DIGEST: digest(failures_file)}
             table = embeddings_table(result, self.output_dtype, full)
@@ -253,7 +253,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             raise storage_error(error, uri, "read") from error
 
     def _refuse_mixed(self, keys: list[str]) -> None:
-        """Vectors of two models cannot be compared, even where they have the same length."""
+        """Raises an error if partitions are of two models: their vectors cannot be compared."""
         root = self.root()
         first = identity(self.facts(keys[0]))
         if not first["weights_digest"] or is_all_of(root, first):
@@ -267,9 +267,9 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
 
 
 def _is_for_all(context: dg.InputContext, keys: list[str]) -> bool:
-    """Whether an asset without partitions depends on all of this one's.
+    """Returns whether an asset without partitions depends on all partitions of this one.
 
-    Some of them are always new, or failed: such an asset reads what is committed.
+    Such an asset reads what is committed: some partitions are always new or failed.
     """
     try:
         if context.step_context.entity_partitions_def is not None:

@@ -50,7 +50,7 @@ class ShardSource(dg.ConfigurableResource):
         return open_root(self.input_dir)
 
     def discover(self) -> Discovery:
-        """Lists the input's shards as they are now.
+        """Lists the input's shards.
 
         Raises:
             SettingsError: No input is set.
@@ -59,7 +59,7 @@ class ShardSource(dg.ConfigurableResource):
         return discover(self.root(), quiet_seconds=self.quiet_seconds, columns=self.columns())
 
     def find(self, keys: list[str]) -> dict[str, Shard | ShardError]:
-        """Returns the present shard of each partition, in the same order, or the reason why there is none.
+        """Returns the shard of each partition, or why there is none, in the same order.
 
         Raises:
             SettingsError: No input is set.
@@ -68,7 +68,7 @@ class ShardSource(dg.ConfigurableResource):
         root = self.root()
         check_readable(root)
         if len(keys) > _ONE_BY_ONE:
-            # A shard that is named is taken as it is, complete or not.
+            # A partition that is named is read even if its shard may not be complete.
             found = discover(root, quiet_seconds=0, columns=self.columns())
             there = {shard.key: shard for shard in found.shards}
             return {key: there.get(key) or self._find(root, key) for key in keys}
@@ -84,7 +84,7 @@ class ShardSource(dg.ConfigurableResource):
         if find_shard(self.root(), shard.key).version != shard.version:
             raise ChangedShardError(
                 f"{shard.uri}, or the tar beside it, has changed since this run began, so what was read may "
-                "be a mixture. Nothing of it is kept; the run's retry, or the next run, embeds what is there."
+                "be a mixture. It is discarded; the run's retry, or the next run, embeds the new version."
             )
 
     def exclusions(self) -> Exclusions:

@@ -1,4 +1,4 @@
-"""What a materialization shows of its shard: a sheet of its first images, and one of its failures."""
+"""The two sheets of a materialization: the first images of the shard, and its first failures."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""`boring-assets cost`. Prices come from the user's file: they differ by place and day."""
+"""`boring-assets cost`. The prices come from a file of the user."""
 
 import json
 import math
@@ -145,7 +145,7 @@ def _read(file: Path, parse: Callable[[str], Any], schema: type[_File]) -> _File
 
 
 def _measure(benchmark: Path | None, images_per_second: float | None, dim: int | None, **options: Any) -> Any:
-    """Images a second of one device, length and other bytes of an embedding, and where these are from."""
+    """Returns images per second of one device, length and other bytes of an embedding, and their source."""
     settings, source = apply(options), "as given"
     if sum(map(bool, (options["output_dir"], benchmark, images_per_second))) > 1:
         raise SettingsError("--output, --benchmark and --images-per-second all give the speed. Give one.")
@@ -183,7 +183,7 @@ def _measure_output(settings: Settings) -> dict[str, Any]:
 
 
 def _rate(settings: Settings) -> float | None:
-    """Rows a second of all runs that embedded something, start-up included; None where there are none."""
+    """Returns rows per second of all runs that embedded something, start-up included; None without runs."""
     from boring_assets.datasets import materializations
     from boring_assets.instance.homes import open_instance
     from boring_assets.parts import get_parts

@@ -1,4 +1,4 @@
-"""`boring-assets embed`: from an input and an output to embeddings, all the way through Dagster."""
+"""`boring-assets embed`: embeds the shards of an input through Dagster."""
 
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -44,16 +44,16 @@ def embed_all(
 
     Args:
         settings: Input, output, model and the rest.
-        redo: Also embed again what was made by other settings, or by other weights under the same name.
-        only: No other partitions than these; None is all.
+        redo: Also embed shards again that were embedded with other settings, or with other weights.
+        only: Keys of partitions; None is all.
         console: Where to print; the terminal by default.
         progress: Counts the samples.
 
     Raises:
         SettingsError: A setting is wrong, or the output was made by other settings and `redo` is off.
         StorageError: The input cannot be read, holds no shards, or the output cannot be written.
-        RunError: A run could not go on; what was committed before stays.
-        KeyboardInterrupt: SIGINT came; what was committed before stays.
+        RunError: A run failed; what was committed before stays.
+        KeyboardInterrupt: The command was interrupted; what was committed before stays.
     """
     console = console or Console(highlight=False)
     embeddings = EmbeddingsIOManager.from_settings(settings)
@@ -63,7 +63,7 @@ def embed_all(
         wanted = [key for key in _choose(states, settings, redo=redo) if only is None or key in only]
         print_left_out(console, states, found)
         if not wanted:
-            refresh_totals(embeddings.root())  # a run that was killed at its very end has not
+            refresh_totals(embeddings.root())  # a run that was killed at its end has not
             done = len(states.keys((State.DONE,)))
             rest = "" if done == len(states.shards) + len(found.growing) else " else"
             console.print(f"Nothing{rest} to do: {some(done, 'shard')} embedded already.")
@@ -144,7 +144,7 @@ def run_shards(
         tags: Further tags of the runs, such as `REDO_TAG`.
 
     Raises:
-        RunError: A run could not go on; what was committed before stays.
+        RunError: A run failed; what was committed before stays.
     """
     started = time.monotonic()
     before = instance.event_log_storage.get_maximum_record_id() or 0
@@ -191,7 +191,7 @@ def _run_here(
 
 
 def _shares(states: ShardStates, wanted: list[str], workers: int, most: int) -> list[list[Share]]:
-    """Deals shards out to workers, each a stretch of its own, as ranges."""
+    """Divides shards among workers, as ranges."""
     cuts = [len(wanted) * number // workers for number in range(workers + 1)]
     return [
         [(part.part, one.first, one.last) for part, one in states.ranges(wanted[start:end], most)]

@@ -22,7 +22,7 @@ def run_for_all(settings: Settings, job: str, verb: str, folder: str) -> None:
     Args:
         settings: The output and the rest.
         job: The job of an asset with the partitions of `image_embeddings`.
-        verb: What it has done, e.g. `scored`.
+        verb: For the message, e.g. `scored`.
         folder: The asset's folder in the output.
 
     Raises:

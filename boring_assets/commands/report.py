@@ -80,7 +80,7 @@ def print_summary(console: Console, settings: Settings, summary: Summary) -> Non
 
 
 def _program(name: str) -> str:
-    """Returns how the shell finds a program of this environment: its name, or else its path."""
+    """Returns the command for a program of this environment: its name, or else its path."""
     beside = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if found and Path(found).parent.resolve() == beside.parent.resolve():
@@ -90,13 +90,13 @@ def _program(name: str) -> str:
 
 
 def _environment(settings: Settings) -> str:
-    """Returns the variables with which Dagster's UI shows the same partitions, quoted for a shell."""
+    """Returns the variables for Dagster's UI to show the same partitions, quoted for a shell."""
     variables = {"DAGSTER_HOME": os.environ["DAGSTER_HOME"]}
-    decisive = (
+    shown = (
         *("input_dir", "output_dir", "model", "pretrained", "precision", "output_dtype"),
         *("image_column", "key_column", "caption_column", "url_column"),
     )
-    for name in decisive:
+    for name in shown:
         value = getattr(settings, name)
         if value != Settings.model_fields[name].default:
             variables[PREFIX + name.upper()] = value

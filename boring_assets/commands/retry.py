@@ -1,4 +1,4 @@
-"""`boring-assets retry`: embeds failed images again; the other rows of their shards stay as they are."""
+"""`boring-assets retry`: embeds failed images again; the other rows of their shards do not change."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,9 @@ _NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
     "reasons",
     multiple=True,
     type=click.Choice([reason.value for reason in Reason]),
-    help=f"Only this reason; may be given several times. Without it, each reason but {_NOT_BY_DEFAULT}.",
+    help=f"Only this reason; can be repeated. The default is all reasons except {_NOT_BY_DEFAULT}.",
 )
-@click.option(
-    "--shard", "shards", multiple=True, metavar="KEY", help="Only this shard; may be given several times."
-)
+@click.option("--shard", "shards", multiple=True, metavar="KEY", help="Only this shard; can be repeated.")
 @setting("model")
 @setting("pretrained")
 @setting("batch_size", metavar="auto|N")
@@ -47,10 +45,10 @@ _NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
 def retry(reasons: tuple[str, ...], shards: tuple[str, ...], **options: Any) -> None:
     """Embed the failed images of OUTPUT again, and only those.
 
-    For a site that is back, a larger limit or a newly allowed format. Only the failed rows of embedded shards
-    are read. Each shard's files are replaced at once, with the rows in the order of the input; an image that
-    fails again keeps the new reason. The model must be the one that made the output, and shards that have
-    changed since are left to `embed`.
+    Use it when a site is back, after raising a limit or allowing a format. Only the failed rows of embedded
+    shards are read. Each shard's files are replaced at once, with the rows in the order of the input; an
+    image that fails again gets the new reason. The model must be that of the output. Shards that have changed
+    since are skipped: run `embed` for them.
     """
     from boring_assets.commands.retrying import retry_failed
 

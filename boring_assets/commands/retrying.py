@@ -32,7 +32,7 @@ def retry_failed(
     Args:
         settings: Input, output, model and the rest.
         reasons: Only images that failed for one of these; empty is `RETRIED_REASONS`.
-        only: Keys of the only shards to look at; empty is all.
+        only: Keys of shards; empty is all.
 
     Returns:
         What was done, and the keys of the shards that were left out since they have changed.
@@ -40,7 +40,7 @@ def retry_failed(
     Raises:
         SettingsError: A setting is wrong, a shard of `only` is not embedded, or other settings made it.
         StorageError: The input or the output cannot be read, or the output cannot be written.
-        RunError: A run could not go on; what was committed before stays.
+        RunError: A run failed; what was committed before stays.
     """
     reasons = frozenset(reasons) or RETRIED_REASONS
     settings = settings.model_copy(update={"max_samples": 0})  # it would cut shards off

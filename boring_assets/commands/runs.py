@@ -27,7 +27,7 @@ class Outcome:
 
     Attributes:
         error: Why it failed; empty where it succeeded.
-        failed_shards: Why each shard failed that did, where the run itself went on.
+        failed_shards: Why shards failed, if the run continued without them.
         run_id: Dagster's id of the run.
     """
 
@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def stops(self) -> bool:
-        """Whether it failed for a reason that further runs would meet too."""
+        """Whether it failed for a reason that would also fail further runs."""
         return bool(self.error) and not self.failed_shards
 
 
@@ -55,7 +55,7 @@ def run_range(
     """Runs the embedding job over one range of partitions in this process; returns how the run ended.
 
     Args:
-        settings: What the resources are made with.
+        settings: Settings of the resources.
         instance: Dagster's instance.
         first: First partition key, in Dagster's order.
         last: Last partition key.
@@ -65,7 +65,7 @@ def run_range(
         progress: Counts the samples of the run.
 
     Raises:
-        KeyboardInterrupt: SIGINT came in the middle of it.
+        KeyboardInterrupt: The run was interrupted.
     """
     dataset = replace(Dataset.from_settings(settings), part=part)
     asset = dataset.embeddings.to_user_string()
@@ -85,10 +85,10 @@ def run_job(
     """Runs a job in this process; returns how the run ended.
 
     Raises:
-        KeyboardInterrupt: SIGINT came in the middle of it.
+        KeyboardInterrupt: The run was interrupted.
     """
     job = build_definitions(settings, progress).resolve_job_def(name)
-    # The command line says what happened; Dagster's own log is in the UI.
+    # The command prints what happened; Dagster's log is in the UI.
     silence = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     quiet = silence if settings.log_format == "text" else {}
     run_config, run_id = quiet | (config or {}), str(uuid.uuid4())
@@ -104,7 +104,7 @@ def run_job(
 
 
 def explain(result: dg.ExecuteInProcessResult) -> Outcome:
-    """Returns how a failed run ended: the reason that the asset gave, or else the exception that it raised.
+    """Returns how a failed run ended: the asset's reason, or else the exception.
 
     Raises:
         KeyboardInterrupt: The run was interrupted.
@@ -146,7 +146,7 @@ def _where(run_id: str) -> str:
 def run_to_the_end(
     settings: Settings, name: str, tags: dict[str, str] | None = None, config: dict[str, Any] | None = None
 ) -> dict[str, str]:
-    """Runs a job in this process and returns the shards that failed, where the run went on without them.
+    """Runs a job in this process; returns the shards that failed, if the run continued without them.
 
     Raises:
         RunError: The run stopped.

@@ -36,7 +36,7 @@ def repair_all(settings: Settings, report: Report, console: Console) -> dict[str
     Raises:
         SettingsError: No input is set, or the settings are not those that made the output.
         StorageError: The output cannot be written.
-        RunError: A run could not go on.
+        RunError: A run failed.
     """
     if report.shards is None:
         raise SettingsError(

@@ -210,8 +210,8 @@ class WarmRunLauncher(DefaultRunLauncher):
             run: A run that has started and not ended.
 
         Returns:
-            RUNNING or FAILED. RUNNING also where this home cannot tell: a run of another home, and a run
-            without a worker that does not embed.
+            RUNNING or FAILED; RUNNING also if this home has no lock of the run, such as for a run of another
+            home.
         """
         here = belongs_to_home(self._instance, run)
         if WORKER_TAG not in run.tags:
@@ -300,11 +300,11 @@ class PromptRunCoordinator(QueuedRunCoordinator):
     """Dagster's run queue with a shorter interval, and with connections to PostgreSQL that stay open."""
 
     def register_instance(self, instance: dg.DagsterInstance) -> None:
-        """Called by Dagster, in the daemon when it starts."""
+        """Called by Dagster when the daemon starts."""
         super().register_instance(instance)
         keep_connections_open(instance)
 
     @property
     def dequeue_interval_seconds(self) -> float:  # type: ignore[override]
-        """Seconds between two looks at the queue; Dagster's minimum of 1 delays short runs."""
+        """Seconds between two checks of the queue; Dagster's minimum of 1 delays short runs."""
         return 0.2

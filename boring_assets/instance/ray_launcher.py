@@ -94,8 +94,8 @@ class ClusterRunLauncher(RayRunLauncher):
             run: A run that has started and not ended.
 
         Returns:
-            FAILED where the job has ended or Ray has none. RUNNING also for a command line of another home,
-            whose lock cannot be seen from here, and where Ray answers with a server error.
+            FAILED if the job has ended or is unknown to Ray. RUNNING also for a command line of another home,
+            whose lock cannot be read here, and if Ray answers with a server error.
 
         Raises:
             ConnectionError: The cluster does not answer.

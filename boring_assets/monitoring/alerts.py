@@ -17,7 +17,7 @@ from boring_assets.output.measures import Measures
 from boring_assets.settings import Settings
 
 _EVERY_SECONDS = 30
-# A tick has a minute; the next one continues after so many events.
+# A tick may take a minute; the next tick continues after this many events.
 _MOST_EVENTS = 10_000
 _NAMED = 3
 
@@ -38,49 +38,49 @@ def define_failure_rate_alert(
     )
     def failure_rate_alert(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         assets = {part.embeddings.to_user_string(): part.embeddings for part in parts}
-        memory = _Memory(json.loads(context.cursor or "{}"), minutes, assets)
-        new = list(memory.look(context.instance, assets))
-        whole = failure_rate(Committed([memory.total()], max_failure_rate=limit))
-        summary = f"{memory.summary()}; the limit is {limit:.0%}."
+        state = _State(json.loads(context.cursor or "{}"), minutes, assets)
+        new = list(state.count(context.instance, assets))
+        whole = failure_rate(Committed([state.total()], max_failure_rate=limit))
+        summary = f"{state.summary()}; the limit is {limit:.0%}."
         events = []
-        if whole.problems and not memory.alerting:
+        if whole.problems and not state.alerting:
             worst = failure_rate(Committed(new, max_failure_rate=limit)).problems
             named = "; ".join(f"{key}: {why}" for key, why in list(worst.items())[:_NAMED])
             text = f"Too many images fail: {summary}{f' E.g. {named}.' if named else ''}"
             rate = whole.numbers["failure_rate"]
-            facts = {"failure_rate": rate, "limit": limit, "minutes": minutes, **memory.reasons()}
+            facts = {"failure_rate": rate, "limit": limit, "minutes": minutes, **state.reasons()}
             events.append(dg.AssetObservation(parts[0].embeddings, description=text, metadata=facts))
             context.log.warning(text)
-            memory.unsent = {"text": text, **facts} if webhook else None
-        memory.alerting = bool(whole.problems)
-        if memory.unsent:
-            problem = post(webhook, memory.unsent) if webhook else ""
+            state.unsent = {"text": text, **facts} if webhook else None
+        state.alerting = bool(whole.problems)
+        if state.unsent:
+            problem = post(webhook, state.unsent) if webhook else ""
             if problem:
                 summary += f" The alert was not delivered, and will be sent again: {problem}."
                 context.log.warning(summary)
             else:
-                memory.unsent = None
-        state = "Alerted before, and still too many" if memory.alerting and not events else "No alert"
+                state.unsent = None
+        result = "Alerted before, and still too many" if state.alerting and not events else "No alert"
         return dg.SensorResult(
-            skip_reason=dg.SkipReason(f"{'Alerted' if events else state}: {summary}"),
-            cursor=memory.cursor(),
+            skip_reason=dg.SkipReason(f"{'Alerted' if events else result}: {summary}"),
+            cursor=state.cursor(),
             asset_events=events,
         )
 
     return failure_rate_alert
 
 
-class _Memory:
-    """What the sensor keeps in its cursor from one tick to the next.
+class _State:
+    """The state that the sensor keeps in its cursor.
 
     Attributes:
         alerting: Whether too many failed at the last tick.
-        unsent: The alert that was not delivered yet.
+        unsent: The alert that is not delivered yet.
     """
 
     def __init__(self, cursor: dict[str, Any], minutes: int, assets: Iterable[str]) -> None:
         after = cursor.get("after") or {}
-        # Earlier releases knew of one asset, and wrote a number.
+        # Earlier versions had one asset, and wrote a number.
         self._after: dict[str, int] = after if isinstance(after, dict) else dict.fromkeys(assets, after)
         # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
         self._ticks: list[tuple[float, int, dict[str, int]]] = [tuple(one) for one in cursor.get("ticks", [])]
@@ -95,12 +95,14 @@ class _Memory:
             {"after": self._after, "ticks": self._ticks, "alerting": self.alerting, "unsent": self.unsent}
         )
 
-    def look(self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey]) -> Iterator[Measures]:
+    def count(self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey]) -> Iterator[Measures]:
         """Counts what was embedded since the last tick, and yields each partition's counts."""
         rows, reasons = 0, Counter[str]()
         for event in chain.from_iterable(self._events(instance, *one) for one in assets.items()):
             metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
-            if "rows" not in metadata or "adopted" in metadata:  # reported by others, or counted before
+            if (
+                "rows" not in metadata or "adopted" in metadata
+            ):  # reported by another program, or counted before
                 continue
             failed = Counter(metadata.get("failed_by_reason", {}))
             rows += metadata["rows"]

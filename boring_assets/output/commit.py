@@ -1,4 +1,4 @@
-"""The commit of one partition: two files that belong together, also when runs write it at the same time."""
+"""Commits a partition: two files that belong together, also if two runs write them at the same time."""
 
 import random
 import time
@@ -17,9 +17,9 @@ File = tuple[str, pa.Buffer]
 
 
 def write_pair(root: Root, failures: File, embeddings: File) -> None:
-    """Writes a partition's files; again where another run has written its failures in between.
+    """Writes a partition's files, and again if another run has written its failures in between.
 
-    Each run checks after both of its writes, so the last one leaves two files that belong together.
+    Each run checks after both of its writes, so the last run leaves two files that belong together.
 
     Args:
         root: The output.
@@ -27,7 +27,7 @@ def write_pair(root: Root, failures: File, embeddings: File) -> None:
         embeddings: Path and bytes of the embeddings file, which is the commit mark.
 
     Raises:
-        StorageError: The output cannot be written, or others write the same partition again and again.
+        StorageError: The output cannot be written, or other runs keep writing the same partition.
     """
     path, wanted = failures[0], failures[1].to_pybytes()
     for _ in range(_TRIES):

@@ -1,4 +1,4 @@
-"""`metadata.json`: what an output holds in all, derived from what is committed.
+"""`metadata.json`: the totals of an output, computed from the committed files.
 
 The counts of the partitions are kept in `.counts/`, in up to 256 files by a hash of the partition key, and
 the sums of those files in `.counts/sums.json`. A run that committed some partitions reads and writes only the
@@ -26,7 +26,7 @@ from boring_assets.storage.root import Root
 from partitions.shards import uri_of
 
 COUNTS = ".counts"
-"""Folder of the remembered counts."""
+"""Folder of the stored counts."""
 _TOTALS, _SUMS = "metadata.json", f"{COUNTS}/sums.json"
 _BUCKETS = 256
 _FORMAT = 1
@@ -62,7 +62,7 @@ def refresh_totals(root: Root, changed: Collection[str] | None = None) -> dict[s
 
 
 def _count(root: Root, keys: Collection[str]) -> None:
-    """Counts some partitions anew, whether their files are there or not."""
+    """Counts some partitions again; files that are gone count as removed."""
     buckets: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         buckets[_bucket_of(key)].append(key)
@@ -71,11 +71,11 @@ def _count(root: Root, keys: Collection[str]) -> None:
 
 
 def _count_all(root: Root) -> None:
-    """Counts every partition whose file changed since it was counted, and forgets those that are gone."""
+    """Counts every partition whose file has changed, and removes the entries of files that are gone."""
     listed: dict[str, dict[str, str]] = defaultdict(dict)
     for key, version in file_versions(root, EMBEDDINGS).items():
         listed[_bucket_of(key)][key] = version
-    buckets = {*listed, *_noted_buckets(root)}
+    buckets = {*listed, *_stored_buckets(root)}
 
     def compare(bucket: str) -> None:
         there, known = listed[bucket], _read_bucket(root, bucket)
@@ -87,8 +87,8 @@ def _count_all(root: Root) -> None:
     _sum_up(root, buckets)
 
 
-def _noted_buckets(root: Root) -> list[str]:
-    """The buckets that have a file."""
+def _stored_buckets(root: Root) -> list[str]:
+    """Returns the buckets that have a file."""
     try:
         paths = root.fs.ls(f"{root.path}/{COUNTS}", detail=False)
     except FileNotFoundError:
@@ -114,13 +114,13 @@ def _update_bucket(root: Root, bucket: str, keys: Collection[str]) -> None:
 
 
 def _entry(root: Root, key: str) -> Entry | None:
-    """What one partition's file says; None where there is none."""
+    """Returns the entry of one partition's file; None if there is no file."""
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
     try:
         version = version_of(root.fs.info(f"{root.path}/{path}"))
     except FileNotFoundError:
         return None
-    # Read after its version: a file that is replaced in between is read once more by the next full count.
+    # The version first: a file that is replaced in between is read again by the next full count.
     facts = committed_facts(root, path)
     if facts.get("embedded") is None:
         return [version]
@@ -129,7 +129,7 @@ def _entry(root: Root, key: str) -> Entry | None:
 
 
 def _sum_up(root: Root, buckets: Iterable[str]) -> None:
-    """Adds up some buckets as they are now, and notes their sums beside those of the others."""
+    """Adds up some buckets, and stores their sums with the sums of the others."""
 
     def change(before: Json) -> Json:
         names = list(buckets)
@@ -178,7 +178,7 @@ def _totals(buckets: Mapping[str, Json]) -> Json:
 
 
 def _shared(values: list[Any]) -> Any:
-    """The value that all models share; a list where they differ, and None where none has it."""
+    """Returns the value that all models share; a list if they differ, and None if none has it."""
     texts = {json.dumps(value, sort_keys=True) for value in values if value is not None}
     different = [json.loads(text) for text in sorted(texts, key=lambda text: (len(text), text))]
     return different[0] if len(different) == 1 else different or None
@@ -197,7 +197,7 @@ def _read_bucket(root: Root, bucket: str) -> dict[str, Entry]:
 
 
 def _encode(entries: Mapping[str, Entry]) -> Json:
-    """A bucket as its file holds it: each model once, and its number in the entries."""
+    """Returns the content of a bucket's file: each model once, and its number in the entries."""
     models = sorted({entry[3] for entry in entries.values() if len(entry) > 1})
     numbers = {model: number for number, model in enumerate(models)}
     shards = {key: [*entry[:3], *(numbers[model] for model in entry[3:])] for key, entry in entries.items()}
@@ -205,7 +205,7 @@ def _encode(entries: Mapping[str, Entry]) -> Json:
 
 
 def _decode(bucket: Json) -> dict[str, Entry]:
-    """The entries of a bucket; empty for a damaged file, whose partitions are then read again."""
+    """Returns the entries of a bucket; empty for a damaged file, whose partitions are then read again."""
     try:
         models = bucket["models"]
         return {

@@ -1,4 +1,4 @@
-"""Whether one partition's committed files are sound: they open, add up, and hold unit vectors.
+"""Checks the committed files of one partition: they open, add up, and hold unit vectors.
 
 `check_rows` is a pure function over rows and facts; `check_files` reads them, a batch at a time, with the
 checksum that each page of our parquet files carries.
@@ -180,7 +180,7 @@ def check_facts(facts: Mapping[str, Any], schema: pa.Schema) -> list[Finding]:
     The rows can only be checked where this finds nothing.
 
     Args:
-        facts: What its metadata says; empty where it has none of ours.
+        facts: Its metadata; empty if this project did not write it.
         schema: Its columns.
     """
     if not facts:
@@ -259,7 +259,7 @@ def check_files(root: Root, embeddings: str, failures: str) -> Checked:
 
 
 def _open(root: Root, path: str) -> pq.ParquetFile:
-    # The footer alone may be read by the first request; the default of some filesystems is 50 MB.
+    # Enough for the first request, which reads only the footer; some filesystems read 50 MB by default.
     file = root.fs.open(f"{root.path}/{path}", "rb", block_size=_READ_BYTES)
     return pq.ParquetFile(file, buffer_size=_READ_BYTES, page_checksum_verification=True)
 

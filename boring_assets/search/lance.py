@@ -23,7 +23,7 @@ def connect(root: Root) -> "lancedb.DBConnection":
     Raises:
         SettingsError: LanceDB is not installed, or does not support the storage.
     """
-    # It warns that a table which it is to create does not exist.
+    # LanceDB warns about a table that does not exist before it creates it.
     os.environ.setdefault("LANCEDB_LOG", "error")
     try:
         import lancedb
@@ -94,7 +94,7 @@ def _gcs_options() -> dict[str, str] | None:
 
 
 def open_table(root: Root) -> Any:
-    """Returns the index's table, or None if there is none yet.
+    """Returns the index's table, or None if it does not exist yet.
 
     Raises:
         SettingsError: LanceDB is not installed, or does not support the storage.

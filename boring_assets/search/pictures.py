@@ -48,7 +48,7 @@ class Pictures:
 
         Args:
             partition: Its partition key.
-            key: Its key; None where the input has none.
+            key: Its key; None if the input has none.
             row: Its row in the partition's input shard.
             side: Longest side in pixels; None is a thumbnail, which is kept in memory.
         """
@@ -67,11 +67,11 @@ class Pictures:
         return small
 
     def read(self, partition: str, key: str | None, row: int) -> bytes | Failure:
-        """The encoded picture as its shard has it, or why it cannot be read."""
+        """Returns the encoded picture from its shard, or why it cannot be read."""
         with self._lock:  # two threads must not use one file handle
             try:
                 shard = self._open(partition)
-                # A shard that was written anew may have the key in another row.
+                # A shard that was written again may have the key in another row.
                 place = row if key is None or shard.key(row) == key else shard.keys.get(key)
             except BoringError as error:
                 return Failure(Reason.MISSING_IMAGE, str(error))

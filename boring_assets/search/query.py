@@ -44,9 +44,9 @@ class Hit:
     """One result of a search.
 
     Attributes:
-        key: Its key; null where the input has none.
+        key: Its key; None if the input has none.
         caption: Its caption, from the data: not trusted.
-        score: Cosine of its embedding with what was asked for, -1 to 1.
+        score: Cosine of its embedding and the query, -1 to 1.
         url: Its URL, from the data: not trusted.
         partition: Its partition.
         row: Its row in that partition's input shard, from 0.
@@ -97,7 +97,7 @@ class Searcher:
             raise StorageError(f"There is no index below {root.uri} yet. Run `boring-assets index` first.")
 
     def refresh(self) -> None:
-        """Reads the latest version of the index; searches else use the version that was opened."""
+        """Opens the latest version of the index; without this, searches use the version that was opened."""
         with storage_errors(self._root, "read"):
             self._table.checkout_latest()
 
@@ -165,12 +165,12 @@ class Searcher:
         return [(pair["values"], pair["counts"]) for pair in ordered[:most]]
 
     def of_text(self, text: str) -> np.ndarray:
-        """float32 [dim], the embedding of a text."""
+        """Returns the embedding of a text, float32 [dim]."""
         with self._lock:
             return self._texts.encode([text])[0]
 
     def of_picture(self, data: bytes) -> np.ndarray | Failure:
-        """float32 [dim], the embedding of an encoded picture, or why there is none."""
+        """Returns the embedding of an encoded picture, float32 [dim], or why there is none."""
         from boring_assets.engine.model.encoder import bad_vectors
 
         limits = picture_limits(self._settings)
@@ -182,7 +182,7 @@ class Searcher:
             return self._images.bad_vector() if bad_vectors(vectors)[0] else vectors[0]
 
     def of_key(self, key: str, partition: str | None = None) -> tuple[np.ndarray, Hit]:
-        """The embedding of a picture that is in the index, and the picture.
+        """Returns the embedding of a picture of the index by its key, and the picture.
 
         Raises:
             SettingsError: There is none, or several and no partition was given.
@@ -198,7 +198,7 @@ class Searcher:
         return vector, _hit(found.drop_columns(list(_HIDDEN)).to_pylist()[0], 1.0)
 
     def of_row(self, partition: str, row: int) -> np.ndarray:
-        """float32 [dim], the embedding of a picture that is in the index.
+        """Returns the embedding of a picture of the index, float32 [dim].
 
         Raises:
             SettingsError: There is none.
@@ -223,12 +223,12 @@ class Searcher:
         where: str = "",
         least_score: float = -1.0,
     ) -> list[Hit]:
-        """The nearest pictures, the best first.
+        """Returns the nearest pictures, the best first.
 
         Args:
             vector: float32 [dim], L2-normalized.
             limit: Most results.
-            offset: Results passed over before them.
+            offset: Results to skip.
             where: A condition in LanceDB's SQL, e.g. `meta_width >= 512`.
             least_score: Results with a lower score are left out.
 
@@ -238,7 +238,7 @@ class Searcher:
         """
         ask = self._table.search(vector, vector_column_name=VECTOR).distance_type("cosine")
         if has_vector_index(self._table):
-            # Where a filter leaves too few candidates in the first parts, it goes on to others.
+            # If a filter leaves too few candidates, LanceDB searches further parts.
             ask = ask.minimum_nprobes(_PROBES).maximum_nprobes(0).refine_factor(_REFINE)
         if where:
             ask = ask.where(where)
@@ -264,20 +264,20 @@ class Searcher:
 
     @cached_property
     def _model(self) -> "ClipModel":
-        made_by = model_of(self._table.schema)
+        index_model = model_of(self._table.schema)
         chosen = {"model", "pretrained"} & self._settings.model_fields_set
-        name = self._settings.model if chosen else str(made_by["model"])
-        tag = self._settings.pretrained if chosen else str(made_by["pretrained"])
+        name = self._settings.model if chosen else str(index_model["model"])
+        tag = self._settings.pretrained if chosen else str(index_model["pretrained"])
         if not chosen and "://" in (tag or name):
             raise ModelError(
                 f"The embeddings were made with {tag or name}, and a URI inside data is not fetched. Set "
                 "BORING_MODEL and BORING_PRETRAINED to the model that they were made with."
             )
         model = find_model_files(name, tag, self._settings.weights_sha256 if chosen else "").load()
-        if model.digest != made_by["weights_digest"]:
+        if model.digest != index_model["weights_digest"]:
             raise ModelError(
-                f"The embeddings were made with {made_by['model']} {made_by['pretrained']} (weights "
-                f"{made_by['weights_digest']}), but {name} has other weights ({model.digest}). Set "
+                f"The embeddings were made with {index_model['model']} {index_model['pretrained']} (weights "
+                f"{index_model['weights_digest']}), but {name} has other weights ({model.digest}). Set "
                 "BORING_MODEL and BORING_PRETRAINED to the model that they were made with."
             )
         return model
@@ -296,7 +296,7 @@ class Searcher:
 
 
 def _spread(count: int, offset: int, limit: int) -> list[int]:
-    """Row numbers from all over a table: each row once, neighbours far apart (steps of the golden ratio)."""
+    """Returns row numbers from all over a table: each row once, in steps of the golden ratio."""
     step = max(1, round(count * 0.618))
     while math.gcd(step, count) > 1:
         step += 1

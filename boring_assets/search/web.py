@@ -1,8 +1,8 @@
-"""The search page's server, by default for this machine only.
+"""The server of the search page, by default only for this machine.
 
-Other web pages must not use it through a visitor's browser: the Host header must be an allowed name (against
-DNS rebinding), uploads must come from the page's own origin, and the content security policy allows only the
-page's own files. Pictures come from the input's shards and are encoded again.
+It is protected against other web pages in a visitor's browser: the Host header must be an allowed name
+(against DNS rebinding), uploads must come from the page's own origin, and the content security policy allows
+only the page's own files. Pictures come from the input's shards and are encoded again.
 """
 
 import io
