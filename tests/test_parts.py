@@ -166,7 +166,7 @@ def test_a_shard_that_two_processes_registered_at_once_stays_in_the_first_part(s
     assert split.partitions() == {"part_001": keys[:4], "part_002": keys[4:]}
 
 
-def test_all_names_of_split_datasets_differ(tmp_path: Path) -> None:
+def test_split_datasets_have_different_names(tmp_path: Path) -> None:
     """And each part has all that an unsplit dataset has."""
     plain: Any = component(tmp_path, dataset="laion").get_repository_def()
     both = dg.Definitions.merge(

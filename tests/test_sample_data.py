@@ -84,7 +84,7 @@ def test_a_shard_reads_back_as_documented(
 @pytest.mark.parametrize(
     ("layout", "real"), [("webdataset", "webdataset_raw"), ("files", "files"), ("parquet", "parquet_webp")]
 )
-def test_it_looks_like_the_real_thing(tmp_path: Path, layout: Layout, real: str) -> None:
+def test_sample_data_has_the_layout_of_img2dataset(tmp_path: Path, layout: Layout, real: str) -> None:
     theirs = REAL / real / "00000.parquet"
     if not theirs.exists():
         pytest.skip(f"img2dataset's own output is not at {theirs}")

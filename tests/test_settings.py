@@ -18,7 +18,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_without_anything_the_defaults_hold() -> None:
+def test_without_settings_the_defaults_apply() -> None:
     settings = load_settings()
     assert (settings.input_dir, settings.model, settings.batch_size) == ("", "ViT-B-32", "auto")
     assert settings.allowed_url_prefixes == ()
@@ -74,7 +74,7 @@ def test_every_wrong_value_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) 
         load_settings()
 
 
-def test_trouble_with_the_file_names_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_settings_file_is_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("modle = 'ViT-B-32'\n")
     with pytest.raises(SettingsError) as caught:
         load_settings()

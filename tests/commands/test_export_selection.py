@@ -148,7 +148,7 @@ def test_an_interrupted_export_is_no_input(gallery: Gallery, tmp_path: Path) -> 
     assert "outputs or exports of boring_assets, not inputs" in said.stderr
 
 
-def test_a_key_that_is_no_file_name_or_comes_twice_gets_a_number(
+def test_keys_that_are_no_file_names_or_repeated_become_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.search.conftest import HELD_OUT

@@ -149,7 +149,7 @@ def test_other_runs_never_wait_for_a_gpu(instance: dg.DagsterInstance, head: Hea
         assert "BORING_DECODE_WORKERS" not in job["runtime_env"]["env_vars"]
 
 
-def test_a_runs_tag_goes_before_and_is_added(
+def test_the_ray_tag_of_a_run_overrides_the_request(
     instance: dg.DagsterInstance, head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag = {"num_gpus": 0, "memory": 1000, "env_vars": ["OTHER=3", "BORING_BATCH_SIZE=8"]}
@@ -167,7 +167,7 @@ def test_a_runs_tag_goes_before_and_is_added(
         launched(instance, head, new_run(instance, **{"dagster-ray/config": '{"num_gpu": 1}'}))
 
 
-def test_a_job_is_judged_by_what_ray_says(instance: dg.DagsterInstance, head: Head) -> None:
+def test_the_health_of_a_run_is_the_status_of_its_ray_job(instance: dg.DagsterInstance, head: Head) -> None:
     run, launcher = new_run(instance), instance.run_launcher
     job = {"type": "SUBMISSION", "entrypoint": "x"}
     for status, expected in (
@@ -180,7 +180,7 @@ def test_a_job_is_judged_by_what_ray_says(instance: dg.DagsterInstance, head: He
         assert launcher.check_run_worker_health(run).status is expected, status
 
 
-def test_while_the_head_is_away_the_queue_keeps_runs_and_none_is_judged(
+def test_while_ray_does_not_answer_runs_stay_queued_and_none_fails(
     instance: dg.DagsterInstance, head: Head
 ) -> None:
     run = new_run(instance)

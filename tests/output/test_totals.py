@@ -71,7 +71,7 @@ class CountingFileSystem(LocalFileSystem):
         return super()._open(path, *args, **kwargs)
 
 
-def test_only_what_changed_is_opened_again(tmp_path: Path) -> None:
+def test_only_changed_files_are_opened_again(tmp_path: Path) -> None:
     manager = EmbeddingsIOManager(output_dir=str(tmp_path))
     fs = CountingFileSystem()
     root = Root(f"file://{tmp_path}", fs, str(tmp_path))
@@ -135,7 +135,7 @@ def test_the_numbers_are_numbers_and_differences_are_listed(tmp_path: Path) -> N
     assert (totals["dim"], totals["model"], totals["precision"]) == ([8, 16], ["m", "n"], "fp32")
 
 
-def test_files_that_are_none_of_ours_are_not_counted(tmp_path: Path) -> None:
+def test_foreign_files_are_not_counted(tmp_path: Path) -> None:
     manager = EmbeddingsIOManager(output_dir=str(tmp_path))
     manager.commit(finished_shard("a"), FACTS)
     (tmp_path / "image_embeddings" / "foreign.parquet").write_bytes(b"no parquet")
