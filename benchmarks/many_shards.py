@@ -117,7 +117,7 @@ def _check_record(home: Home, server: Webserver, keys: list[str]) -> list[str]:
     reported = sum((home.materialized(run) for run in home.runs()), start=Counter())
     wrong = [f"{key} was materialized {reported[key]} times" for key in keys if reported[key] != 1]
     if (shown := server.partitions()) != {"materialized": sorted(keys)}:
-        counts = {name: len(keys_) for name, keys_ in shown.items()}
+        counts = {name: len(partitions) for name, partitions in shown.items()}
         wrong.append(f"the asset's page shows {counts}, for {len(keys)} partitions")
     return wrong
 

@@ -45,9 +45,9 @@ def _of_event(event: "DagsterEvent") -> dict[str, Any]:
     """Returns the fields of an event: of its metadata only numbers, since texts can be whole pages."""
     line: dict[str, Any] = {"event": event.event_type_value}
     if event.is_step_materialization:
-        event_ = event.step_materialization_data.materialization
-        line |= {"asset": event_.asset_key.to_user_string(), "partition": event_.partition}
-        numbers = {name: value.value for name, value in event_.metadata.items()}
+        materialization = event.step_materialization_data.materialization
+        line |= {"asset": materialization.asset_key.to_user_string(), "partition": materialization.partition}
+        numbers = {name: value.value for name, value in materialization.metadata.items()}
         line["metadata"] = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     error = getattr(event.event_specific_data, "error", None)
     if error is not None:
