@@ -1,4 +1,4 @@
-"""What a sensor has requested, how often it failed, and when it is requested again: the sensor's cursor."""
+"""The sensor's cursor: what it has requested, how often that failed, and when it is requested again."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""Which runs have lost their process: a process holds a lock in `DAGSTER_HOME` for each run that it executes.
+"""Finds runs without a process: a process holds a lock in `DAGSTER_HOME` for each run that it executes.
 
 Dagster sees a killed run by the process that launched it, or by `run_monitoring`. Where both are gone, as
 after a reboot, the run would count as running for ever, and its shards with it.

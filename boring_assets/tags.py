@@ -11,7 +11,7 @@ RETRY_FAILURES_TAG = "dagster/retry_on_asset_or_op_failure"
 """With the value `false`, Dagster's `run_retries` does not retry the run because a step failed in it."""
 
 MAX_RETRIES_TAG = "dagster/max_retries"
-"""How often `run_retries` retries a run, counted over all runs that began with the same one."""
+"""How often `run_retries` retries a run, counted over all retries of the first run."""
 
 EMBEDS_TAG = "boring_assets/embeds"
 """On a run of the sensor or the command line: the asset's key. A later run leaves its partitions to it."""

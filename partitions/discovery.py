@@ -35,7 +35,7 @@ _HIDDEN = re.compile("/[._]")
 
 @dataclass(frozen=True)
 class Discovery:
-    """What one listing of an input found.
+    """The result of listing an input.
 
     Attributes:
         shards: The complete shards, sorted by key.

@@ -42,7 +42,7 @@ _CLOUD_THREADS, _LOCAL_THREADS = 16, 4
 
 @dataclass
 class Plan:
-    """What is to be removed.
+    """What to remove.
 
     Attributes:
         gone: Keys of the partitions whose shards left the input.

@@ -1,4 +1,4 @@
-"""What `boring-assets embed` prints besides its progress bar."""
+"""Prints the messages of `boring-assets embed`, besides the progress bar."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ from partitions.discovery import Discovery
 
 @dataclass
 class Summary:
-    """What one `embed` or `retry` call did.
+    """The result of an `embed` or `retry` call.
 
     Attributes:
         shards: Shards committed.

@@ -1,4 +1,4 @@
-"""What `boring-assets retry` does: finds the shards with failed images, and runs the job over them."""
+"""For `boring-assets retry`: finds the shards with failed images, and runs the job over them."""
 
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor

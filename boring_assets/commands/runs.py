@@ -23,7 +23,7 @@ from boring_assets.tags import EMBEDS_TAG, FAILED_SHARDS, MAX_SAMPLES_TAG, range
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         error: Why it failed; empty where it succeeded.

@@ -1,4 +1,4 @@
-"""What `boring-assets verify` does: checks an output, and embeds again what is wrong."""
+"""For `boring-assets verify`: checks an output, and embeds again what is wrong."""
 
 from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""Which model embedded a partition, and which partitions another model embedded."""
+"""Identifies the model of a partition, and finds partitions of other models."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

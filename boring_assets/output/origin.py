@@ -1,4 +1,4 @@
-"""Which input an output belongs to: a marker file at the output's root names it.
+"""Records which input an output belongs to, in a marker file at the output's root.
 
 Shards of two inputs may have the same names, and would replace each other's rows.
 """

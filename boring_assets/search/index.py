@@ -45,7 +45,7 @@ _KEEP = timedelta(hours=1)
 _NAME = "vector_"
 _FIXED = {*(column.name for column in OWN), VECTOR}
 _ROWS = "input"
-"""What `row` counts, in the table's metadata."""
+"""Marks in the table's metadata that `row` is the row of the input."""
 
 
 @dataclass
