@@ -9,7 +9,6 @@ import difflib
 import os
 import re
 import tomllib
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -348,27 +347,15 @@ def _explain(name: str, problems: list[ErrorDetails], file: str | None) -> str:
     if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
         return f"{PREFIX}{name.upper()} {reasons}"
     if field is None:  # its value may be a secret
-        return f"{file}: {setting_help(name)}." if file else f"{setting_help(name)}."
+        return f"{file}: {_help(name)}." if file else f"{_help(name)}."
     if name == "heads":  # of a table, the place says more than its value, which may hold a secret
         inside = ".".join(map(str, problems[0]["loc"][1:]))
-        return f"{PREFIX}{name.upper()}{f' ({inside})' if inside else ''}: {reasons} {setting_help(name)}."
-    return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {reasons} {setting_help(name)}."
+        return f"{PREFIX}{name.upper()}{f' ({inside})' if inside else ''}: {reasons} {_help(name)}."
+    return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {reasons} {_help(name)}."
 
 
-def config_field(name: str, default: Any = None) -> Any:
-    """The field of a Dagster resource for a setting: the same default and description.
-
-    Args:
-        name: The setting.
-        default: Its default in a type that Dagster's config knows; None is the setting's own.
-    """
-    setting = Settings.model_fields[name]
-    return Field(setting.default if default is None else default, description=setting.description)
-
-
-@cache
-def setting_help(name: str) -> str:
-    """Returns one line of help for a setting, or the nearest setting where the name is unknown."""
+def _help(name: str) -> str:
+    """Returns one line of help for a setting, or the nearest setting if the name is unknown."""
     field = Settings.model_fields.get(name)
     if field is None:
         (near,) = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.0)

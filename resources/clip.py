@@ -13,9 +13,9 @@ from boring_assets.engine.model.devices import Lease, lease
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import Options
 from boring_assets.errors import SettingsError
-from boring_assets.settings import Settings, config_field
+from boring_assets.settings import Settings
 from boring_assets.storage.weights import find_model_files
-from resources.defaults import resource_from_settings
+from resources.defaults import config_field, resource_from_settings
 
 _loaded: dict[tuple[Any, ...], Encoder] = {}
 _lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Resources whose fields have the settings' values as their defaults."""
+"""Resources with the fields, defaults and values of the settings."""
 
 from typing import Any, TypeVar
 
@@ -26,3 +26,14 @@ def resource_from_settings(resource: type[Resource], settings: Settings) -> Reso
         resource.__name__, __base__=resource, __doc__=resource.__doc__, __module__=__name__, **fields
     )
     return configured()
+
+
+def config_field(name: str, default: Any = None) -> Any:
+    """Returns the field of a Dagster resource for a setting, with the same default and description.
+
+    Args:
+        name: The setting.
+        default: The default in a type of Dagster's config; None is that of the setting.
+    """
+    setting = Settings.model_fields[name]
+    return Field(setting.default if default is None else default, description=setting.description)

@@ -26,11 +26,11 @@ from boring_assets.output.schema import (
     failures_table,
     repeated_rows,
 )
-from boring_assets.settings import Settings, config_field
+from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_writable, open_root
 from partitions.shards import SUFFIX, uri_of
-from resources.defaults import resource_from_settings
+from resources.defaults import config_field, resource_from_settings
 
 if TYPE_CHECKING:
     import polars as pl

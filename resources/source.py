@@ -6,11 +6,11 @@ from boring_assets.engine.inputs.exclusions import Exclusions, parse_exclusions
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.samples import ColumnNames, Shard
 from boring_assets.errors import ChangedShardError, SettingsError, ShardError
-from boring_assets.settings import Settings, config_field
+from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_readable, open_root
 from partitions.discovery import Discovery, discover, find_shard
-from resources.defaults import resource_from_settings
+from resources.defaults import config_field, resource_from_settings
 
 # For more shards than this, one listing of the whole input is cheaper than a look-up of each.
 _ONE_BY_ONE = 20
