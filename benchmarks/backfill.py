@@ -1,11 +1,11 @@
-"""Times a backfill through Dagster's daemon: with gaps in its selection, without sections of dagster.yaml.
+"""Measures how long a backfill takes through Dagster's daemon.
 
     python -m benchmarks.backfill [--shards 50] [--images 2000] [--rounds 2] [SIDE ...]
 
-A side is `contiguous` (one range of partitions), `scattered` (every second shard, so one run for each), or
-one of these without sections of the project's dagster.yaml: `scattered-run_launcher-run_coordinator`. The
-sides take turns, each in a fresh DAGSTER_HOME, with the built-in tiny model on the CPU. The time is from the
-creation of the first run to the end of the last.
+SIDE is `contiguous` (one range of partitions) or `scattered` (every second shard, so one run for each). To
+leave sections of the project's dagster.yaml out, add their names: `scattered-run_launcher-run_coordinator`.
+The sides run in turns, each in a new DAGSTER_HOME, with the small built-in model on the CPU. The time is from
+the creation of the first run to the end of the last run.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.e2e.test_backfill import LAUNCH
 
 
 def write_input(folder: Path, shards: int, images: int) -> list[str]:
-    """Writes one shard of 256 px images, copies it to as many shards as asked for, and returns their keys."""
+    """Writes shards with the same 256 px images, and returns their keys."""
     new = folder / "first"
     write_sample_data(new, 1, images, "webdataset")
     for number in range(shards):
@@ -37,7 +37,7 @@ def write_input(folder: Path, shards: int, images: int) -> list[str]:
 
 
 def measure(source: Path, keys: list[str], without: list[str], runs: int) -> float:
-    """Returns the seconds that a backfill of some partitions takes, in so many runs."""
+    """Returns the seconds that a backfill of some partitions takes; `runs` is how many runs it has."""
     with tempfile.TemporaryDirectory() as root:
         home = processes.Home.make(Path(root))
         config = home.root / "dagster" / "dagster.yaml"
@@ -67,7 +67,7 @@ def measure(source: Path, keys: list[str], without: list[str], runs: int) -> flo
 
 
 def main() -> None:
-    """Runs the sides in turns, and prints a table."""
+    """Runs the sides in turns and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shards", type=int, default=50)
     parser.add_argument("--images", type=int, default=2000)

@@ -1,14 +1,13 @@
-"""What a catalogue of many shards costs: discovery, registration, ticks, status, the web UI, a backfill.
+"""Measures an input of many shards: discovery, registration, sensor ticks, status, web UI, a backfill.
 
     python -m benchmarks.catalogue [--shards 100000] [--folders 100] [--s3 20000] [--folder DIR]
 
-The shards are empty of images: one small parquet and a stats file each, all alike, in so many folders (0:
-all in one). Nothing is embedded; the materializations are stored as a run stores them, straight into
-Dagster's storage. Runs stay in the queue. Each step is a process of its own, as it is in use; memory is by
-how much its peak is above what it was after the imports, or the whole where it says so.
+A shard is a small parquet without images and a stats file. Nothing is embedded: the materializations are
+written to Dagster's storage, and runs stay in the queue. Each step runs in its own process. The memory is how
+far its peak is above its memory after the imports; where the table says "whole", it is the whole peak.
 
-`--s3` does the discovery on SeaweedFS too, in one folder and in as many as above, also with each request held
-back for `--latency` milliseconds. `--steps` takes a part of it all.
+`--s3` also measures the discovery on SeaweedFS, in one folder and in `--folders` folders, with and without a
+delay of `--latency` milliseconds for each request. `--steps` selects steps.
 """
 
 import argparse
@@ -27,17 +26,19 @@ import psutil
 import yaml
 
 from benchmarks.catalogue_steps import (
+    count_states,
     discover_all,
     names,
     register_all,
-    report_done,
-    stock,
+    settings_of,
+    store_events,
     tick,
     write_local,
     write_s3,
 )
 from benchmarks.table import print_table
 from boring_assets.datasets import ASSET_KEY
+from boring_assets.settings import Settings
 from tests import waiting
 from tests.e2e import processes
 from tests.e2e.processes import Home
@@ -64,20 +65,20 @@ _BACKFILL = """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
 
 
 class Report:
-    """The table, as it grows: each row is printed at once too."""
+    """A table whose rows are also printed at once."""
 
     def __init__(self) -> None:
         self.rows = [["step", "seconds", "memory, MiB", ""]]
 
     def add(self, step: str, seconds: float, mib: float | None = None, remark: str = "") -> None:
-        """One more row."""
+        """Adds a row."""
         memory = "" if mib is None else f"{mib:,.0f}"
         self.rows.append([step, f"{seconds:,.1f}", memory, remark])
         print(*self.rows[-1], sep="  ", flush=True)
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
-    """Calls a function in a fresh process: its result, seconds, and the growth of its peak memory in MiB."""
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float, float]:
+    """Calls a function in a new process; returns its result, seconds, and the growth of its peak in MiB."""
     # A home that has opened its storage cannot be sent.
     arguments = tuple(Home(one.root) if isinstance(one, Home) else one for one in arguments)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -99,16 +100,16 @@ def _measured(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float
 
 
 class SlowProxy(FaultyProxy):
-    """Passes each request on after a while, as a storage that is far away does."""
+    """Delays each request, like a storage that is far away."""
 
     def draw(self) -> str | None:
-        """Holds the request back; none fails."""
+        """Delays the request; none fails."""
         time.sleep(self.stall_seconds)
         return super().draw()
 
 
 def measure_s3(report: Report, folder: Path, shards: int, folders: int, latency: float) -> None:
-    """Discovery on SeaweedFS, near and far."""
+    """Measures discovery on SeaweedFS, with and without latency."""
     with (
         Seaweed(folder / "seaweed") as server,
         SlowProxy(server.endpoint, {}, stall_seconds=latency) as proxy,
@@ -126,30 +127,30 @@ def measure_s3(report: Report, folder: Path, shards: int, folders: int, latency:
             ):
                 os.environ["AWS_ENDPOINT_URL"] = endpoint
                 before = proxy.requests
-                found, seconds, mib = apart(discover_all, uri)
+                found, seconds, mib = in_new_process(discover_all, uri)
                 assert found == shards
                 requests = f"{proxy.requests - before} requests" if held else ""
                 report.add(f"{where}: discovery{held}", seconds, mib, requests)
 
 
-def measure_ticks(report: Report, home: Home, stems: list[str], per_run: int) -> None:
-    cursor, ticks, most, peak, size = None, 0, 0.0, 0.0, 0
+def measure_ticks(report: Report, home: Home, stems: list[str], settings: Settings) -> None:
+    cursor, ticks, most, peak, size = "", 0, 0.0, 0.0, 0
     start = time.perf_counter()
     while True:
-        (requests, cursor), seconds, mib = apart(tick, home, per_run, cursor)
-        most, peak, size = max(most, seconds), max(peak, mib), max(size, len(cursor or ""))
+        (requests, cursor), seconds, mib = in_new_process(tick, home, settings, cursor)
+        most, peak, size = max(most, seconds), max(peak, mib), max(size, len(cursor))
         if not requests:
             break
         ticks += 1
     remark = f"{ticks} ticks, the longest {most:.1f} s; cursor up to {size / 1024:,.0f} KiB"
-    report.add("the sensor until all are asked for", time.perf_counter() - start, peak, remark)
-    _, seconds, mib = apart(tick, home, per_run, cursor)
+    report.add("sensor ticks until all shards are requested", time.perf_counter() - start, peak, remark)
+    _, seconds, mib = in_new_process(tick, home, settings, cursor)
     report.add("a tick with nothing new", seconds, mib)
     write_local(home.input, ["new"])
-    (requests, cursor), seconds, mib = apart(tick, home, per_run, cursor)
+    (requests, cursor), seconds, mib = in_new_process(tick, home, settings, cursor)
     report.add("a tick with one new shard", seconds, mib, f"{requests} run requested")
     write_local(home.input, stems[len(stems) // 2 :][:1], seed=1)
-    (requests, cursor), seconds, mib = apart(tick, home, per_run, cursor)
+    (requests, cursor), seconds, mib = in_new_process(tick, home, settings, cursor)
     report.add("a tick with one changed shard", seconds, mib, f"{requests} run requested")
 
 
@@ -164,8 +165,8 @@ def run_status(report: Report, home: Home, what: str) -> None:
             peak = max(peak, _memory(process))
             time.sleep(0.05)
     seconds = time.perf_counter() - start
-    said = (home.root / "status.txt").read_text().splitlines()[0].split()
-    report.add(f"`boring-assets status`, {what}, whole", seconds, peak / _MIB, " ".join(said[:2]))
+    first_line = (home.root / "status.txt").read_text().splitlines()[0].split()
+    report.add(f"`boring-assets status`, {what}, whole", seconds, peak / _MIB, " ".join(first_line[:2]))
 
 
 def ask_ui(report: Report, server: processes.Webserver, what: str) -> None:
@@ -175,7 +176,7 @@ def ask_ui(report: Report, server: processes.Webserver, what: str) -> None:
             start = time.perf_counter()
             answer = server.ask(query, key={"path": ASSET_KEY.path})
             times.append(time.perf_counter() - start)
-        sizes = f"first; then {min(times[1:]):.2f} s; {len(json.dumps(answer)) / 1024:,.0f} KiB"
+        sizes = f"first request; then {min(times[1:]):.2f} s; {len(json.dumps(answer)) / 1024:,.0f} KiB"
         report.add(f"{name}, {what}", times[0], _tree("dagster-webserver") / _MIB, sizes)
 
 
@@ -187,13 +188,13 @@ def _memory(process: psutil.Process) -> int:
 
 
 def _tree(name: str) -> int:
-    """Memory of one of our own children with all that it started."""
+    """Returns the memory of a child process and its children."""
     mine = [one for one in psutil.Process().children() if any(name in part for part in one.cmdline())]
     return sum(_memory(one) for child in mine for one in (child, *child.children(recursive=True)))
 
 
 def measure_backfill(report: Report, home: Home, per_run: int) -> None:
-    """Until the runs of a backfill of everything are in the queue; none of them is begun."""
+    """Measures a backfill of all partitions until its runs are in the queue; none of them starts."""
     keys = home.instance.get_dynamic_partitions("shards")
     expected = -(-len(keys) // per_run)
     with home.webserver(partitions_per_run=str(per_run)) as server:
@@ -203,7 +204,7 @@ def measure_backfill(report: Report, home: Home, per_run: int) -> None:
         launched = server.ask(LAUNCH, params=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         report.add(
-            "launching a backfill of all in the UI",
+            "launching a backfill of all partitions in the UI",
             time.perf_counter() - start,
             None,
             f"{len(keys):,} partitions",
@@ -220,7 +221,7 @@ def measure_backfill(report: Report, home: Home, per_run: int) -> None:
                 time.sleep(5)
             seconds = time.perf_counter() - start
             report.add(
-                f"all of its {expected} runs in the queue", seconds, peak / _MIB,
+                f"until its {expected} runs are in the queue", seconds, peak / _MIB,
                 f"{1000 * seconds / len(keys):.1f} ms a partition; memory of the daemon with its code server",
             )  # fmt: skip
 
@@ -229,10 +230,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shards", type=int, default=100_000)
     parser.add_argument("--folders", type=int, default=100)
-    parser.add_argument("--s3", type=int, default=0, help="shards on SeaweedFS; 0 leaves it out")
-    parser.add_argument("--latency", type=float, default=50, help="of each request to S3, in milliseconds")
-    parser.add_argument("--per-run", type=int, default=1000, help="most partitions in a run")
-    parser.add_argument("--folder", help="where to work; with /dev/shm, SQLite waits for no disk")
+    parser.add_argument("--s3", type=int, default=0, help="number of shards on SeaweedFS; 0 skips it")
+    parser.add_argument(
+        "--latency", type=float, default=50, help="delay of each request to S3, in milliseconds"
+    )
+    parser.add_argument("--per-run", type=int, default=1000, help="maximum number of partitions in a run")
+    parser.add_argument(
+        "--folder", help="folder for temporary files; in /dev/shm, SQLite does not wait for a disk"
+    )
     parser.add_argument("--steps", nargs="+", choices=_STEPS, default=_STEPS)
     args = parser.parse_args()
     waiting.HANG_SECONDS = 3600
@@ -251,42 +256,43 @@ def main() -> None:
 def measure_local(report: Report, work: Path, args: argparse.Namespace) -> None:
     home = Home.make(work / "home")
     config = home.root / "dagster" / "dagster.yaml"
-    said = yaml.safe_load(config.read_text())
-    said["concurrency"]["runs"] = {"max_concurrent_runs": 0}
-    config.write_text(yaml.safe_dump(said))
+    sections = yaml.safe_load(config.read_text())
+    sections["concurrency"]["runs"] = {"max_concurrent_runs": 0}
+    config.write_text(yaml.safe_dump(sections))
     stems, per_run = names(args.shards, args.folders), args.per_run
+    settings = settings_of(home, partitions_per_run=per_run)
     start = time.perf_counter()
     write_local(home.input, stems)
     report.add(f"writing {args.shards:,} shards to the local disk", time.perf_counter() - start)
     if "discover" in args.steps:
-        found, seconds, mib = apart(discover_all, str(home.input))
+        found, seconds, mib = in_new_process(discover_all, str(home.input))
         assert found == args.shards
         report.add(f"discovery of {found:,} shards, local disk", seconds, mib)
-    count, seconds, mib = apart(register_all, home, per_run)
+    count, seconds, mib = in_new_process(register_all, home, settings)
     report.add(f"discovery and registration of {count:,}", seconds, mib)
     if "ticks" in args.steps:
-        measure_ticks(report, home, stems, per_run)
+        measure_ticks(report, home, stems, settings)
         run_status(report, home, "all new")
     if "backfill" in args.steps:
         measure_backfill(report, home, per_run)
     if "done" in args.steps:
-        measure_done(report, home, stems, args)
+        measure_done(report, home, settings, args)
 
 
-def measure_done(report: Report, home: Home, stems: list[str], args: argparse.Namespace) -> None:
-    """The same questions when there is a materialization of each."""
+def measure_done(report: Report, home: Home, settings: Settings, args: argparse.Namespace) -> None:
+    """Measures the same once each shard has a materialization."""
     folder = home.root / "dagster"
     before = sum(path.stat().st_size for path in folder.rglob("*.db*"))
-    count, seconds, _ = apart(report_done, home, args.per_run, args.shards)
+    count, seconds, _ = in_new_process(store_events, home, settings, args.shards)
     grown = sum(path.stat().st_size for path in folder.rglob("*.db*")) - before
     remark = f"{1000 * seconds / count:.1f} ms, {grown / count / 1024:.1f} KiB each"
     report.add(f"storing {count:,} materializations", seconds, None, remark)
-    counts, seconds, mib = apart(stock, home, args.per_run)
-    report.add("taking stock, first", seconds, mib, f"{counts}")
-    counts, seconds, mib = apart(stock, home, args.per_run)
-    report.add("taking stock, again", seconds, mib)
+    counts, seconds, mib = in_new_process(count_states, home, settings)
+    report.add("the states of all shards, first", seconds, mib, f"{counts}")
+    counts, seconds, mib = in_new_process(count_states, home, settings)
+    report.add("the states of all shards, again", seconds, mib)
     run_status(report, home, "all done")
-    _, seconds, mib = apart(tick, home, args.per_run, None)
+    _, seconds, mib = in_new_process(tick, home, settings)
     report.add("a tick, all done", seconds, mib)
     with home.webserver() as server:
         ask_ui(report, server, "all done")

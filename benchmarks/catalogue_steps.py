@@ -1,4 +1,4 @@
-"""The steps of `benchmarks.catalogue`: what is written, and what runs in a process of its own."""
+"""The steps of `benchmarks.catalogue`; those with a `Home` run in their own process."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from boring_assets.datasets import UNNAMED, Dataset
+from boring_assets.engine.samples import Shard
+from boring_assets.parts import get_parts, register_shards
 from boring_assets.settings import Settings
-from boring_assets.shard_states import get_shard_states, register
+from boring_assets.shard_states import get_shard_states
 from tests.e2e.processes import Home
 
 
@@ -37,7 +40,7 @@ def write_local(root: Path, stems: list[str], seed: int = 0) -> None:
 
 
 def write_s3(uri: str, stems: list[str]) -> None:
-    """Puts the same objects, many at once; s3fs would spend most of the time on itself."""
+    """Writes the same objects with boto3, many at once; s3fs is slower."""
     import boto3
     from botocore.config import Config
 
@@ -68,25 +71,20 @@ def settings_of(home: Home, **own: Any) -> Settings:
     )  # fmt: skip
 
 
-def register_all(home: Home, per_run: int) -> int:
+def register_all(home: Home, settings: Settings) -> int:
     from resources.source import ShardSource
 
-    return len(
-        register(
-            home.instance, ShardSource.from_settings(settings_of(home, partitions_per_run=per_run)).discover()
-        )
-    )
+    return len(register_shards(home.instance, ShardSource.from_settings(settings).discover(), settings))
 
 
-def tick(home: Home, per_run: int, cursor: str | None) -> tuple[int, str | None]:
-    """One look of the sensor: how many runs it requests, and its cursor."""
+def tick(home: Home, settings: Settings, cursor: str | None = None) -> tuple[int, str]:
+    """Evaluates the sensor once; returns how many runs it requests, and its cursor."""
     import dagster as dg
 
     from boring_assets.definitions import build_definitions
     from resources.embeddings_io import EmbeddingsIOManager
     from resources.source import ShardSource
 
-    settings = settings_of(home, partitions_per_run=per_run)
     resources = {
         "source": ShardSource.from_settings(settings),
         "embeddings": EmbeddingsIOManager.from_settings(settings),
@@ -94,61 +92,62 @@ def tick(home: Home, per_run: int, cursor: str | None) -> tuple[int, str | None]
     sensor = build_definitions(settings).resolve_sensor_def("new_shards")
     context = dg.build_sensor_context(instance=home.instance, cursor=cursor, resources=resources)
     data = sensor.evaluate_tick(context)
-    return len(data.run_requests or ()), data.cursor
+    return len(data.run_requests or ()), data.cursor or ""
 
 
-def report_done(home: Home, per_run: int, count: int) -> int:
-    """Stores a materialization of each shard, as the run of it would; and the embeddings file, empty."""
-    import dagster as dg
+def store_event(home: Home, settings: Settings, part: Dataset, run: Any, shard: Shard) -> None:
+    """Stores the materialization of a shard, as a run does."""
     from dagster._core.events import DagsterEvent, DagsterEventType, StepMaterializationData
     from dagster._core.events.log import EventLogEntry
 
     from boring_assets.assets.events import materialization
-    from boring_assets.datasets import ASSET_KEY
-    from boring_assets.definitions import build_definitions
-    from resources.source import ShardSource
 
-    settings = settings_of(home, partitions_per_run=per_run)
-    job = build_definitions(settings).resolve_job_def("embed_shards")
     facts = {
         "rows": 10_000, "embedded": 9_990, "failed": 10, "failed_by_reason": {"not_downloaded": 10},
         "model": "boring-tiny", "pretrained": "", "weights_digest": "0" * 64, "precision": "fp32",
         "settings": settings.embedding_version(),
     }  # fmt: skip
     more = {"seconds": 12.5, "images_per_second": 800.0, "device": "cuda:0"}
+    uris = tuple(f"{home.output}/image_{kind}/{shard.key}.parquet" for kind in ("embeddings", "failures"))
+    event = part.with_provenance(materialization(part.embeddings, shard, facts, (uris[0], uris[1]), more))
+    step = part.embeddings.to_python_identifier()
+    entry = EventLogEntry(
+        error_info=None, level=20, user_message="", run_id=run.run_id, timestamp=time.time(),
+        step_key=step, job_name=run.job_name,
+        dagster_event=DagsterEvent(
+            DagsterEventType.ASSET_MATERIALIZATION.value, run.job_name, step_key=step,
+            event_specific_data=StepMaterializationData(event),
+        ),
+    )  # fmt: skip
+    home.instance.event_log_storage.store_event(entry)
+
+
+def store_events(home: Home, settings: Settings, count: int) -> int:
+    """Stores a materialization of each shard, and an empty embeddings file."""
+    import dagster as dg
+
+    from boring_assets.definitions import build_definitions
+    from resources.source import ShardSource
+
+    job = build_definitions(settings).resolve_job_def("embed_shards")
     shards = ShardSource.from_settings(settings).discover().shards[:count]
-    for start in range(0, len(shards), per_run):
+    for start in range(0, len(shards), settings.partitions_per_run):
         run = home.instance.create_run_for_job(job, status=dg.DagsterRunStatus.SUCCESS)
-        for shard in shards[start : start + per_run]:
-            uris = tuple(
-                f"{home.output}/image_{kind}/{shard.key}.parquet" for kind in ("embeddings", "failures")
-            )
-            event = materialization(ASSET_KEY, shard, facts, (uris[0], uris[1]), more)
-            entry = EventLogEntry(
-                error_info=None, level=20, user_message="", run_id=run.run_id, timestamp=time.time(),
-                step_key="image_embeddings", job_name=run.job_name,
-                dagster_event=DagsterEvent(
-                    DagsterEventType.ASSET_MATERIALIZATION.value, run.job_name, step_key="image_embeddings",
-                    event_specific_data=StepMaterializationData(event),
-                ),
-            )  # fmt: skip
-            home.instance.event_log_storage.store_event(entry)
+        for shard in shards[start : start + settings.partitions_per_run]:
+            store_event(home, settings, UNNAMED, run, shard)
             path = home.output / "image_embeddings" / f"{shard.key}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     return len(shards)
 
 
-def stock(home: Home, per_run: int) -> dict[str, int]:
+def count_states(home: Home, settings: Settings) -> dict[str, int]:
+    """Counts the shards in each state."""
     from resources.embeddings_io import EmbeddingsIOManager
     from resources.source import ShardSource
 
-    settings = settings_of(home, partitions_per_run=per_run)
     found = ShardSource.from_settings(settings).discover()
-    its = get_shard_states(
-        home.instance,
-        found,
-        settings.embedding_version(),
-        EmbeddingsIOManager.from_settings(settings).committed,
-    )
-    return {state.value: count for state, count in its.count().items()}
+    committed = EmbeddingsIOManager.from_settings(settings).committed
+    parts = get_parts(settings)
+    states = get_shard_states(home.instance, found, settings.embedding_version(), committed, parts)
+    return {state.value: count for state, count in states.count().items()}

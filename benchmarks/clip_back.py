@@ -1,9 +1,9 @@
-"""`clip-retrieval index` and `clip-retrieval back` on an export: texts and embeddings asked over HTTP.
+"""Runs `clip-retrieval index` and `clip-retrieval back` on an export, and searches over HTTP.
 
     python -m benchmarks.clip_back [OUTPUT]
 
-OUTPUT was embedded with `boring-tiny`; without it, the demo's is taken. clip-retrieval runs in an environment
-of its own. Its service loads a CLIP model at its start: `boring-tiny` here, which needs no download.
+OUTPUT was embedded with `boring-tiny`; the default is the demo's output. clip-retrieval runs in its own
+environment. Its service loads `boring-tiny`, which needs no download.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from boring_assets.commands.exporting import export_all
 _SERVE = """
 import sys
 from pathlib import Path
-from benchmarks.others import tell_open_clip_of_tiny
+from benchmarks.others import register_tiny_model
 from clip_retrieval.clip_back import clip_back
 folder, port = sys.argv[1:]
-checkpoint = tell_open_clip_of_tiny(Path(folder))
+checkpoint = register_tiny_model(Path(folder))
 clip_back(
     indices_paths=f"{folder}/indices.json", port=int(port), clip_model=f"open_clip:boring-tiny/{checkpoint}",
     use_jit=False, enable_mclip_option=False, provide_aesthetic_embeddings=False,
@@ -40,11 +40,11 @@ clip_back(
 )
 """
 _START_SECONDS = 300
-_ASKED = 50
+_SEARCHES = 50
 
 
 def main() -> None:
-    """Exports, indexes, serves and asks; prints what came back."""
+    """Exports, indexes, serves and searches; prints how many results are right."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -58,13 +58,13 @@ def main() -> None:
         facts = export_all(output, str(folder / "export"), "clip-retrieval")
         print(f"exported {facts['rows']:,} embeddings of {facts['partitions']} partitions")
         index = [f"--embeddings_folder={folder}/export", f"--index_folder={folder}/index"]
-        timed("index", [python, "-m", "clip_retrieval.cli", "index", *index])
+        run_timed("index", [python, "-m", "clip_retrieval.cli", "index", *index])
         (folder / "indices.json").write_text(json.dumps({"images": f"{folder}/index"}))
         with serving(python, folder) as url:
             ask_all(url, folder / "export")
 
 
-def timed(what: str, command: list[str]) -> None:
+def run_timed(what: str, command: list[str]) -> None:
     start = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -74,7 +74,7 @@ def timed(what: str, command: list[str]) -> None:
 
 @contextmanager
 def serving(python: str, folder: Path) -> Iterator[str]:
-    """Runs `clip_back` until the block ends; gives its URL."""
+    """Runs `clip_back` until the block ends; yields its URL."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -89,7 +89,7 @@ def serving(python: str, folder: Path) -> Iterator[str]:
             if server.poll() is not None or time.monotonic() - start > _START_SECONDS:
                 raise SystemExit(f"clip_back does not answer:\n{(folder / 'back.txt').read_text()[-4000:]}")
             time.sleep(0.5)
-        print(f"back answers after {time.monotonic() - start:.1f} s")
+        print(f"clip_back answers after {time.monotonic() - start:.1f} s")
         yield url
     finally:
         server.kill()
@@ -110,21 +110,19 @@ def ask(url: str, **query: Any) -> list[dict[str, Any]]:
 
 
 def ask_all(url: str, export: Path) -> None:
-    """Asks by text and by embeddings, and compares what comes back with the export's own rows."""
+    """Searches by text and by embedding, and compares the results with the rows of the export."""
     vectors = np.concatenate([np.load(path) for path in sorted((export / "img_emb").iterdir())])
     tables = [pq.read_table(path) for path in sorted((export / "metadata").iterdir())]
     rows = [row for table in tables for row in table.select(["key", "caption", "partition"]).to_pylist()]
-    chosen = np.random.default_rng(0).choice(len(rows), min(_ASKED, len(rows)), replace=False)
+    chosen = np.random.default_rng(0).choice(len(rows), min(_SEARCHES, len(rows)), replace=False)
     own = captioned = 0
     for number in chosen.tolist():
         wanted = rows[number]
         found = ask(url, embedding_input=vectors[number].tolist())
         own += {name: found[0][name] for name in wanted} == wanted
         captioned += ask(url, text=wanted["caption"])[0]["caption"] == wanted["caption"]
-    print(f"{TINY}: of {len(chosen)} embeddings asked for, {own} came back first with their own row")
-    print(
-        f"{TINY}: of as many captions asked for, {captioned} came back first with a picture of that caption"
-    )
+    print(f"{TINY}: {own} of {len(chosen)} searches by embedding found the own row first")
+    print(f"{TINY}: {captioned} of {len(chosen)} searches by caption found an image with that caption first")
 
 
 if __name__ == "__main__":

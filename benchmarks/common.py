@@ -1,4 +1,4 @@
-"""What the sides of the end-to-end comparison share: the model, the meter, the shards."""
+"""Shared by the sides of the end-to-end comparison: model, meter, shards."""
 
 import json
 import os
@@ -14,39 +14,39 @@ CORES = len(os.sched_getaffinity(0))
 
 
 class Model(NamedTuple):
-    """What to embed with: an open_clip model name and a checkpoint file, or `boring-tiny` and nothing."""
+    """A model: an open_clip name and a checkpoint file, or `boring-tiny` without a checkpoint."""
 
     name: str
     checkpoint: str
 
 
 class Meter:
-    """When how many images were embedded: `(time, images so far)`, one mark a batch."""
+    """Records `(time, images so far)` after each batch."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, int]] = []
 
     def add(self, images: int) -> None:
-        """Marks a batch."""
+        """Records a batch of so many images."""
         self.reach(images + (self.marks[-1][1] if self.marks else 0))
 
     def reach(self, images: int) -> None:
-        """Marks that so many are embedded in all."""
+        """Records the number of images embedded so far."""
         self.marks.append((time.time(), images))
 
 
 def count_images(folder: Path) -> int:
-    """Images in a folder of shards, by their stats."""
+    """Returns the number of images in a folder of shards, from their stats files."""
     return sum(json.loads(path.read_text())["successes"] for path in folder.glob("*_stats.json"))
 
 
 def parquet_twin(folder: Path) -> Path:
-    """Where the same pictures lie in img2dataset's parquet layout, for sides that cannot read tars."""
+    """Returns the folder with the same images in img2dataset's parquet layout, for sides without tars."""
     return folder.with_name(f"{folder.name}-parquet")
 
 
 def write_parquet_twin(folder: Path) -> None:
-    """Writes the pictures of a folder of tars in img2dataset's parquet layout beside it."""
+    """Writes the images of a folder of tars in img2dataset's parquet layout, into a folder beside it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

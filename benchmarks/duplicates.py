@@ -1,9 +1,9 @@
-"""Near duplicates over made-up vectors: time, memory, and how many of the planted ones are found.
+"""Measures near duplicates over random vectors: time, memory, and how many known pairs are found.
 
     python -m benchmarks.duplicates --rows 1000000 --dim 512
 
-The vectors are those of `benchmarks.index`, with a near copy of each hundredth planted at a cosine of about
-0.99. The index is made first, as `boring-assets near-duplicates` does where it is out of date.
+The vectors are those of `benchmarks.index`. Every hundredth one is replaced by a near copy of another, at a
+cosine of about 0.99. The index is built first, as `boring-assets near-duplicates` does.
 """
 
 import argparse
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 def main() -> None:
-    """Makes the vectors, indexes them, looks for the planted ones, and prints what that took."""
+    """Draws the vectors, indexes them, finds the near duplicates, and prints time and memory."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     args = parser.parse_args()
     base, _ = vectors(args.rows, args.dim, 1)
-    planted = plant(base)
+    known = add_near_copies(base)
     with tempfile.TemporaryDirectory(prefix="duplicates-") as folder:
         output = EmbeddingsIOManager(output_dir=folder)
         for start in range(0, args.rows, _EACH):
@@ -49,11 +49,11 @@ def main() -> None:
         timed("index", lambda: update_index(output.root()))
         table = open_table(output.root())
         found = timed("near duplicates", lambda: find_duplicates(table, _THRESHOLD, None))
-        check(found, planted)
+        check(found, known)
 
 
-def plant(base: np.ndarray) -> list[tuple[int, int]]:
-    """Replaces every hundredth vector by a near copy of another; gives the pairs."""
+def add_near_copies(base: np.ndarray) -> list[tuple[int, int]]:
+    """Replaces every hundredth vector by a near copy of another; returns the pairs."""
     rng = np.random.default_rng(1)
     places = rng.permutation(len(base))[: len(base) // 100 * 2].reshape(-1, 2)
     noise = rng.standard_normal((len(places), base.shape[1]), np.float32)
@@ -67,7 +67,7 @@ def commit(output: EmbeddingsIOManager, key: str, part: np.ndarray) -> None:
     rows = pa.table({"key": [f"{key}{row:05}" for row in range(len(part))]})
     shard = Shard(key, f"file:///in/{key}.parquet", LocalFileSystem(), f"/in/{key}.parquet", "/in", "1")
     result = EmbeddedShard(shard, rows, {"key": "key"}, np.arange(len(part)), part, {}, 1.0, 1, 0)
-    output.commit(result, {"model": "made-up", "weights_digest": "0", "dim": part.shape[1]})
+    output.commit(result, {"model": "random", "weights_digest": "0", "dim": part.shape[1]})
 
 
 def timed(what: str, work: Callable[[], T]) -> T:
@@ -75,15 +75,15 @@ def timed(what: str, work: Callable[[], T]) -> T:
     done = work()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"{what}: {wall:,.0f} s, {cpu:,.0f} s of cores, {peak:.1f} GB at most so far", flush=True)
+    print(f"{what}: {wall:,.0f} s, {cpu:,.0f} CPU s, peak memory so far {peak:.1f} GB", flush=True)
     return done
 
 
-def check(found: pa.Table, planted: list[tuple[int, int]]) -> None:
+def check(found: pa.Table, known: list[tuple[int, int]]) -> None:
     columns = (found[name].to_pylist() for name in ("partition", "row", "group"))
     groups = {int(partition) * _EACH + row: group for partition, row, group in zip(*columns, strict=True)}
-    hits = sum(one in groups and groups[one] == groups.get(other) for one, other in planted)
-    print(f"{hits:,} of {len(planted):,} planted pairs found, {found.num_rows:,} images in groups")
+    hits = sum(one in groups and groups[one] == groups.get(other) for one, other in known)
+    print(f"{hits:,} of {len(known):,} known pairs found, {found.num_rows:,} images in groups")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""This project against other ways to embed the same shards, and against its own ceilings.
+"""Compares this project with other ways to embed the same shards, and with its own ceilings.
 
     make bench
     python -m benchmarks.end_to_end [--models ...] [--images ...] [--rounds ...]
 
-Each side is a process of its own; the rounds go through all sides, so that a busy moment of the machine
-meets all of them. `CPU s` is the processor time of a side and its children, start-up included; other work on
-the machine hardly moves it. Weights are fresh random ones, the same for all sides. Shown are medians over the
-rounds.
+Each side runs in its own process, and each round runs all sides. `CPU s` is the processor time of a side and
+its children, start-up included; it hardly depends on other work of the machine. The weights are random, the
+same for all sides. The table shows medians over the rounds.
 """
 
 import argparse
@@ -31,15 +30,7 @@ _SIDE_SECONDS = 300
 
 
 def make_checkpoint(model: str, folder: Path) -> str:
-    """Writes a checkpoint with random weights; the small model has its own.
-
-    Args:
-        model: An open_clip model name, or `boring-tiny`.
-        folder: Where it goes.
-
-    Returns:
-        Its path; empty for the small model.
-    """
+    """Writes a checkpoint with random weights and returns its path; empty for `boring-tiny`."""
     if model == TINY:
         return ""
     import open_clip
@@ -52,24 +43,15 @@ def make_checkpoint(model: str, folder: Path) -> str:
 
 
 def run_side(side: str, python: str, model: str, folder: Path, checkpoint: str) -> dict[str, float] | str:
-    """Runs one side once.
-
-    Args:
-        side: Its name.
-        python: The interpreter of its environment.
-        model: The model's name.
-        folder: The shards.
-        checkpoint: The model's weights.
-
-    Returns:
-        Its numbers, or why there are none.
-    """
-    order = [python, "-m", "benchmarks.side", side, model, str(folder), "--checkpoint", checkpoint]
+    """Runs one side once with a Python interpreter; returns its numbers, or why there are none."""
+    command = [python, "-m", "benchmarks.side", side, model, str(folder), "--checkpoint", checkpoint]
     env = os.environ | {STARTED: repr(time.time()), "DAFT_PROGRESS_BAR": "0", "DO_NOT_TRACK": "true"}
     root = Path(__file__).parent.parent
     before = _children_cpu()
     try:
-        run = subprocess.run(order, capture_output=True, text=True, timeout=_SIDE_SECONDS, cwd=root, env=env)
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SIDE_SECONDS, cwd=root, env=env
+        )
     except subprocess.TimeoutExpired:
         return f"not finished in {_SIDE_SECONDS} s"
     if run.returncode:
@@ -83,14 +65,7 @@ def _children_cpu() -> float:
 
 
 def bench(model: str, images: int, rounds: int, names: list[str]) -> None:
-    """Runs all sides on one model, and prints a table.
-
-    Args:
-        model: The model's name.
-        images: Images that each side embeds in each round.
-        rounds: How often each side runs.
-        names: Which sides.
-    """
+    """Runs some sides with one model, and prints a table; `images` is for each side and round."""
     pythons = {name: python_for(name) for name in names}
     why = {name: problem for name, (_, problem) in pythons.items() if problem}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -120,9 +95,9 @@ def bench(model: str, images: int, rounds: int, names: list[str]) -> None:
 
 def _rows(runs: dict[str, list[dict[str, float]]], why: dict[str, str]) -> list[list[str]]:
     middle = {
-        name: {key: statistics.median(run[key] for run in its) for key in its[0]}
-        for name, its in runs.items()
-        if its and name not in why
+        name: {key: statistics.median(run[key] for run in measured) for key in measured[0]}
+        for name, measured in runs.items()
+        if measured and name not in why
     }
     ours = middle.get("engine", {}).get("steady", float("nan"))
     rows = [
@@ -132,7 +107,7 @@ def _rows(runs: dict[str, list[dict[str, float]]], why: dict[str, str]) -> list[
             "whole s",
             "images/s whole",
             "images/s steady",
-            "engine is",
+            "engine / side",
             "CPU s",
             "peak MB",
         ]
@@ -141,22 +116,22 @@ def _rows(runs: dict[str, list[dict[str, float]]], why: dict[str, str]) -> list[
         if name in why:
             rows.append([name, f"skipped: {why[name]}"])
             continue
-        its = middle[name]
-        told = (
-            [f"{its['first']:.1f}", f"{its['whole']:.1f}", f"{its['images'] / its['whole']:.1f}"]
-            if "first" in its
+        side = middle[name]
+        times = (
+            [f"{side['first']:.1f}", f"{side['whole']:.1f}", f"{side['images'] / side['whole']:.1f}"]
+            if "first" in side
             else ["", "", ""]
         )
         spread = [run["steady"] for run in runs[name]]
-        steady = f"{its['steady']:.1f} ({min(spread):.1f} to {max(spread):.1f})"
+        steady = f"{side['steady']:.1f} ({min(spread):.1f} to {max(spread):.1f})"
         rows.append(
             [
                 name,
-                *told,
+                *times,
                 steady,
-                f"{ours / its['steady']:.2f}x",
-                f"{its['cpu']:.1f}" if "first" in its else "",
-                f"{its['peak_mb']:.0f}" if "peak_mb" in its else "",
+                f"{ours / side['steady']:.2f}x",
+                f"{side['cpu']:.1f}" if "first" in side else "",
+                f"{side['peak_mb']:.0f}" if "peak_mb" in side else "",
             ]
         )
     return rows
@@ -168,7 +143,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=[TINY, "ViT-B-32"])
-    parser.add_argument("--images", type=int, default=0, help="for each side and round; 0: 2,000 or 160")
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=0,
+        help="images for each side and round; 0 is 2,000 for boring-tiny, else 160",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", default=[*SIDES, *CEILINGS], choices=[*SIDES, *CEILINGS])
     args = parser.parse_args()

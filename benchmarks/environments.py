@@ -1,7 +1,7 @@
-"""Environments for other projects: each in a folder of its own, over the packages of this one.
+"""Environments for other projects: each in its own folder, on top of the packages of this environment.
 
-What another project needs in another version is installed beside, and shadows this environment's; torch is
-the same for all. Nothing in this environment changes.
+Packages that another project needs in another version are installed in its folder. torch is the same for all.
+Nothing in this environment changes.
 """
 
 import subprocess
@@ -10,19 +10,15 @@ import sysconfig
 import venv
 from pathlib import Path
 
-# clip-retrieval's own dependency clip-anytorch imports pkg_resources, which setuptools 81 took away.
+# clip-retrieval's own dependency clip-anytorch imports pkg_resources, which setuptools 81 removed.
 PACKAGES = {"clip-retrieval": ["clip-retrieval==2.45.0", "setuptools<81"], "Daft": ["daft==0.7.26"]}
 _INSTALL_SECONDS = 600
 
 
 def python_for(side: str) -> tuple[str, str]:
-    """The Python that runs a side; its environment is made where it is missing.
+    """Returns the Python of a side and an empty text; or an empty text and why there is none.
 
-    Args:
-        side: A name of `sides.SIDES`.
-
-    Returns:
-        The interpreter, and nothing; or nothing, and why there is none.
+    The environment is created if it is missing.
     """
     if side not in PACKAGES:
         return sys.executable, ""
@@ -30,7 +26,7 @@ def python_for(side: str) -> tuple[str, str]:
     python, done = folder / "bin" / "python", folder / "installed"
     if done.exists():
         return str(python), ""
-    print(f"Installing {side} in an environment of its own ...", flush=True)
+    print(f"Installing {side} in its own environment ...", flush=True)
     venv.create(folder, with_pip=True, clear=True)
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")

@@ -1,10 +1,10 @@
-"""How near the engine's embeddings are to those of open_clip's own preprocess and fp32 model.
+"""Compares the engine's embeddings with those of open_clip's own preprocess and fp32 model.
 
     python -m benchmarks.faithfulness [--models ...]
 
-The engine's whole way, from a shard to vectors, over each kind of image in several sizes, in fp32 and bf16;
-shown are the median and the worst cosine of each kind. `apart` is the median cosine between different
-images: where it is near 1, as with random weights, a high cosine proves less.
+The engine embeds a shard with each kind of image in several sizes, in fp32 and bf16. The table shows the
+median and the lowest cosine of each kind. `different images` is the median cosine between different images:
+near 1, as with random weights, a high cosine proves less.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SIZES = ((64, 64), (256, 256), (640, 427), (300, 900), (1024, 768))
 
 
 def reference(model: Model, images: list[bytes]) -> np.ndarray:
-    """What open_clip gives, float32 [n, dim], L2-normalized."""
+    """Returns the embeddings of open_clip, float32 [n, dim], L2-normalized."""
     import torch
 
     module, preprocess = load(model)
@@ -43,7 +43,7 @@ def reference(model: Model, images: list[bytes]) -> np.ndarray:
 
 
 def ours(model: Model, images: list[bytes], precision: str) -> np.ndarray:
-    """What the engine gives for a shard with these images, float32 [n, dim]."""
+    """Returns the embeddings of the engine for a shard with these images, float32 [n, dim]."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         keys = [f"{row:05d}" for row in range(len(images))]
         pq.write_table(pa.table({"key": keys, "jpg": images}), Path(folder) / "00000.parquet")
@@ -62,16 +62,17 @@ def compare(model: Model) -> None:
     cosines = {
         precision: (ours(model, images, precision) * wanted).sum(axis=1) for precision in ("fp32", "bf16")
     }
-    apart = np.median((wanted @ wanted.T)[np.triu_indices(len(wanted), 1)])
-    rows = [["kind", "path", "fp32 median", "fp32 worst", "bf16 median", "bf16 worst"]]
+    different = np.median((wanted @ wanted.T)[np.triu_indices(len(wanted), 1)])
+    rows = [["kind", "path", "fp32 median", "fp32 lowest", "bf16 median", "bf16 lowest"]]
     kinds = np.array([kind for kind, _ in named])
     for kind in [*KINDS, "all"]:
         picked = kinds == kind if kind != "all" else np.full(len(kinds), True)
         path = "" if kind == "all" else "fast" if kind in FAST else "Pillow"
-        told = [f"{pick(its[picked]):.6f}" for its in cosines.values() for pick in (np.median, np.min)]
-        rows.append([kind, path, *told])
+        cells = [f"{pick(values[picked]):.6f}" for values in cosines.values() for pick in (np.median, np.min)]
+        rows.append([kind, path, *cells])
     sizes = ", ".join(f"{width} x {height}" for width, height in SIZES)
-    print(f"{model.name}: cosine to open_clip; each kind in {sizes}; apart {apart:.3f}. {machine()}")
+    print(f"{model.name}: cosine to open_clip; each kind in {sizes}. {machine()}")
+    print(f"different images: {different:.3f}")
     print_table(rows)
 
 

@@ -1,10 +1,10 @@
-"""The engine on a CUDA machine, against its own ceilings and a torch DataLoader; needs no network.
+"""Measures the engine on a CUDA machine, its ceilings, and a torch DataLoader; needs no network.
 
     python -m benchmarks.gpu --out gpu.json
 
-For each model, with random weights: the forward alone on preloaded tensors, the whole engine end to end on
-tar shards, and a DataLoader with open_clip's own preprocess; and once, decoding alone by threads. Without
-CUDA it runs on the CPU, smaller, as proof that it works.
+For each model, with random weights, it measures the model alone on preloaded tensors, the decoders alone, the
+whole engine on tar shards, and a DataLoader with open_clip's preprocess. Without CUDA it runs a smaller case
+on the CPU.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def forward_only(encoder: Encoder, seconds: float) -> float:
 def end_to_end(
     encoder: Encoder, shards: list[Shard], threads: int, read_ahead: int = 2048
 ) -> dict[str, float]:
-    """The engine over shards on disk; the steady rate leaves out the first fifth."""
+    """Measures the engine over shards on disk; the steady rate is without the first fifth."""
     progress, stop = Progress(), threading.Event()
     marks: list[tuple[float, int]] = []
 
@@ -109,25 +109,25 @@ def end_to_end(
 
 
 def decode_only(numbers: Preprocess, workers: int, seconds: float = 4.0) -> float:
-    """Images a second of the engine's decoders alone, in threads of one process, resize included."""
+    """Returns images per second of the decoders alone, in threads of one process, with the resize."""
     pictures = jpegs()
     decoders = Decoders(workers, Target(numbers), Limits())
     chunks = [pictures[i : i + CHUNK_IMAGES] for i in range(0, len(pictures), CHUNK_IMAGES)]
     sizes = [[decoders.plan(picture) for picture in chunk] for chunk in chunks]
-    under_way: deque[Any] = deque()
+    pending: deque[Any] = deque()
     done, number, start = 0, 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        under_way.append(decoders.submit(chunks[number % len(chunks)], sizes[number % len(chunks)]))
+        pending.append(decoders.submit(chunks[number % len(chunks)], sizes[number % len(chunks)]))
         number += 1
-        if len(under_way) > 4 * workers:
-            done += len(under_way.popleft().result().answers)
+        if len(pending) > 4 * workers:
+            done += len(pending.popleft().result().answers)
     rate = done / (time.perf_counter() - start)
     decoders.close(cancel=True)
     return rate
 
 
 def data_loader(encoder: Encoder, batches: int, workers: int) -> float:
-    """Images a second of a DataLoader with open_clip's own preprocess before the same tower."""
+    """Returns images per second of a DataLoader with open_clip's preprocess, and the same model."""
     import torch
     from open_clip.transform import image_transform
 
@@ -168,7 +168,7 @@ def data_loader(encoder: Encoder, batches: int, workers: int) -> float:
 
 
 class GpuWatch:
-    """Samples the device's busy share and memory by NVML, where it is there."""
+    """Samples the utilization and the memory of the device by NVML, if it is available."""
 
     def __enter__(self) -> "GpuWatch":
         self.busy: list[int] = []
@@ -196,7 +196,7 @@ class GpuWatch:
 
 
 def bench_model(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One model: forward only, end to end, DataLoader."""
+    """Measures one model: forward only, end to end, DataLoader."""
     start = time.perf_counter()
     encoder = Encoder(random_model(name), batch_size=args.batch_size or "auto")
     row: dict[str, Any] = {
@@ -227,7 +227,7 @@ def bench_model(name: str, folder: Path, args: argparse.Namespace) -> dict[str, 
 
 
 def main() -> None:
-    """Runs all and prints a table."""
+    """Measures all models and prints a table."""
     import torch
 
     cuda = torch.cuda.is_available()

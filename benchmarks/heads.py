@@ -1,9 +1,9 @@
-"""Labels and scores of made-up vectors by two heads: seconds and peak memory, through the asset's own code.
+"""Measures labels and scores of random vectors by two heads, through the code of the asset.
 
     python -m benchmarks.heads --rows 1000000 --dim 768
 
-The heads are one layer with ten labels, which is what zero-shot labels are, and an MLP of the size of LAION's
-aesthetic predictor (768, 1024, 128, 64, 16, 1). The vectors are committed first, 10,000 a partition.
+The heads are one layer with ten labels, like zero-shot labels, and an MLP of the size of LAION's aesthetic
+predictor (768, 1024, 128, 64, 16, 1). The vectors are committed first, 10,000 in a partition.
 """
 
 import argparse
@@ -30,13 +30,13 @@ _LAYERS = (1024, 128, 64, 16, 1)
 
 
 def main() -> None:
-    """Commits the vectors, computes the heads in a process of their own, and prints what that took."""
+    """Commits the vectors, computes the heads in another process, and prints time and memory."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--output", help="Where the vectors are: for the process that computes.")
+    parser.add_argument("--output", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.output:
         label(args.output)
@@ -64,7 +64,7 @@ def write_heads(folder: Path, dim: int) -> None:
 
 
 def label(folder: str) -> None:
-    """Computes both heads of all partitions; then the MLP alone, with `relu` between its layers."""
+    """Computes both heads of all partitions, then only the MLP, with `relu` between its layers."""
     output = EmbeddingsIOManager(output_dir=folder)
     keys = sorted(output.committed())
     for activation in ("none", "relu"):
@@ -78,8 +78,8 @@ def label(folder: str) -> None:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         print(
-            f"{', '.join(computed)}, activation {activation}: {wall:.1f} s, {cpu:.1f} s of cores, "
-            f"{peak:.2f} GB at most so far, load {os.getloadavg()[0]:.1f}"
+            f"{', '.join(computed)}, activation {activation}: {wall:.1f} s, {cpu:.1f} CPU s, "
+            f"peak memory so far {peak:.2f} GB, load {os.getloadavg()[0]:.1f}"
         )
 
 

@@ -60,7 +60,7 @@ _SHARD = 1000
 _PARTS = {
     "read": "read",
     "open": "read",
-    "front-end": "read",
+    "reader-process": "read",
     "decode": "decode",
     "encoder": "batches",
     "finish": "write",

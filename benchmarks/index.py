@@ -1,11 +1,11 @@
-"""Nearest-neighbour indexes against exact search: recall, latency, time to build, size on disk.
+"""Compares nearest-neighbour indexes with exact search: recall, latency, build time, size on disk.
 
     python -m benchmarks.index --rows 1000000 --dim 512 lance-ivf-pq lance-hnsw-sq usearch faiss-hnsw
 
-The vectors are made up, float32 and of length 1: clusters of about a hundred, each spread along axes
-whose share falls as 1/i, as the spectrum of real CLIP embeddings does. Queries are further draws from the
-same clusters. Real ones may be easier or harder; compare indexes by this, not datasets. usearch and
-faiss-cpu are no dependencies of the project: install them to compare. docs/search.md has the figures.
+The vectors are random, float32 and of length 1, in clusters of about a hundred. As with real CLIP embeddings,
+the variance along axis i falls as 1/i. The queries come from the same clusters. Real vectors may be easier or
+harder, so this compares indexes and not datasets. usearch and faiss-cpu are not dependencies of the project:
+install them to compare. docs/search.md has the figures.
 """
 
 import argparse
@@ -27,22 +27,22 @@ Built = Iterator[tuple[str, Search]]
 
 
 def vectors(rows: int, dim: int, queries: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [rows, dim] and [queries, dim], of length 1."""
+    """Returns random vectors and queries, float32 [rows, dim] and [queries, dim], of length 1."""
     rng = np.random.default_rng(seed)
     spectrum = (1 / np.sqrt(np.arange(1, dim + 1))).astype(np.float32)
     centres = rng.standard_normal((max(1, rows // 100), dim), np.float32) * spectrum
 
     def draw(count: int) -> np.ndarray:
-        made = centres[rng.integers(len(centres), size=count)]
-        made += 0.6 * rng.standard_normal((count, dim), np.float32) * spectrum
-        return made / np.linalg.norm(made, axis=1, keepdims=True)
+        drawn = centres[rng.integers(len(centres), size=count)]
+        drawn += 0.6 * rng.standard_normal((count, dim), np.float32) * spectrum
+        return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
     parts = [draw(min(CHUNK, rows - start)) for start in range(0, rows, CHUNK)]
     return np.concatenate(parts), draw(queries)
 
 
 def exact(base: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """Row numbers of the K nearest, [queries, K], and the seconds that each query alone took."""
+    """Returns the row numbers of the K nearest, [queries, K], and the seconds of some single queries."""
     scores = np.full((len(queries), K), -2, np.float32)
     found = np.zeros((len(queries), K), np.int64)
     for start in range(0, len(base), CHUNK):
@@ -140,7 +140,7 @@ VARIANTS: dict[str, Callable[[np.ndarray, Path], Built]] = {
 
 
 def main() -> None:
-    """Reads the options, and prints a table."""
+    """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variants", nargs="*", metavar="INDEX", help=", ".join(VARIANTS))
     parser.add_argument("--rows", type=int, default=200_000)
@@ -160,13 +160,11 @@ def main() -> None:
             measure(name, base, queries, truth, folder)
         finally:
             shutil.rmtree(folder)
-    print(
-        f"\nLargest memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB"
-    )
+    print(f"\nPeak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 
 def measure(name: str, base: np.ndarray, queries: np.ndarray, truth: np.ndarray, folder: Path) -> None:
-    """Builds one index and prints a row for each way to ask it."""
+    """Builds one index and prints a row for each set of search options."""
     began = time.perf_counter()
     for how, search in VARIANTS[name](base, folder):
         build = f"{time.perf_counter() - began:.0f}" if began else ""

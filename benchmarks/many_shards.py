@@ -1,11 +1,10 @@
-"""A backfill of many small, real shards through Dagster's webserver and daemon, and whether all is right.
+"""Runs a backfill of many small shards through Dagster's webserver and daemon, and checks the result.
 
     python -m benchmarks.many_shards [--shards 2000] [--images 5] [--per-run 250]
 
-Each shard is a tar, a parquet and a stats file as img2dataset writes them, with one broken sample; the model
-is the built-in tiny one, on the CPU. Exit code 1 where anything is off: a partition that is not materialized
-or was materialized twice, a run or the backfill that did not succeed, rows that are neither embedded nor
-failed, an output that `boring-assets verify` finds fault with.
+A shard is a tar, a parquet and a stats file as img2dataset writes them, with one broken sample. The model is
+the small built-in one, on the CPU. The exit code is 1 if a partition was not materialized or twice, if a run
+or the backfill failed, if rows are neither embedded nor failed, or if `boring-assets verify` finds an error.
 """
 
 import argparse
@@ -33,17 +32,17 @@ _OVER = ("COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
 
 @dataclass(frozen=True)
 class Done:
-    """What a backfill came to.
+    """The result of a backfill.
 
     Attributes:
-        runs: How many runs it took.
+        runs: Number of runs.
         seconds: From its launch to its end.
-        busy: Seconds in which a run was under way.
+        busy: Sum of the seconds of all runs.
         events: Rows that it added to the event log.
-        event_bytes: By how much the event log's files grew.
+        event_bytes: Growth of the event log's files.
         embedded: Rows with an embedding.
         failed: Rows without one.
-        problems: What is wrong; empty where all is right.
+        problems: What is wrong; empty if nothing is.
     """
 
     runs: int
@@ -64,7 +63,7 @@ def make_shards(home: Home, shards: int, images: int) -> list[str]:
 
 
 def run_backfill(home: Home, server: Webserver, keys: list[str], per_run: int) -> Done:
-    """Launches a backfill of some partitions, has a daemon do it, and looks at everything that came of it."""
+    """Launches a backfill of some partitions, waits until a daemon has finished it, and checks the result."""
     before = (_events(home), _log_bytes(home))
     params = {"partitionNames": keys, "assetSelection": [{"path": ASSET_KEY.path}]}
     launched = server.ask(LAUNCH, params=params)["launchPartitionBackfill"]
@@ -99,7 +98,7 @@ def run_backfill(home: Home, server: Webserver, keys: list[str], per_run: int) -
 
 
 def _count(home: Home, keys: list[str]) -> tuple[int, int, list[str]]:
-    """Rows embedded and failed, and the shards where these are not all of their rows."""
+    """Counts rows embedded and failed; lists the shards whose rows are not all accounted for."""
     embedded, failed, wrong = 0, 0, []
     if sorted(home.committed()) != sorted(keys):
         wrong.append(f"{len(home.committed())} embeddings files are there, for {len(keys)} shards")
@@ -114,11 +113,11 @@ def _count(home: Home, keys: list[str]) -> tuple[int, int, list[str]]:
 
 
 def _check_record(home: Home, server: Webserver, keys: list[str]) -> list[str]:
-    """Dagster must have one materialization of each partition, and show it."""
+    """Checks that Dagster has one materialization of each partition, and shows it."""
     reported = sum((home.materialized(run) for run in home.runs()), start=Counter())
     wrong = [f"{key} was materialized {reported[key]} times" for key in keys if reported[key] != 1]
     if (shown := server.partitions()) != {"materialized": sorted(keys)}:
-        counts = {name: len(its) for name, its in shown.items()}
+        counts = {name: len(partitions) for name, partitions in shown.items()}
         wrong.append(f"the asset's page shows {counts}, for {len(keys)} partitions")
     return wrong
 
@@ -140,8 +139,8 @@ def _log_bytes(home: Home) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--shards", type=int, default=2000)
-    parser.add_argument("--images", type=int, default=5, help="samples in a shard, one of them broken")
-    parser.add_argument("--per-run", type=int, default=250, help="most partitions in a run")
+    parser.add_argument("--images", type=int, default=5, help="samples in a shard; one of them is broken")
+    parser.add_argument("--per-run", type=int, default=250, help="maximum number of partitions in a run")
     args = parser.parse_args()
     waiting.HANG_SECONDS = 300 + args.shards
     with tempfile.TemporaryDirectory() as root:
@@ -157,7 +156,7 @@ def main() -> None:
             ["", "measured"],
             ["runs", f"{done.runs}"],
             ["from launch to COMPLETED_SUCCESS", f"{done.seconds:.0f} s"],
-            ["of it in runs", f"{done.busy:.0f} s"],
+            ["of this in runs", f"{done.busy:.0f} s"],
             ["between runs, mean", f"{sum(gaps) / len(gaps) if gaps else 0:.1f} s"],
             ["a shard", f"{1000 * done.busy / args.shards:.0f} ms"],
             ["events a shard", f"{done.events / args.shards:.1f}"],

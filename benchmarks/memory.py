@@ -1,9 +1,9 @@
-"""Peak memory of a long run against a short one, with the same shards.
+"""Compares the peak memory of a long run with that of a short one, over the same shards.
 
     python -m benchmarks.memory
 
-Each run is a process of its own, engine and commits; the lengths take turns. Shown are medians over the
-rounds, of the process and what its children have for themselves.
+Each run is its own process, with engine and commits; the lengths run in turns. The table shows medians over
+the rounds, of the process and of the memory of its children that is not shared.
 """
 
 import argparse
@@ -23,13 +23,7 @@ _DISTINCT = 5
 
 
 def link_shards(folder: Path, into: Path, count: int) -> None:
-    """Fills a folder with shards: links to those of another one, again and again under new names.
-
-    Args:
-        folder: Shards `00000` and on, `_DISTINCT` of them.
-        into: The folder to make.
-        count: How many shards.
-    """
+    """Fills a new folder with `count` shards: hard links to the `_DISTINCT` shards of another folder."""
     into.mkdir()
     for number in range(count):
         for source in folder.glob(f"{number % _DISTINCT:05d}*"):
@@ -37,7 +31,7 @@ def link_shards(folder: Path, into: Path, count: int) -> None:
 
 
 def main() -> None:
-    """Runs each length in turns, and prints a table."""
+    """Runs the lengths in turns and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -53,18 +47,18 @@ def main() -> None:
         for images in args.images:
             link_shards(shards, Path(temporary) / str(images), images // args.shard)
         for _ in range(args.rounds):
-            for images, its in runs.items():
+            for images, answers in runs.items():
                 answer = run_side(args.side, sys.executable, TINY, Path(temporary) / str(images), "")
                 print(f"  {images}: {answer}", flush=True)
                 if isinstance(answer, str):
                     raise SystemExit(f"The run of {images} images failed: {answer}")
-                its.append(answer)
+                answers.append(answer)
     print(f"\n{TINY}, {args.shard} images a shard; load {os.getloadavg()[0]:.1f}. {machine()}")
-    rows = [["images", "peak MB", "lowest to highest", f"of {args.images[0]:,}", "images/s steady"]]
+    rows = [["images", "peak MB", "lowest to highest", f"ratio to {args.images[0]:,}", "images/s steady"]]
     base = statistics.median(run["peak_mb"] for run in runs[args.images[0]])
-    for images, its in runs.items():
-        peaks = [run["peak_mb"] for run in its]
-        peak, steady = statistics.median(peaks), statistics.median(run["steady"] for run in its)
+    for images, answers in runs.items():
+        peaks = [run["peak_mb"] for run in answers]
+        peak, steady = statistics.median(peaks), statistics.median(run["steady"] for run in answers)
         spread = f"{min(peaks):,.0f} to {max(peaks):,.0f}"
         rows.append([f"{images:,}", f"{peak:,.0f}", spread, f"{peak / base:.2f}x", f"{steady:.0f}"])
     print_table(rows)

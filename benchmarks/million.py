@@ -1,12 +1,12 @@
-"""What a million shards cost in one split dataset: listing, registration, ticks, status, the web UI.
+"""Measures a split dataset of a million shards: listing, registration, sensor ticks, status, web UI.
 
     python -m benchmarks.million --work DIR [--shards 1000000] [--folders 100] [--split 100000] [--postgres]
 
-Each shard is a hard link to a small parquet without images, with a stats file beside it. Nothing is embedded:
-the materializations go straight into the tables of Dagster's storage, made from one that Dagster itself has
-stored, and the embeddings files are links to an empty one. Each step is a process of its own, as it is in
-use. CPU seconds are user and system of all its threads; memory is by how much its peak is above what it was
-after the imports, or the whole where it says so. `--steps` does a part of it; what was made stays in DIR.
+A shard is a hard link to a small parquet without images, and a stats file. Nothing is embedded: the rows of
+the materializations are copies of one that Dagster stored, and the embeddings files are links to an empty
+file. Each step runs in its own process. CPU seconds are user and system time of all its threads. The memory
+is how far its peak is above its memory after the imports; where the table says "whole", it is the whole peak.
+`--steps` selects steps; all files stay in DIR for the next call.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.catalogue import _UI, _memory, apart
-from benchmarks.catalogue_steps import names, small_parquet
-from benchmarks.million_steps import count_states, discover, load_definitions, register, store_done, tick
+from benchmarks.catalogue import _UI, _memory, in_new_process
+from benchmarks.catalogue_steps import count_states, names, settings_of, small_parquet
+from benchmarks.million_steps import discover, first_tick, load_definitions, register, store_done
 from benchmarks.table import machine, print_table
 from boring_assets.datasets import Dataset
 from tests import waiting
@@ -34,19 +34,19 @@ _ALL = "{ assetNodes { assetKey { path } partitionStats { numMaterialized numPar
 
 
 class Report:
-    """The table, as it grows: each row is printed at once too."""
+    """A table whose rows are also printed at once."""
 
     def __init__(self) -> None:
         self.rows = [["step", "CPU s", "seconds", "MiB", ""]]
 
     def add(self, step: str, cpu: float, seconds: float, mib: float, remark: object = "") -> None:
-        """One more row."""
+        """Adds a row."""
         self.rows.append([step, f"{cpu:,.1f}", f"{seconds:,.1f}", f"{mib:,.0f}", f"{remark}"])
         print(*self.rows[-1], f"load {os.getloadavg()[0]:.0f}", sep="  ", flush=True)
 
     def step(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Calls a function in a fresh process, and notes what it took."""
-        (result, cpu), seconds, mib = apart(with_cpu, function, *arguments)
+        """Calls a function in a new process, and adds a row with its time and memory."""
+        (result, cpu), seconds, mib = in_new_process(with_cpu, function, *arguments)
         self.add(name, cpu, seconds, mib, result)
         return result
 
@@ -57,7 +57,7 @@ def with_cpu(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]
 
 
 def write_links(root: Path, stems: list[str]) -> None:
-    """A shard for each stem; those of a folder are links, since a disk allows 65,000 to a file."""
+    """Writes a shard for each stem; the shards of a folder are hard links to its first one."""
     body = small_parquet()
     first: dict[Path, tuple[Path, Path]] = {}
     for stem in stems:
@@ -73,7 +73,7 @@ def write_links(root: Path, stems: list[str]) -> None:
 
 
 def run_status(report: Report, home: Home, env: dict[str, str]) -> None:
-    """The real command, with its imports; its peak memory is looked at every 50 ms."""
+    """Runs the command, with its imports; samples its memory every 50 ms."""
     start, peak = time.perf_counter(), 0
     with (home.root / "status.txt").open("w") as log:
         process = psutil.Popen([str(SCRIPTS / "boring-assets"), "status"], env=env, stdout=log, stderr=log)
@@ -82,9 +82,9 @@ def run_status(report: Report, home: Home, env: dict[str, str]) -> None:
             peak = max(peak, _memory(process))
             cpu = _cpu(process) or cpu
             time.sleep(0.05)
-    said = (home.root / "status.txt").read_text().splitlines()[0].split()
+    first_line = (home.root / "status.txt").read_text().splitlines()[0].split()
     seconds = time.perf_counter() - start
-    report.add("`boring-assets status`, whole", cpu, seconds, peak / _MIB, " ".join(said[:2]))
+    report.add("`boring-assets status`, whole", cpu, seconds, peak / _MIB, " ".join(first_line[:2]))
 
 
 def _cpu(process: psutil.Process) -> float:
@@ -96,14 +96,14 @@ def _cpu(process: psutil.Process) -> float:
 
 
 def _tree() -> Iterator[psutil.Process]:
-    """The webserver with all that it started."""
+    """Yields the webserver and its child processes."""
     for child in psutil.Process().children():
         if any("dagster-webserver" in part for part in child.cmdline()):
             yield from (child, *child.children(recursive=True))
 
 
 def ask_ui(report: Report, server: Webserver) -> None:
-    """The queries of the asset page of a full part, and of the overview of all assets."""
+    """Measures the queries of the asset page of a full part, and of the overview of all assets."""
     part = Dataset().of_part(1).embeddings
     asked: list[tuple[str, str, dict[str, Any]]] = [
         (name, query, {"key": {"path": list(part.path)}}) for name, query in _UI.items()
@@ -122,11 +122,13 @@ def ask_ui(report: Report, server: Webserver) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="where to work; what is made there stays")
+    parser.add_argument("--work", type=Path, required=True, help="folder for all files; they stay there")
     parser.add_argument("--shards", type=int, default=1_000_000)
     parser.add_argument("--folders", type=int, default=100)
     parser.add_argument("--split", type=int, default=100_000)
-    parser.add_argument("--postgres", action="store_true", help="as Dagster's storage, not SQLite")
+    parser.add_argument(
+        "--postgres", action="store_true", help="use PostgreSQL as Dagster's storage, not SQLite"
+    )
     parser.add_argument("--steps", nargs="+", choices=_STEPS, default=_STEPS)
     args = parser.parse_args()
     waiting.HANG_SECONDS = 3600
@@ -144,27 +146,27 @@ def main() -> None:
 
 
 def measure(report: Report, home: Home, args: argparse.Namespace) -> None:
-    stems, split, steps = names(args.shards, args.folders), args.split, args.steps
+    stems, steps, settings = names(args.shards, args.folders), args.steps, settings_of(home, split=args.split)
     if "write" in steps:
         write_links(home.input, stems)
     if "discover" in steps:
-        assert report.step("listing", discover, home, split) == args.shards
+        assert report.step("listing", discover, home, settings) == args.shards
     if "register" in steps:
-        report.step("listing and registration", register, home, split)
-    report.step("loading the definitions", load_definitions, home, split)
+        report.step("listing and registration", register, home, settings)
+    report.step("loading the definitions", load_definitions, home, settings)
     if "new" in steps:
-        report.step("a tick, all new", tick, home, split)
+        report.step("a tick, all new", first_tick, home, settings)
     if "done" in steps:
-        report.step("storing the materializations", store_done, home, split)
-    env = home.env(split=str(split))
+        report.step("storing the materializations", store_done, home, settings)
+    env = home.env(split=str(args.split))
     if "status" in steps:
-        report.step("the states, in a process that has its imports", count_states, home, split)
+        report.step("the states of all shards, without imports", count_states, home, settings)
         run_status(report, home, env)
     if "tick" in steps:
-        report.step("a tick, all done, first", tick, home, split)
-        report.step("a tick, all done", tick, home, split)
+        report.step("a tick, all done, first", first_tick, home, settings)
+        report.step("a tick, all done", first_tick, home, settings)
     if "ui" in steps:
-        with home.webserver(split=str(split)) as server:
+        with home.webserver(split=str(args.split)) as server:
             ask_ui(report, server)
 
 

@@ -1,6 +1,6 @@
 """Other ways to embed the shards of the end-to-end comparison, as their users would write them.
 
-Heavy packages are imported inside the functions: what a side imports is part of its start-up, and not every
+Packages are imported inside the functions: the imports are part of a side's start-up, and not every
 environment has every package.
 """
 
@@ -16,7 +16,7 @@ from benchmarks.common import BATCH, CORES, TINY, TINY_DIR, Meter, Model, parque
 
 
 def load(model: Model) -> tuple[Any, Callable[[Any], Any]]:
-    """The model and its preprocess, as a user of open_clip loads them."""
+    """Returns a model and its preprocess, loaded by open_clip."""
     import open_clip
 
     if model.name == TINY:
@@ -54,7 +54,7 @@ def _write(names: list[str], vectors: list[Any], out: Path) -> None:
 
 
 def plain_loop(model: Model, folder: Path, out: Path, meter: Meter) -> None:
-    """One after another: read, open_clip's preprocess, a batch, the model."""
+    """A loop: read, preprocess by open_clip, batch, model."""
     import torch
 
     module, preprocess = load(model)
@@ -78,7 +78,7 @@ def plain_loop(model: Model, folder: Path, out: Path, meter: Meter) -> None:
 
 
 def data_loader(model: Model, folder: Path, out: Path, meter: Meter) -> None:
-    """A torch DataLoader with open_clip's preprocess, one worker a core, each with tars of its own."""
+    """A torch DataLoader with open_clip's preprocess, and one worker with its own tars per core."""
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
     module, preprocess = load(model)
@@ -115,22 +115,22 @@ def clip_retrieval(model: Model, folder: Path, out: Path, meter: Meter) -> None:
     mapper.ClipMapper.__call__ = metered
     checkpoint = model.checkpoint
     if model.name == TINY:
-        checkpoint = tell_open_clip_of_tiny(out)
+        checkpoint = register_tiny_model(out)
     tars = sorted(folder.glob("*.tar"))
     main(
         input_dataset=f"{folder}/{{{tars[0].stem}..{tars[-1].stem}}}.tar",
         output_folder=str(out),
         input_format="webdataset",
         batch_size=BATCH,
-        num_prepro_workers=min(CORES, len(tars)),  # it fails with more workers than tars
+        num_prepro_workers=min(CORES, len(tars)),  # clip-retrieval fails with more workers than tars
         enable_text=False,
         clip_model=f"open_clip:{model.name}/{checkpoint}",
         output_partition_count=1,
     )
 
 
-def tell_open_clip_of_tiny(out: Path) -> str:
-    """Older open_clips have no `local-dir:`, but take a config and a checkpoint."""
+def register_tiny_model(out: Path) -> str:
+    """Registers `boring-tiny` with versions of open_clip without `local-dir:`; returns its checkpoint."""
     import open_clip
 
     config = json.loads((TINY_DIR / "open_clip_config.json").read_text())["model_cfg"]
@@ -142,8 +142,8 @@ def tell_open_clip_of_tiny(out: Path) -> str:
 def daft_udf(model: Model, folder: Path, out: Path, meter: Meter) -> None:
     """Daft: a class UDF with open_clip's preprocess and model.
 
-    It is given the same pictures in img2dataset's parquet layout: on two cores its `read_webdataset` (0.7.26)
-    waits for ever on four tars.
+    It reads the same images in img2dataset's parquet layout: its `read_webdataset` (0.7.26) hangs on four
+    tars with two cores.
     """
     import daft
     import numpy as np

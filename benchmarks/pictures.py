@@ -1,7 +1,7 @@
-"""Shards for benchmarks: photograph-like JPEGs in img2dataset's webdataset layout, made in seconds.
+"""Writes shards for benchmarks: JPEGs like photographs, in img2dataset's webdataset layout, in seconds.
 
-A few hundred distinct pictures are drawn and encoded; shards repeat them under keys of their own. Decoding
-costs the same for each copy, and no decoder here keeps anything between images.
+A few hundred different images are generated, and the shards repeat them with different keys. Decoding costs
+the same for each copy: no decoder caches anything.
 """
 
 import io
@@ -18,7 +18,7 @@ from PIL import Image
 
 @cache
 def jpegs(count: int = 256, width: int = 256, height: int = 256, quality: int = 75) -> list[bytes]:
-    """Distinct JPEGs with the spectrum of photographs: noise whose amplitude falls with frequency."""
+    """Returns JPEGs with the spectrum of photographs: noise whose amplitude falls with frequency."""
     generator = np.random.default_rng(0)
     fall = 1 / np.maximum(
         1, np.hypot(*np.meshgrid(np.fft.fftfreq(width) * width, np.fft.fftfreq(height) * height))
@@ -36,17 +36,7 @@ def jpegs(count: int = 256, width: int = 256, height: int = 256, quality: int = 
 
 
 def write_shards(folder: Path, shards: int, samples: int, pictures: list[bytes] | None = None) -> int:
-    """Writes webdataset shards.
-
-    Args:
-        folder: Where they go; made where it is missing.
-        shards: How many.
-        samples: Samples in each.
-        pictures: Encoded pictures to repeat; 256 px JPEGs by default.
-
-    Returns:
-        Encoded bytes of all images together.
-    """
+    """Writes webdataset shards that repeat some images; returns the encoded bytes of all images."""
     pictures = pictures or jpegs()
     folder.mkdir(parents=True, exist_ok=True)
     total = 0

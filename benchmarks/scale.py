@@ -1,11 +1,11 @@
-"""How the engine behaves as shards, workers and storage change.
+"""Measures the engine with different shard sizes, decode workers and storages.
 
     python -m benchmarks.scale
 
-With the small model, whole seconds of reading, embedding and committing, the model loaded before: one large
-shard against many small ones; 1 to 8 decode workers; and the local disk against a SeaweedFS on this machine.
-The sides take turns; shown are medians over the rounds, with processor seconds of this process and of its
-children: SeaweedFS, and decoders where they are processes.
+It compares one large shard with many small ones, 1 to 8 decode workers, and the local disk with SeaweedFS on
+this machine. A side reads, embeds and commits with the small model, which is loaded before. The sides run in
+turns. The table shows medians over the rounds, with the processor seconds of this process and of its children
+(SeaweedFS, and decoding processes).
 """
 
 import argparse
@@ -38,7 +38,7 @@ _CORES = len(os.sched_getaffinity(0))
 
 
 def shards_below(uri: str) -> list[Shard]:
-    """The shards right below a folder or a bucket prefix."""
+    """Returns the shards directly below a folder or a bucket prefix."""
     root = open_root(uri)
     paths = sorted(path for path in root.fs.ls(root.path, detail=False) if path.endswith(".parquet"))
     return [
@@ -48,17 +48,7 @@ def shards_below(uri: str) -> list[Shard]:
 
 
 def job(encoder: Encoder, source: str, out: str, workers: int = _CORES) -> float:
-    """Embeds and commits every shard of a source.
-
-    Args:
-        encoder: The loaded model.
-        source: Path or URI of the shards.
-        out: Path or URI of the output; a new prefix below it is used.
-        workers: Decode workers.
-
-    Returns:
-        Images a second, from listing to the last commit.
-    """
+    """Embeds and commits every shard of a source; returns images per second, the listing included."""
     embeddings = EmbeddingsIOManager(output_dir=f"{out}/{uuid.uuid4().hex}")
     start, count = time.perf_counter(), 0
 
@@ -73,7 +63,7 @@ def job(encoder: Encoder, source: str, out: str, workers: int = _CORES) -> float
 
 
 def _cpu_seconds() -> tuple[float, float]:
-    """Processor seconds so far: of this process, and of the children that it has."""
+    """Returns the processor seconds so far of this process, and of its children."""
     me = psutil.Process()
     used = [me.cpu_times(), *(child.cpu_times() for child in me.children(recursive=True))]
     own, *others = (times.user + times.system for times in used)
@@ -81,7 +71,7 @@ def _cpu_seconds() -> tuple[float, float]:
 
 
 def main() -> None:
-    """Runs all sides in turns, and prints a table."""
+    """Runs all sides in turns and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -121,13 +111,13 @@ def main() -> None:
                 shutil.rmtree(out, ignore_errors=True)
     print(f"{TINY}, {args.images} images; load {os.getloadavg()[0]:.1f}. {machine()}")
     middle = {
-        name: [statistics.median(values) for values in zip(*its, strict=True)]
-        for name, its in measured.items()
+        name: [statistics.median(values) for values in zip(*runs, strict=True)]
+        for name, runs in measured.items()
     }
     base = middle["1 large shard"][0]
-    rows = [["side", "images/s", "lowest to highest", "of 1 large shard", "CPU s", "children's"]]
+    rows = [["side", "images/s", "lowest to highest", "ratio to 1 large shard", "CPU s", "CPU s of children"]]
     for name, (rate, ours, others) in middle.items():
-        rates = [it[0] for it in measured[name]]
+        rates = [run[0] for run in measured[name]]
         spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
         rows.append([name, f"{rate:,.0f}", spread, f"{rate / base:.2f}x", f"{ours:.1f}", f"{others:.1f}"])
     print_table(rows)

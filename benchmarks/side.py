@@ -1,12 +1,12 @@
-"""One side of the end-to-end comparison, in a process of its own so that start-up and memory are its own.
+"""Runs one side of the end-to-end comparison, in its own process.
 
     python -m benchmarks.side SIDE MODEL FOLDER [--checkpoint FILE]
 
 FOLDER holds shards in img2dataset's webdataset layout, MODEL is an open_clip model name or `boring-tiny`.
-Prints one JSON line: `first` (seconds from the process's start to its first batch of embeddings), `whole`
-(seconds from start to end, output written), `images`, `steady` (images a second from the first batch to
-the last) and `peak_mb` (memory of the process and what its children have for themselves). The ceilings
-`forward` and `decode` have a rate alone.
+Prints one JSON line: `first` (seconds from the start of the process to its first batch), `whole` (seconds
+until the output is written), `images`, `steady` (images per second from the first batch to the last) and
+`peak_mb` (memory of the process, and memory of its children that is not shared). The ceilings `forward only`
+and `decode only` have only `steady`.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import psutil
 from benchmarks import sides
 from benchmarks.common import Meter, Model, count_images
 
-# Set by whoever starts the process; without it, the time that Python itself took to start is left out.
+# Set by the caller; without it, the start of the Python process is not included.
 STARTED = "BENCHMARK_STARTED"
 _SAMPLE_SECONDS = 0.2
 
@@ -49,22 +49,14 @@ class MemoryWatch:
         while not self._stop.wait(_SAMPLE_SECONDS):
             total = me.memory_info().rss
             for child in me.children(recursive=True):
-                # What a forked child shares with its parent is counted once, with the parent.
+                # Memory that a forked child shares with its parent is counted once, for the parent.
                 with suppress(psutil.Error):
                     total += child.memory_full_info().uss
             self.peak = max(self.peak, total)
 
 
 def measure(side: str, model: Model, folder: Path) -> dict[str, float]:
-    """Runs one side.
-
-    Args:
-        side: A name of `sides.SIDES` or `sides.CEILINGS`.
-        model: What it embeds with.
-        folder: Where the shards are.
-
-    Returns:
-        The numbers of the JSON line.
+    """Runs one side of `sides.SIDES` or `sides.CEILINGS`; returns the content of the JSON line.
 
     Raises:
         RuntimeError: The side embedded nothing, or lost images.

@@ -1,4 +1,4 @@
-"""The sides of the end-to-end comparison: each embeds all shards of a folder and writes what it made."""
+"""The sides of the end-to-end comparison: each embeds all shards of a folder and writes the result."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from benchmarks.others import clip_retrieval, daft_udf, data_loader, load, plain
 
 
 def engine(model: Model, folder: Path, out: Path, meter: Meter) -> None:
-    """This project without Dagster: the engine, and the IO manager that writes and commits."""
+    """This project without Dagster: the engine, and the IO manager that commits."""
     from benchmarks.gpu import shards_in
     from boring_assets.engine.pipeline import Progress, embed_shards
     from resources.clip import ClipResource
@@ -31,7 +31,7 @@ def engine(model: Model, folder: Path, out: Path, meter: Meter) -> None:
 
 
 def command(model: Model, folder: Path, out: Path, meter: Meter) -> None:
-    """This project as it is used: `boring-assets embed`, with Dagster, its events and its database."""
+    """This project with Dagster: `boring-assets embed`."""
     os.environ["DAGSTER_HOME"] = str(out / "dagster_home")
     from boring_assets.commands.embedding import embed_all
     from boring_assets.engine.results import Progress
@@ -51,7 +51,7 @@ def command(model: Model, folder: Path, out: Path, meter: Meter) -> None:
 
 
 class _Watch:
-    """Marks the engine's batches as its progress shows them."""
+    """Records batches by the engine's progress counter."""
 
     def __init__(self, progress: Any, meter: Meter) -> None:
         self._progress, self._meter, self._stop = progress, meter, threading.Event()
@@ -74,7 +74,7 @@ class _Watch:
 
 
 def forward_ceiling(model: Model) -> float:
-    """Images a second of the model on preloaded tensors, nothing else running."""
+    """Returns images per second of the model alone, on preloaded tensors."""
     from benchmarks.gpu import forward_only
     from resources.clip import ClipResource
 
@@ -82,7 +82,7 @@ def forward_ceiling(model: Model) -> float:
 
 
 def decode_ceiling(model: Model) -> float:
-    """Images a second of the decoders on encoded images in memory, one worker a core."""
+    """Returns images per second of the decoders alone, with one worker per core."""
     from benchmarks.gpu import decode_only
     from boring_assets.engine.decoding.decode import Preprocess
 

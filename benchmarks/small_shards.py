@@ -1,9 +1,9 @@
-"""What small shards cost through Dagster: the same images in one shard, and in many.
+"""Measures what small shards cost with Dagster: the same images in one shard, and in many.
 
     python -m benchmarks.small_shards [--model boring-tiny] [--images 2000] [--shards 40] [--rounds 3]
 
-Each side is one run in a fresh Dagster home, the sides taking turns. The time is from the loaded model to the
-end of the run, checks left out: reading, embedding, committing and reporting.
+Each side is one run in a new Dagster home; the sides run in turns. The time is from the loaded model to the
+end of the run, without asset checks: reading, embedding, committing and reporting.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from benchmarks.table import machine, print_table
 
 
 def measure(source: Path, work: Path, model: str) -> float:
-    """Seconds from the loaded model to the end of the run over all shards of a folder."""
+    """Returns the seconds from the loaded model to the end of a run over all shards of a folder."""
     home = work / "home"
     env = {**os.environ, "DAGSTER_HOME": str(home), "BORING_DEVICE": "cpu"}
     command = [sys.executable, "-m", "boring_assets.cli", "embed", str(source), str(work / "out")]
@@ -40,7 +40,7 @@ def measure(source: Path, work: Path, model: str) -> float:
 
 
 def main() -> None:
-    """Runs both sides in turns, and prints a table."""
+    """Runs both sides in turns and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -55,12 +55,12 @@ def main() -> None:
         write_shards(root / "many", args.shards, args.images // args.shards)
         seconds: dict[str, list[float]] = {"one": [], "many": []}
         for _ in range(args.rounds):
-            for name, its in seconds.items():
-                its.append(measure(root / name, root / f"work-{time.monotonic_ns()}", args.model))
-    one, many = (statistics.median(its) for its in seconds.values())
+            for name, times in seconds.items():
+                times.append(measure(root / name, root / f"work-{time.monotonic_ns()}", args.model))
+    one, many = (statistics.median(times) for times in seconds.values())
     ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
     print(f"{args.model}, {args.images} images; load {os.getloadavg()[0]:.1f}. {machine()}")
-    rows = [["shards", "seconds", "images/s", "of one shard"]]
+    rows = [["shards", "seconds", "images/s", "ratio to one shard"]]
     rows.append(["1", f"{one:.1f}", f"{args.images / one:,.0f}", "1x"])
     rows.append(
         [
@@ -71,7 +71,7 @@ def main() -> None:
         ]
     )
     print_table(rows)
-    print(f"A shard costs {1000 * (many - one) / (args.shards - 1):.0f} ms more.")
+    print(f"Each further shard takes {1000 * (many - one) / (args.shards - 1):.0f} ms.")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Each stage of the engine alone, so that the bottleneck has a name.
+"""Measures each stage of the engine alone, to find the bottleneck.
 
     python -m benchmarks.stages [--models ...]
 
-Read is a tar's members into memory, decode is the decoders on encoded images in memory, forward is the
-model on preloaded tensors, write is a finished shard through the IO manager; then the whole engine, and the
-same with a contact sheet of 12 images for each shard of 1,000. They take turns; shown are medians over the
-rounds. The slowest stage bounds the engine; where decoding and the model share the cores, as on a CPU, both
-take from the same time, and the bound is `1 / (1 / decode + 1 / forward)`.
+`read` reads the members of tars into memory, `decode` runs the decoders on images in memory, `forward` runs
+the model on preloaded tensors, `write` commits finished shards. `whole engine` runs all of them, also with a
+contact sheet of 12 images for each shard of 1,000. The stages run in turns. The table shows medians over the
+rounds. The slowest stage limits the engine. Where decoding and the model share the cores, as on a CPU, the
+limit is `1 / (1 / decode + 1 / forward)`.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from resources.embeddings_io import EmbeddingsIOManager
 
 _CORES = len(os.sched_getaffinity(0))
 _PREVIEWS = 12
-_STAGES = ("read", "decode", "forward", "write", "all of them", "and contact sheets")
+_STAGES = ("read", "decode", "forward", "write", "whole engine", "with contact sheets")
 
 
 def read_rate(shards: list[Shard]) -> float:
-    """Images a second of reading shards: opening, the tar's members, nothing decoded."""
+    """Returns images per second of reading shards, without decoding."""
     limits = Limits()
     start, count = time.perf_counter(), 0
     for shard in shards:
@@ -52,7 +52,7 @@ def read_rate(shards: list[Shard]) -> float:
 
 
 def write_rate(shards: list[Shard], dim: int, out: Path) -> float:
-    """Images a second of writing and committing finished shards, both files, synced to disk."""
+    """Returns images per second of committing finished shards, synced to disk."""
     embeddings = EmbeddingsIOManager(output_dir=str(out))
     done = [_finished(shard, dim) for shard in shards]
     start = time.perf_counter()
@@ -62,7 +62,7 @@ def write_rate(shards: list[Shard], dim: int, out: Path) -> float:
 
 
 def engine_rate(encoder: Encoder, shards: list[Shard], out: Path, previews: int) -> float:
-    """Images a second of the whole engine with its commits, and with or without contact sheets."""
+    """Returns images per second of the whole engine with commits, with or without contact sheets."""
     embeddings = EmbeddingsIOManager(output_dir=str(out))
     options = Options(decode_workers=_CORES, previews=previews)
 
@@ -88,21 +88,21 @@ def _finished(shard: Shard, dim: int) -> EmbeddedShard:
 
 
 def main() -> None:
-    """Measures the stages for each model, and prints a table."""
+    """Measures the stages for each model and prints a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=[TINY, "ViT-B-32"])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    rows = [["model", *_STAGES, "slowest", "bound on shared cores"]]
+    rows = [["model", *_STAGES, "slowest", "limit with shared cores"]]
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         write_shards(Path(temporary) / "in", 4, 1000)
         shards = shards_in(Path(temporary) / "in")
         for name in args.models:
             encoder = Encoder(load_model(name) if name == TINY else random_model(name))
             rows.append(_measure(name, encoder, shards, Path(temporary) / "out", args.rounds))
-    print(f"Images a second of each stage alone; load {os.getloadavg()[0]:.1f}. {machine()}")
+    print(f"Images per second of each stage alone; load {os.getloadavg()[0]:.1f}. {machine()}")
     print_table(rows)
 
 
@@ -114,17 +114,17 @@ def _measure(name: str, encoder: Encoder, shards: list[Shard], out: Path, rounds
         "write": lambda: write_rate(shards, encoder.dim, out),
     }
     whole = {
-        "all of them": lambda: engine_rate(encoder, shards, out, 0),
-        "and contact sheets": lambda: engine_rate(encoder, shards, out, _PREVIEWS),
+        "whole engine": lambda: engine_rate(encoder, shards, out, 0),
+        "with contact sheets": lambda: engine_rate(encoder, shards, out, _PREVIEWS),
     }
     rates: dict[str, list[float]] = {stage: [] for stage in stages | whole}
     for _ in range(rounds):
         for stage, measure in (stages | whole).items():
             rates[stage].append(measure())
-    middle = {stage: statistics.median(its) for stage, its in rates.items()}
-    bound = 1 / (1 / middle["decode"] + 1 / middle["forward"])
-    told = f"{bound:,.1f}" if encoder.device.type == "cpu" else ""
-    return [name, *(f"{rate:,.1f}" for rate in middle.values()), min(stages, key=lambda s: middle[s]), told]
+    middle = {stage: statistics.median(values) for stage, values in rates.items()}
+    limit = 1 / (1 / middle["decode"] + 1 / middle["forward"])
+    shared = f"{limit:,.1f}" if encoder.device.type == "cpu" else ""
+    return [name, *(f"{rate:,.1f}" for rate in middle.values()), min(stages, key=lambda s: middle[s]), shared]
 
 
 if __name__ == "__main__":

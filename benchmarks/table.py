@@ -1,4 +1,4 @@
-"""Prints tables in Markdown, and says what machine it is."""
+"""Prints tables in Markdown, and describes the machine."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """Cores, processor, and the versions that matter."""
+    """Returns cores, processor and versions, in one line."""
     import torch
 
     processor = platform.processor() or platform.machine()
@@ -22,10 +22,10 @@ def machine() -> str:
 
 
 def print_table(rows: list[list[str]]) -> None:
-    """Prints rows, the first one as the head; short rows are filled up."""
+    """Prints rows as a Markdown table; the first row is the header, and short rows are padded."""
     width = len(rows[0])
     full = [row + [""] * (width - len(row)) for row in rows]
-    # A long remark in a short row may stick out.
+    # The text of a short row, such as a reason, may be longer than its column.
     sizes = [max(len(row[i]) for row in rows if len(row) == width) for i in range(width)]
     for number, row in enumerate(full):
         print("| " + " | ".join(cell.ljust(size) for cell, size in zip(row, sizes, strict=True)) + " |")

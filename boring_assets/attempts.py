@@ -1,4 +1,4 @@
-"""What a sensor has requested, how often it failed, and when it is requested again: the sensor's cursor."""
+"""The sensor's cursor: what it has requested, how often that failed, and when it is requested again."""
 
 import base64
 import json
@@ -16,7 +16,7 @@ from boring_assets.shard_states import State
 from boring_assets.tags import DAMAGED_TAG, FAILED_SHARDS
 
 DAMAGED_ATTEMPTS = 3
-"""A shard that is damaged itself is requested so often, and then again only once its file changes."""
+"""How often a damaged shard is requested, until its file changes."""
 LONGEST_PAUSE = 3600
 _RETRY_SECONDS = 300
 """How long `run_retries` has to create the retry of a failed run, with an event for each partition."""
@@ -34,7 +34,7 @@ class Attempt:
     Attributes:
         version: The first digits of the shard's version.
         failures: How many runs failed before they had committed it.
-        damaged: In how many of them the shard itself was at fault.
+        damaged: In how many of them the shard was damaged.
         retry_at: When it may be requested again, in seconds since the epoch; None while a run has it, and
             after that run was cancelled or deleted.
         reason: Why the last run failed.
@@ -47,25 +47,25 @@ class Attempt:
     reason: str = ""
 
     def is_of(self, version: str) -> bool:
-        """Returns whether this is about the shard's present version."""
+        """Returns whether this is an attempt of the shard's present version."""
         return self.version == version[:_VERSION_DIGITS]
 
     @property
     def is_given_up(self) -> bool:
-        """Whether it is not requested again in this version."""
+        """Whether the shard is not requested again in this version."""
         return self.damaged >= DAMAGED_ATTEMPTS
 
     def is_due(self, now: float) -> bool:
-        """Returns whether it may be requested again."""
+        """Returns whether the shard may be requested again."""
         return self.retry_at is not None and self.retry_at <= now and not self.is_given_up
 
     def requested(self) -> "Attempt":
-        """Returns what it is once a run has it."""
+        """Returns this attempt while a run has the shard."""
         return replace(self, retry_at=None)
 
 
 def first_attempt(version: str) -> Attempt:
-    """Returns a shard that is requested for the first time in a version."""
+    """Returns the attempt of a shard that is requested for the first time in a version."""
     return Attempt(version[:_VERSION_DIGITS])
 
 
@@ -107,19 +107,19 @@ def judge_failures(
     failed: Mapping[str, Attempt],
     pause: int,
 ) -> dict[str, Attempt]:
-    """Looks at the run in which each shard failed last, and sets when the shard may be requested again.
+    """Sets when each failed shard may be requested again, by the run in which it failed last.
 
-    The pause doubles with each failure, up to an hour. It is longer where `run_retries` is about to retry the
-    run: else both would take the shards.
+    The pause doubles with each failure, up to an hour. It is longer if `run_retries` is about to retry the
+    run, because both would take the shards.
 
     Args:
         instance: Dagster's instance.
         asset: The asset that the shards are partitions of.
         failed: The shards that have failed.
-        pause: Seconds that the first pause is half of.
+        pause: Half of the first pause, in seconds.
 
     Returns:
-        The shards with their next time. Those of very many runs are left for the next tick.
+        The shards with their next time; after `_RUNS_AT_ONCE` runs, the others are left for the next tick.
     """
     if not failed:
         return {}

@@ -1,7 +1,7 @@
 """Asset checks of `image_embeddings`, over everything that is committed.
 
-One step reads each committed file once in its lifetime and gives eight results, so what it costs does not
-grow with the number of partitions in Dagster's event log. Each result names the partitions that are wrong.
+One step evaluates all eight checks and reads each committed file only once, so its cost does not grow with
+Dagster's event log. Each result names the partitions that are wrong.
 """
 
 import inspect
@@ -51,8 +51,8 @@ def define_checks(settings: Settings, dataset: Dataset) -> dg.AssetChecksDefinit
         if _is_newer_run_planned(context.instance, context.run, wanted, dataset):
             _report(context.instance, results)
 
-    # `multi_asset_check` would make this step wait for an output of the asset's step, which reports each
-    # partition by itself and has none: in every run of the web UI the checks would count as skipped.
+    # With `multi_asset_check`, this step would wait for an output of the asset's step. That step reports its
+    # partitions as events and has no output, so the web UI would show the checks as skipped.
     return dg.AssetChecksDefinition.create(
         keys_by_input_name={},
         node_def=image_embeddings_checks,
@@ -90,9 +90,9 @@ def evaluate(
 ) -> list[dg.AssetCheckResult]:
     """Returns the result of each check over everything that is committed."""
     try:
-        committed = look(instance, source, embeddings, settings, dataset)
+        committed = read_committed(instance, source, embeddings, settings, dataset)
     except BoringError as error:
-        # A check must not fail the run that it follows; one that could not look has not passed.
+        # A check must not fail its run; a check that could not run has not passed.
         return [_unknown(name, error, dataset) for name in CHECKS]
     return [
         _result(name, severity, find(committed), len(committed.measures), dataset)
@@ -126,27 +126,27 @@ def _is_newer_run_planned(
 
 
 def _is_followed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
-    """Returns whether a run of the same backfill is queued, which will look at the same output."""
+    """Returns whether another run of the same backfill is queued; it will check the same output."""
     if BACKFILL_TAG not in run.tags:
         return False
     tags = {BACKFILL_TAG: run.tags[BACKFILL_TAG]}
     return bool(instance.get_run_ids(dg.RunsFilter(tags=tags, statuses=_WAITING), limit=1))
 
 
-def look(
+def read_committed(
     instance: dg.DagsterInstance,
     source: ShardSource,
     embeddings: EmbeddingsIOManager,
     settings: Settings,
     dataset: Dataset,
 ) -> Committed:
-    """Everything that the checks look at, in the order in which the partitions were registered.
+    """Returns what the checks need, in the order in which the partitions were registered.
 
     Raises:
         StorageError: The input or the output cannot be listed.
         SettingsError: One of them is not set.
     """
-    # Dagster is asked before the output is listed, since a run commits before it reports.
+    # First Dagster's record, then the output: a run commits before it reports.
     reported = instance.get_materialized_partitions(dataset.embeddings)
     order = {key: at for at, key in enumerate(dataset.keys(instance))}
     mine = order if dataset.part else None

@@ -77,10 +77,10 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BoringError as error:
-            from boring_assets.monitoring.logs import say_error
+            from boring_assets.monitoring.logs import print_error
 
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            say_error(plain(_name_options(str(error), command)))
+            print_error(plain(_name_options(str(error), command)))
             sys.exit(exit_codes.ERROR)
         except KeyboardInterrupt:
             click.echo(_INTERRUPTED, err=True)

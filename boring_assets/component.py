@@ -1,4 +1,4 @@
-"""All definitions of one dataset: for a code location of its own, or as a component of a `dg` project."""
+"""All definitions of one dataset: for a separate code location, or as a component of a `dg` project."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_origin
@@ -87,7 +87,7 @@ def build_definitions(
     )
 
 
-# What concerns the command line or the whole process, and secrets, which belong into the environment.
+# Settings of the command line or the whole process, and secrets, which belong in the environment.
 _NO_ATTRIBUTES = {"num_workers", "max_samples", "log_format", "metrics_pushgateway", "alert_webhook"}
 
 
@@ -164,7 +164,7 @@ class ImageEmbeddings(dg.Component, dg.Resolvable, _Attributes):
     kinds: Sequence[str] | None = Field(None, description="Kinds of the assets, instead of the default ones.")
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
-        """Definitions whose names collide neither with another instance's nor with the project's own."""
+        """Returns definitions whose names do not collide with other definitions of the project."""
         given = {name: value for name, value in dict(self).items() if value is not None}
         given |= {"model": given.pop("model_name")} if "model_name" in given else {}
         names = {"group_name", "owners", "tags", "kinds"} & given.keys()

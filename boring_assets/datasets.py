@@ -1,9 +1,10 @@
-"""Names of what belongs to one dataset: asset keys, partitions, jobs, sensors and resource keys.
+"""The names of one dataset: asset keys, partitions, jobs, sensors and resource keys.
 
 Asset keys and partitions belong to a Dagster instance: datasets that share an instance need different ones.
 Jobs, sensors and resources belong to a code location: datasets that share a location need different ones.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ class Dataset:
         return cls(settings.dataset, settings.variant, shares_location)
 
     def of_part(self, number: int) -> "Dataset":
-        """One of its parts; the first has the number 1."""
+        """Returns one of its parts; the first has the number 1."""
         return replace(self, part=f"part_{number:03d}")
 
     def asset(self, name: str) -> dg.AssetKey:
@@ -50,7 +51,7 @@ class Dataset:
 
     @property
     def source(self) -> dg.AssetKey:
-        """The key of the external asset that stands for the shards; the same for all variants."""
+        """The key of the external asset of the shards; the same for all variants."""
         return dg.AssetKey([*filter(None, (self.name, self.part, str(SHARDS.name)))])
 
     @property
@@ -64,7 +65,7 @@ class Dataset:
         return list(instance.get_dynamic_partitions(str(self.shards.name)))
 
     def with_provenance(self, event: dg.AssetMaterialization) -> dg.AssetMaterialization:
-        """Adds the tags by which Dagster knows the shard that an event of `image_embeddings` was made from.
+        """Adds tags with the version of the shard to an event of `image_embeddings`.
 
         Without them the UI would call every partition outdated: "has a new dependency on shards".
         """
@@ -100,6 +101,25 @@ class Dataset:
         return getattr(context.resources, self.resource_key(name))
 
 
+def materializations(
+    instance: dg.DagsterInstance, asset: dg.AssetKey, *, after: int | None = None, since: float | None = None
+) -> Iterator[dg.EventLogRecord]:
+    """Yields the records of an asset's materializations, the oldest first.
+
+    Args:
+        instance: Dagster's instance.
+        asset: The asset.
+        after: Only records with a higher number.
+        since: Only records that are newer, in seconds since the epoch.
+    """
+    wanted = dg.AssetRecordsFilter(asset, after_storage_id=after, after_timestamp=since)
+    cursor, more = None, True
+    while more:
+        page = instance.fetch_materializations(wanted, limit=1000, cursor=cursor, ascending=True)
+        yield from page.records
+        cursor, more = page.cursor, page.has_more
+
+
 def backfill_policy(settings: Settings) -> dg.BackfillPolicy:
     """How a backfill of the partitions is split into runs."""
     if settings.backfill_policy == "single_run":
@@ -111,7 +131,7 @@ def all_committed() -> dg.Output[None]:
     """The last value of an asset that has yielded an event for each of its partitions.
 
     Dagster skips downstream assets in the same run unless the step yields an output, and for an output it
-    would report all partitions again, without metadata. With this metadata, which Dagster itself gives to the
+    would report all partitions again, without metadata. With this metadata, which Dagster itself adds to the
     outputs of observable sources, it does not.
     """
     return dg.Output(None, metadata={"__source_asset_observation__": True})

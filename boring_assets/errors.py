@@ -3,8 +3,8 @@
     BoringError
     ├── SettingsError     a setting or an argument is missing or wrong
     ├── StorageError      a URI cannot be listed, read or written
-    ├── ShardError        one shard cannot be read; the other shards of the run go on
-    │   └── ChangedShardError   the shard changed while it was read; the next attempt reads it as it is now
+    ├── ShardError        one shard cannot be read; the run continues with the others
+    │   └── ChangedShardError   the shard changed while it was read; the next attempt reads the new version
     ├── ModelError        the model or its device is not available; stops a run
     └── RunError          a Dagster run that the command line started has failed
 
@@ -26,11 +26,11 @@ class StorageError(BoringError):
 
 
 class ShardError(BoringError):
-    """One shard cannot be read. The other shards of the run go on."""
+    """One shard cannot be read. The run continues with the other shards."""
 
 
 class ChangedShardError(ShardError):
-    """A shard changed while it was read; the next attempt reads it as it is now."""
+    """A shard changed while it was read; the next attempt reads the new version."""
 
 
 class ModelError(BoringError):

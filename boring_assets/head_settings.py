@@ -28,11 +28,11 @@ class HeadSettings(BaseModel):
     """One head.
 
     Attributes:
-        labels: What to choose from; with `weights`, the names of its outputs. A head without labels gives a
-            number.
+        labels: The labels to choose from; with `weights`, the names of its outputs. A head without labels
+            returns a number.
         templates: For zero-shot: texts with `{}` for the label. Their embeddings are averaged.
         weights: Path or URI of a safetensors file with a linear layer or an MLP. Empty is zero-shot.
-        activation: What the MLP has between its layers. LAION's aesthetic predictor has `none`.
+        activation: The function between the layers of the MLP. LAION's aesthetic predictor has `none`.
         model: The model that the head was trained for; empty is any of its dimension.
         pretrained: That model's pretrained tag; empty is any.
     """

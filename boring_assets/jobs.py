@@ -1,4 +1,4 @@
-"""The jobs: what the sensor, the schedule and the command line run."""
+"""The jobs that the sensors, the schedule and the command line run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +7,6 @@ import dagster as dg
 
 from boring_assets.datasets import Dataset
 from boring_assets.tags import ADOPT_TAG
-
-ALIVE_LOCK = ".embed.lock"
-"""In `DAGSTER_HOME`: every command line that embeds holds a shared lock on it as long as it lives."""
-
 
 EMBED_JOB = "embed_shards"
 INDEX_JOB = "update_index"
@@ -26,13 +22,7 @@ def define_embed_jobs(parts: Sequence[Dataset]) -> list[Any]:
 
 
 def define_other_jobs(dataset: Dataset, parts: Sequence[Dataset], *, labels: bool = False) -> list[Any]:
-    """The jobs for the index, near duplicates, caption scores and labels.
-
-    Args:
-        dataset: The dataset.
-        parts: Its parts, or itself.
-        labels: Whether it has the asset `image_labels`.
-    """
+    """The jobs for the index, near duplicates, caption scores and labels."""
     heads = "Computes the heads of a range of shards."
     text = "Scores how well a range of shards' captions fit their images."
     return [
@@ -47,7 +37,7 @@ def _job(dataset: Dataset, name: str, asset: str, description: str) -> Any:
     """A job that executes its steps in the run's process, where the model stays loaded."""
     return dg.define_asset_job(
         dataset.local_name(name),
-        # Ranges of partitions follow each other fast; the checks look at everything, and not after each.
+        # Without checks: they read the whole output, and a job runs once for each range of partitions.
         selection=dg.AssetSelection.assets(dataset.asset(asset)).without_checks(),
         description=description,
         executor_def=dg.in_process_executor,
@@ -71,14 +61,7 @@ def define_hourly_check(dataset: Dataset, parts: Sequence[Dataset]) -> dg.Schedu
 
 
 def is_of_command_line(run: dg.DagsterRun) -> bool:
-    """Whether a run is executed by a command line's own process, and not by one that a launcher started.
-
-    Args:
-        run: Any run.
-
-    Returns:
-        True for the runs of `boring-assets embed`.
-    """
+    """Returns whether a run is executed by the process of `boring-assets embed`, not by a launcher's."""
     return (
         run.job_name.endswith(EMBED_JOB)
         and run.tags.get(ADOPT_TAG) == "true"

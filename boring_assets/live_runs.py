@@ -1,4 +1,4 @@
-"""Which runs have lost their process: each embedding run holds a lock in `DAGSTER_HOME` as long as it lives.
+"""Finds runs without a process: a process holds a lock in `DAGSTER_HOME` for each run that it executes.
 
 Dagster sees a killed run by the process that launched it, or by `run_monitoring`. Where both are gone, as
 after a reboot, the run would count as running for ever, and its shards with it.
@@ -11,45 +11,66 @@ from pathlib import Path
 
 import dagster as dg
 
+_held: set[str] = set()
+"""Runs whose lock this process holds. A process must not probe its own lock, which would release it."""
+
 
 @contextmanager
 def mark_alive(instance: dg.DagsterInstance, run_id: str) -> Iterator[None]:
-    """Holds the run's lock; the kernel ends it with this process, however that ends."""
-    folder = _folder(instance)
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{run_id}.lock"
-    staged = folder / f".{run_id}"
+    """Holds the run's lock, unless this process holds it already; the kernel releases it with the process."""
+    if run_id in _held:
+        yield
+        return
+    path = lock_of(instance, run_id)
+    path.parent.mkdir(exist_ok=True)
+    staged = path.with_name(f".{run_id}")
     with staged.open("w") as lock:
         # A record lock: unlike flock's, it is not shared with children.
         fcntl.lockf(lock, fcntl.LOCK_EX)
+        _held.add(run_id)
         staged.rename(path)
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
+            _held.discard(run_id)
 
 
 def fail_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Reports the failure of each run that was started from this home and has lost its process."""
-    for path in _folder(instance).glob("*.lock"):
-        if _is_locked(path):
-            continue
-        run = instance.get_run_by_id(path.stem)
-        if run is not None and not run.is_finished:
-            instance.report_run_failed(run, "The process of this run ended before the run did.")
-        path.unlink(missing_ok=True)
+    """Marks each run as failed that was executed from this home and has lost its process."""
+    for path in lock_of(instance, "*").parent.glob("*.lock"):
+        if has_died(instance, path.stem):
+            fail_unfinished(instance, path.stem)
+            path.unlink(missing_ok=True)
 
 
-def _folder(instance: dg.DagsterInstance) -> Path:
-    return Path(instance.root_directory) / "embedding_runs"
+def fail_unfinished(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Marks a run as failed whose process has ended, if Dagster does not know that it has."""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and not run.is_finished:
+        instance.report_run_failed(run, "The process of this run ended before the run did.")
 
 
-def _is_locked(path: Path) -> bool:
+def has_died(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Returns whether a run's process has ended before the run did; False for a run without a lock here."""
+    return run_id not in _held and is_alive(lock_of(instance, run_id)) is False
+
+
+def lock_of(instance: dg.DagsterInstance, run_id: str) -> Path:
+    """Returns the path of a run's lock."""
+    return Path(instance.root_directory) / "embedding_runs" / f"{run_id}.lock"
+
+
+def is_alive(lock: Path) -> bool | None:
+    """Returns whether the process that holds a lock file is alive; None where the file is missing.
+
+    The kernel releases the lock when the process ends, also at a reboot. Not for use by the process itself.
+    """
     try:
-        with path.open("r+b") as probe:
+        with lock.open("r+b") as probe:
             fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:  # it has just ended
-        return True
-    except (BlockingIOError, PermissionError):  # POSIX lets a lock that is held answer either
+    except FileNotFoundError:
+        return None
+    except (BlockingIOError, PermissionError):  # POSIX allows either for a held lock
         return True
     return False

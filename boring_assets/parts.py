@@ -1,4 +1,4 @@
-"""The parts of a split dataset: partitions and assets of their own each, over one input and one output.
+"""The parts of a split dataset: each has its own partitions and assets, over one input and one output.
 
 The setting `split` says how many shards a part takes. New shards go into the last part, in the order of their
 names, and then a new part begins. A shard stays in the part in which it was registered: Dagster's record of
@@ -16,27 +16,32 @@ from boring_assets.datasets import Dataset
 from boring_assets.errors import SettingsError
 from boring_assets.output.state import Json, locked, read_json, update_json
 from boring_assets.settings import Settings
-from boring_assets.shard_states import add_new_partitions, add_partitions, prepare_pool
+from boring_assets.shard_states import add_partitions, prepare_pool
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import open_root
 from partitions.discovery import Discovery
 from partitions.own_files import PARTS
 
 
-def get_parts(settings: Settings, dataset: Dataset) -> list[Dataset]:
+def get_parts(settings: Settings, dataset: Dataset | None = None) -> list[Dataset]:
     """Returns the parts that have shards, in order; the dataset itself where it is not split.
 
+    Args:
+        settings: The dataset's settings.
+        dataset: The dataset's names, where it shares a code location.
+
     Raises:
-        SettingsError: The output is split, and the setting is not there.
+        SettingsError: The output is split, but the setting `split` is missing.
         StorageError: The output cannot be read.
     """
+    dataset = dataset or Dataset.from_settings(settings)
     count = len(read_parts(settings))
     if settings.split:
         return [dataset.of_part(number) for number in range(1, 1 + count)]
     if count:
         raise SettingsError(
             f"{settings.output_dir} is split into parts. Set BORING_SPLIT as it was set before. To have one "
-            f"asset again, delete {PARTS} there: the next run then reports all shards to it anew."
+            f"asset again, delete {PARTS} there: the next run then reports all shards to that asset."
         )
     return [dataset]
 
@@ -54,9 +59,9 @@ def get_parts_to_define(settings: Settings, dataset: Dataset) -> list[Dataset]:
 
 
 def read_parts(settings: Settings) -> list[Json]:
-    """Returns what the output says of each part: `shards`, how many, and the `first` and `last` by name.
+    """Returns the output's record of each part: the number of `shards`, the `first` and `last` by name.
 
-    It is empty where the output is not split, or has no shards yet.
+    It is empty if the output is not split, or has no shards yet.
 
     Raises:
         StorageError: The output cannot be read.
@@ -70,41 +75,32 @@ def read_parts(settings: Settings) -> list[Json]:
         raise storage_error(error, f"{root.uri}/{PARTS}", "read") from error
 
 
-def register_shards(
-    instance: dg.DagsterInstance, found: Discovery, settings: Settings, dataset: Dataset
-) -> list[str]:
-    """Adds the partitions of new shards, each to a part, and prepares the pool for their runs.
-
-    Args:
-        instance: Dagster's instance.
-        found: The shards of the input.
-        settings: The dataset's settings.
-        dataset: The dataset's names.
-
-    Returns:
-        The keys that were added, in order.
+def register_shards(instance: dg.DagsterInstance, found: Discovery, settings: Settings) -> list[str]:
+    """Adds the partitions of new shards and prepares the pool for their runs; returns the new keys.
 
     Raises:
-        SettingsError: The output is split, and the setting is not there.
-        StorageError: The output, which notes the parts, cannot be read or written.
+        SettingsError: The output is split, but the setting `split` is missing.
+        StorageError: The record of the parts in the output cannot be read or written.
     """
-    new = register_keys(instance, [shard.key for shard in found.shards], settings, dataset)
+    new = register_keys(instance, [shard.key for shard in found.shards], settings)
     prepare_pool(instance, settings.device)
     return new
 
 
-def register_keys(
-    instance: dg.DagsterInstance, keys: Sequence[str], settings: Settings, dataset: Dataset
-) -> list[str]:
+def register_keys(instance: dg.DagsterInstance, keys: Sequence[str], settings: Settings) -> list[str]:
     """Adds those of some partitions, sorted, that are not there yet, each to a part; returns what was added.
 
     Raises:
-        SettingsError: The output is split, and the setting is not there.
-        StorageError: The output, which notes the parts, cannot be read or written.
+        SettingsError: The output is split, but the setting `split` is missing.
+        StorageError: The record of the parts in the output cannot be read or written.
     """
+    dataset = Dataset.from_settings(settings)
     if not settings.split:
-        (whole,) = get_parts(settings, dataset)
-        return add_new_partitions(instance, whole, keys)
+        get_parts(settings)  # an output that is split needs the setting
+        known = set(dataset.keys(instance))
+        new = [key for key in keys if key not in known]
+        add_partitions(instance, dataset, new)
+        return new
     root = open_root(settings.output_dir)
     with locked(root):
         parts = _registered(instance, dataset, len(read_parts(settings)))
@@ -124,15 +120,10 @@ def register_keys(
 
 
 def assign(new: Sequence[str], counts: Sequence[int], most: int) -> list[list[str]]:
-    """Returns the new keys of each part, the parts that there are and further ones.
+    """Returns the new keys of each part, of existing and of new parts.
 
-    A folder that does not fit into what is left of a part begins the next one, so that parts end between
-    folders where they can.
-
-    Args:
-        new: Keys of new shards, sorted.
-        counts: How many partitions each part has.
-        most: Most partitions of a part.
+    A folder that does not fit into the rest of a part begins the next part, so that parts end between folders
+    if possible.
     """
     added: list[list[str]] = [[] for _ in counts]
     room = most - counts[-1] if counts else 0
@@ -148,7 +139,7 @@ def assign(new: Sequence[str], counts: Sequence[int], most: int) -> list[list[st
 
 
 def _registered(instance: dg.DagsterInstance, dataset: Dataset, noted: int) -> list[list[str]]:
-    """Returns the partitions of each part, also of those that the output does not know of.
+    """Returns the partitions of each part, also of parts that the output has no record of.
 
     Two processes that register at once, where the output cannot be locked, may both take a shard: it then
     leaves the later part.
@@ -167,5 +158,5 @@ def _registered(instance: dg.DagsterInstance, dataset: Dataset, noted: int) -> l
 
 
 def _note(before: Json, facts: list[Json]) -> Json:
-    """Another Dagster instance may have parts of its own over the same output: the number never falls."""
+    """Never lowers the number of parts: another Dagster instance may have its own parts over the output."""
     return {"parts": facts + list(before.get("parts", []))[len(facts) :]}

@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.errors import SettingsError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root
@@ -48,7 +47,7 @@ _BREAKS: tuple[Callable[[bytes], bytes] | None, ...] = (
     lambda image: _HTML,
     lambda image: b"",
 )
-"""What is done to the image of a sample that is broken on purpose, in turn."""
+"""How the images of broken samples are damaged, in turn."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def write_sample_data(
     seed: int = 0,
     first_shard: int = 0,
 ) -> list[Path]:
-    """Writes complete shards; a shard that is there already is replaced.
+    """Writes complete shards, and returns their parquet files; shards that exist are replaced.
 
     Broken samples take turns: a row that failed to download, then, under status `success`, a truncated
     image, an HTML page, and an empty image.
@@ -101,20 +100,13 @@ def write_sample_data(
         image_size: Width and height of the images in pixels.
         seed: Other seeds give other pictures.
         first_shard: Number of the first shard, to add to an earlier call's.
-
-    Returns:
-        The parquet files, one a shard.
-
-    Raises:
-        SettingsError: An argument is out of its range.
     """
-    _check(num_shards, samples_per_shard, layout, encode_format, broken, image_size, seed, first_shard)
     root.mkdir(parents=True, exist_ok=True)
     paths = []
     for shard in range(first_shard, first_shard + num_shards):
         name = f"{shard:05d}"
         stats = root / f"{name}_stats.json"
-        stats.unlink(missing_ok=True)  # it says that a shard is complete, and this one no longer is
+        stats.unlink(missing_ok=True)  # it marks a shard as complete
         samples = list(_samples(shard, samples_per_shard, encode_format, broken, image_size, seed))
         if layout == "webdataset":
             _write_tar(root / f"{name}.tar", samples, encode_format)
@@ -128,22 +120,10 @@ def write_sample_data(
 
 def upload_sample_data(
     root: Root, num_shards: int, samples_per_shard: int, layout: Layout, first_shard: int = 0, **options: Any
-) -> int:
-    """Writes the same shards as `write_sample_data` below a URI, each by a temporary folder.
-
-    Args:
-        root: Where to write to.
-        num_shards: How many shards.
-        samples_per_shard: Rows in each shard.
-        layout: Where the images go.
-        first_shard: Number of the first shard.
-        options: The others of `write_sample_data`.
-
-    Returns:
-        How many shards there are.
+) -> None:
+    """Writes the shards of `write_sample_data` below a URI, each through a temporary folder.
 
     Raises:
-        SettingsError: An argument is out of its range.
         StorageError: The URI cannot be written to.
     """
     for number in range(first_shard, first_shard + num_shards):
@@ -151,42 +131,13 @@ def upload_sample_data(
             write_sample_data(Path(folder), 1, samples_per_shard, layout, first_shard=number, **options)
             stats = f"{number:05d}_stats.json"
             try:
-                if root.fs.exists(f"{root.path}/{stats}"):  # it says that a shard is complete
+                if root.fs.exists(f"{root.path}/{stats}"):  # it marks a shard as complete
                     root.fs.rm_file(f"{root.path}/{stats}")
             except Exception as error:
                 raise storage_error(error, f"{root.uri}/{stats}", "write") from error
             files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != stats)
             for path in (*files, Path(folder, stats)):
                 write_bytes(root, path.relative_to(folder).as_posix(), path.read_bytes())
-    return num_shards
-
-
-def _check(
-    num_shards: int,
-    samples_per_shard: int,
-    layout: str,
-    encode_format: str,
-    broken: int,
-    image_size: int,
-    seed: int,
-    first_shard: int,
-) -> None:
-    for name, value, choices in (
-        ("layout", layout, ("webdataset", "files", "parquet")),
-        ("encode_format", encode_format, tuple(_SAVE_OPTIONS)),
-    ):
-        if value not in choices:
-            raise SettingsError(f"{name} is {value!r}; give one of {', '.join(choices)}.")
-    for name, number, least, most in (
-        ("num_shards", num_shards, 1, 100_000),
-        ("samples_per_shard", samples_per_shard, 1, 1_000_000),
-        ("broken", broken, 0, samples_per_shard),
-        ("image_size", image_size, 16, 4096),
-        ("seed", seed, 0, 2**32),
-        ("first_shard", first_shard, 0, 100_000 - num_shards),
-    ):
-        if not least <= number <= most:
-            raise SettingsError(f"{name} is {number}; give a number from {least} to {most}.")
 
 
 def _samples(
@@ -251,7 +202,7 @@ def _write_parquet(path: Path, samples: list[tuple[_Row, bytes | None]], image_c
         table = table.append_column(image_column, pa.array([image for _, image in samples], pa.binary()))
     hidden = path.with_name(f".{path.name}.tmp")
     pq.write_table(table, hidden, row_group_size=ROW_GROUP)
-    hidden.replace(path)  # whoever lists the folder sees the whole file or none
+    hidden.replace(path)  # a listing of the folder sees the whole file or none
 
 
 def _stats(samples: list[tuple[_Row, bytes | None]]) -> dict[str, Any]:

@@ -54,16 +54,16 @@ def define_new_shards(
             fail_dead_runs(instance)
             embeddings.check_input(source.root())
             found = source.discover()
-            added = register_shards(instance, found, settings, dataset)
+            added = register_shards(instance, found, settings)
             now = get_parts(settings, dataset)
             states = get_shard_states(instance, found, version, embeddings.committed, now)
         except BoringError as error:
-            # An unreachable input is to be seen as a failed tick, not as one with nothing to do.
+            # The UI must show an unreachable input as a failed tick, not as one with nothing to do.
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
         attempts = _update(instance, from_cursor(context.cursor), states, settings)
         unloaded = [part for part in now if part not in parts]
-        said = (_summary(states, added), describe(attempts, states.states), _describe_unloaded(unloaded))
-        text = " ".join(filter(None, said))
+        texts = (_summary(states, added), describe(attempts, states.states), _describe_unloaded(unloaded))
+        text = " ".join(filter(None, texts))
         requests = list(_requests(states, attempts, settings.partitions_per_run, unloaded))
         if not requests:
             return dg.SensorResult(skip_reason=dg.SkipReason(text), cursor=to_cursor(attempts))
@@ -115,16 +115,16 @@ def _update(
 def _requests(
     states: ShardStates, attempts: dict[str, Attempt], most: int, unloaded: Collection[Dataset]
 ) -> Iterator[dg.RunRequest]:
-    """Yields requests for the shards whose time has come, and notes them as requested.
+    """Yields requests for the shards that are due, and marks them as requested in `attempts`.
 
-    Shards that failed before go into smaller runs each time: one that ends its process takes others with it.
+    Shards that failed go into smaller runs each time: a shard that crashes the process fails the others too.
 
-    The requests carry no `run_key`: Dagster drops a request whose key it has seen, and a shard can come back
-    in a version that it had once. A tick that was cut short keeps its requests and its cursor without one.
+    The requests have no `run_key`: Dagster ignores a request with a known key, and a shard can change back to
+    an earlier version. A tick that was interrupted keeps its requests and its cursor without a key.
 
     Args:
         states: Each shard's state.
-        attempts: What was requested and is not done; what is requested now is added.
+        attempts: What was requested and is not done.
         most: Most partitions in one run.
         unloaded: Parts without assets in this code location.
     """

@@ -9,7 +9,6 @@ import difflib
 import os
 import re
 import tomllib
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -144,7 +143,7 @@ class Settings(BaseSettings):
     split: int = Field(
         0,
         ge=0,
-        description="Most shards in one part; a larger input is split into parts with assets of their own, "
+        description="Most shards in one part; a larger input is split into parts, each with its own assets, "
         "over one output. Dagster advises at most 100000. 0 does not split.",
     )
 
@@ -348,38 +347,17 @@ def _explain(name: str, problems: list[ErrorDetails], file: str | None) -> str:
     if problems[0]["type"] == "credentials" or (field and field.annotation is SecretStr):
         return f"{PREFIX}{name.upper()} {reasons}"
     if field is None:  # its value may be a secret
-        return f"{file}: {setting_help(name)}." if file else f"{setting_help(name)}."
+        return f"{file}: {_help(name)}." if file else f"{_help(name)}."
     if name == "heads":  # of a table, the place says more than its value, which may hold a secret
         inside = ".".join(map(str, problems[0]["loc"][1:]))
-        return f"{PREFIX}{name.upper()}{f' ({inside})' if inside else ''}: {reasons} {setting_help(name)}."
-    return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {reasons} {setting_help(name)}."
+        return f"{PREFIX}{name.upper()}{f' ({inside})' if inside else ''}: {reasons} {_help(name)}."
+    return f"{PREFIX}{name.upper()} is {problems[0]['input']!r}: {reasons} {_help(name)}."
 
 
-def config_field(name: str, default: Any = None) -> Any:
-    """The field of a Dagster resource for a setting: the same default and description.
-
-    Args:
-        name: The setting.
-        default: Its default in a type that Dagster's config knows; None is the setting's own.
-    """
-    setting = Settings.model_fields[name]
-    return Field(setting.default if default is None else default, description=setting.description)
-
-
-@cache
-def setting_help(name: str) -> str:
-    """Returns one line of help for a setting, or the nearest setting where the name is unknown."""
+def _help(name: str) -> str:
+    """Returns one line of help for a setting, or the nearest setting if the name is unknown."""
     field = Settings.model_fields.get(name)
     if field is None:
         (near,) = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.0)
         return f"There is no setting `{name}`; the nearest is `{near}`"
     return f"{field.description} (default: {field.default!r})"
-
-
-def markdown_table() -> str:
-    """All settings as the table of `docs/settings.md`."""
-    lines = ["| Variable | Default | |", "|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = "" if field.default in ("", (), {}, SecretStr("")) else f"`{field.default}`"
-        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
-    return "\n".join(lines)

@@ -41,12 +41,12 @@ _NEED_FILE = (State.DONE, State.OTHER_SETTINGS)
 
 
 class Range(NamedTuple):
-    """Partitions that one run can be given: they follow each other in Dagster's order.
+    """A contiguous range of partitions, which one run can be given.
 
     Attributes:
         first: First partition key.
         last: Last partition key.
-        size: How many they are.
+        size: Number of partitions.
     """
 
     first: str
@@ -88,38 +88,11 @@ class ShardStates:
             start += count
 
     def ranges(self, selection: Iterable[str], most: int) -> Iterator[tuple[Dataset, Range]]:
-        """Yields a selection as ranges of at most so many partitions, each with its part, in order."""
+        """Yields a selection as ranges of at most `most` partitions, each with its part, in order."""
         selected = set(selection)
         for dataset, order in self.by_part():
             for one in ranges(order, selected, most):
                 yield dataset, one
-
-
-def register(
-    instance: dg.DagsterInstance, discovery: Discovery, dataset: Dataset = UNNAMED, device: str = "auto"
-) -> list[str]:
-    """Adds the partitions of shards that are new, and prepares the pool for their runs.
-
-    Args:
-        instance: Dagster's instance.
-        discovery: The shards of the input.
-        dataset: The dataset's names.
-        device: The setting `device`.
-
-    Returns:
-        The keys that were added, in order.
-    """
-    new = add_new_partitions(instance, dataset, [shard.key for shard in discovery.shards])
-    prepare_pool(instance, device)
-    return new
-
-
-def add_new_partitions(instance: dg.DagsterInstance, dataset: Dataset, keys: Iterable[str]) -> list[str]:
-    """Adds those of some partitions that are not there yet, and returns them, in order."""
-    known = set(dataset.keys(instance))
-    new = [key for key in keys if key not in known]
-    add_partitions(instance, dataset, new)
-    return new
 
 
 def add_partitions(instance: dg.DagsterInstance, dataset: Dataset, keys: Sequence[str]) -> None:
@@ -138,10 +111,10 @@ def prepare_pool(instance: dg.DagsterInstance, device: str) -> None:
     if POOL not in storage.get_concurrency_keys():
         try:
             storage.initialize_concurrency_limit_to_default(POOL)
-        except (IntegrityError, InternalError):  # PostgreSQL gives the latter
-            if POOL not in storage.get_concurrency_keys():  # else another process did so at the same moment
+        except (IntegrityError, InternalError):  # the latter from PostgreSQL
+            if POOL not in storage.get_concurrency_keys():  # else another process did so at the same time
                 raise
-    # Other launchers send runs to machines with devices of their own.
+    # Other launchers send runs to other machines.
     local = isinstance(instance.run_launcher, dg.DefaultRunLauncher)
     if local and POOL not in storage.get_concurrency_keys():
         storage.set_concurrency_slots(POOL, len(devices(device)))
@@ -207,7 +180,7 @@ def _recorded_versions(instance: dg.DagsterInstance, dataset: Dataset) -> dict[s
 
 
 def _state(shard: Shard | None, recorded: str, status: str, settings: str) -> State:
-    """Returns the state of one shard, if it has its file, from Dagster's data version and status of it."""
+    """Returns the state of a shard by its data version and status in Dagster, if its file exists."""
     if shard is None:
         return State.GONE
     if status == "IN_PROGRESS":
@@ -226,16 +199,7 @@ def data_version(source_version: str, settings: str) -> str:
 
 
 def ranges(order: list[str], selection: Iterable[str], most: int) -> list[Range]:
-    """Returns a selection as contiguous ranges of partitions, in order; a run can be given one range.
-
-    Args:
-        order: All partition keys in Dagster's order.
-        selection: The keys to cover.
-        most: Most partitions in one range.
-
-    Returns:
-        The ranges, in order.
-    """
+    """Returns a selection as contiguous ranges of partitions, in order; a run can be given one range."""
     selected = selection if isinstance(selection, Set) else set(selection)
     cut: list[Range] = []
     is_open = False

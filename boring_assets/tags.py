@@ -1,7 +1,7 @@
-"""Tags of runs and materializations, and other names that runs share; `dagster/...` are Dagster's own."""
+"""Tags of runs and materializations, and other shared names; `dagster/...` are Dagster's own."""
 
 DATA_VERSION_TAG = "dagster/data_version"
-"""The one tag whose latest value Dagster gives for all partitions by a single query."""
+"""Dagster returns the latest value of this tag for all partitions in one query."""
 BACKFILL_TAG = "dagster/backfill"
 RANGE_START_TAG = "dagster/asset_partition_range_start"
 RANGE_END_TAG = "dagster/asset_partition_range_end"
@@ -11,7 +11,7 @@ RETRY_FAILURES_TAG = "dagster/retry_on_asset_or_op_failure"
 """With the value `false`, Dagster's `run_retries` does not retry the run because a step failed in it."""
 
 MAX_RETRIES_TAG = "dagster/max_retries"
-"""How often `run_retries` retries a run, counted over all runs that began with the same one."""
+"""How often `run_retries` retries a run, counted over all retries of the first run."""
 
 EMBEDS_TAG = "boring_assets/embeds"
 """On a run of the sensor or the command line: the asset's key. A later run leaves its partitions to it."""

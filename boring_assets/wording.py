@@ -1,4 +1,4 @@
-"""Text for people: numbers with nouns, lists, what a setting must be, and what a terminal may show."""
+"""Helpers for messages: numbers with nouns, lists, expected values, texts that are safe to print."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,17 +19,17 @@ _TYPES |= {"dict": "a table of names and values", "model": "a table of names and
 
 
 def some(number: int, noun: str) -> str:
-    """A number with its noun: `1 shard`, `2,000 shards`."""
+    """Returns a number with its noun: `1 shard`, `2,000 shards`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def first_of(names: list[str], most: int = 5) -> str:
-    """The first few names of a list, and a sign that there are more."""
+    """Returns the first few names of a list, and dots if there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def expected(problem: Mapping[str, Any]) -> str:
-    """What a value must be, e.g. `expected a number greater than 0`.
+    """Returns what a value must be, e.g. `expected a number greater than 0`.
 
     Args:
         problem: An entry of pydantic's `ValidationError.errors()`. Its message is for programmers, and is
@@ -41,10 +41,10 @@ def expected(problem: Mapping[str, Any]) -> str:
 
 
 def plain(text: str) -> str:
-    """A text that a terminal shows as it is.
+    """Returns a text that is safe to print in a terminal.
 
-    Names, URLs and error texts come from the data: what they hold of control characters is escaped. Local
-    places are shown as paths.
+    Names, URLs and error texts come from the data, so control characters are escaped. Local URIs become
+    paths.
     """
     text = text.replace("file:///", "/")
     return "".join(

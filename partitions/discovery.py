@@ -1,4 +1,4 @@
-"""Finds the shards below an input, with their versions, and tells which of them are still being written.
+"""Finds the shards below an input, with their versions, and which of them are still being written.
 
 A shard is a parquet file, or a tar or TFRecord file without a parquet. img2dataset writes `NNNNN_stats.json`
 after everything else of a shard: a shard with it is complete. A tar on its own is complete when it has its
@@ -35,7 +35,7 @@ _HIDDEN = re.compile("/[._]")
 
 @dataclass(frozen=True)
 class Discovery:
-    """What one listing of an input found.
+    """The result of listing an input.
 
     Attributes:
         shards: The complete shards, sorted by key.
@@ -51,11 +51,7 @@ class Discovery:
     others: dict[str, str] = field(default_factory=dict)
 
     def explain_empty(self, uri: str) -> str:
-        """Why there are no complete shards: what the input holds instead, and what to do.
-
-        Args:
-            uri: The input's URI.
-        """
+        """Returns why there are no complete shards: what the input holds instead, and what to do."""
         parts = [f"There are no complete shards below {uri}."]
         if self.growing:
             count = f"{len(self.growing)} shards" if len(self.growing) > 1 else "One shard"
@@ -89,9 +85,6 @@ def discover(
         now: The time to measure that from, in seconds since the epoch; None is the machine's clock.
         columns: Which columns of the shards to read.
 
-    Returns:
-        The shards; nothing where the root is there and empty.
-
     Raises:
         StorageError: The root is missing, is a file, lies in an output of this project, or cannot be listed.
     """
@@ -113,7 +106,7 @@ def discover(
         if path in stray and complete:
             refused[printable(path)] = (
                 "It has no parquet of the same name, while other tars of its folder have one. If its "
-                "download was cut off, repeat it; if it is a shard of its own, move it to another folder."
+                "download was cut off, repeat it; if it is a separate shard, move it to another folder."
             )
         elif complete:
             shards.append(_shard(root, key, path, files[path], tar, columns))
@@ -145,7 +138,7 @@ def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> Iterator
 
 
 def _stray_tars(files: Mapping[str, File]) -> set[str]:
-    """Tars and TFRecord files without a parquet in folders where others have one, as img2dataset has."""
+    """Returns tars and TFRecord files without a parquet, in folders where others have one."""
     paired = {
         posixpath.dirname(path)
         for path in files
@@ -178,15 +171,12 @@ def _whole_tars(shards: Iterable[Shard]) -> set[str]:
 
 
 def find_shard(root: Root, key: str, columns: ColumnNames = USUAL_NAMES) -> Shard:
-    """Finds one shard by its key, with two to four requests; for many keys call `discover` instead.
+    """Returns the present version of one shard, with two to four requests; for many, call `discover`.
 
     Args:
         root: The input.
-        key: A partition key; whether the shard is complete is not asked.
+        key: A partition key; the shard need not be complete.
         columns: Which columns of the shard to read.
-
-    Returns:
-        The shard, with its version as of now.
 
     Raises:
         ShardError: There is no such shard, or the key is not safe.
@@ -242,7 +232,7 @@ def _list(root: Root) -> _Listing:
             return True
         by_parquet = path.endswith((SUFFIX, _STATS))
         if not by_parquet and path[path.rfind(".") :] in listing.others:
-            return False  # one of very many images
+            return False  # there may be very many images
         if _HIDDEN.search(path, base - 1):
             return False
         if by_parquet or lone_stem(path) is not None or is_archive(path):
@@ -257,8 +247,8 @@ def _list(root: Root) -> _Listing:
 
     if output := output_around(root, root.path):
         raise StorageError(
-            f"{root.uri} lies in {output}, which is an output of boring_assets and no input. Give the folder "
-            "or bucket prefix that holds the shards."
+            f"{root.uri} lies in {output}, which is an output of boring_assets, not an input. Give the "
+            "folder or bucket prefix that holds the shards."
         )
     try:
         for path, file in list_files(root, is_wanted, refuse):
@@ -275,7 +265,7 @@ def _list(root: Root) -> _Listing:
     own = own_files(listing.files, markers)
     if own and len(own) == len(listing.files):
         listing.refused[root.uri] = (
-            "all parquet files below it are outputs or exports of boring_assets, and no input"
+            "all parquet files below it are outputs or exports of boring_assets, not inputs"
         )
     for path in own:
         del listing.files[path]
@@ -283,7 +273,7 @@ def _list(root: Root) -> _Listing:
 
 
 def _info(root: Root, path: str) -> File | None:
-    """What `_list` knows of a file, for one file; None where there is no such file."""
+    """Returns the facts of one file; None if it does not exist."""
     try:
         if isinstance(root.fs, LocalFileSystem):
             return local_file(path)
@@ -311,6 +301,6 @@ def _shard(root: Root, key: str, path: str, parquet: File, tar: File | None, col
 
 
 def printable(path: str) -> str:
-    """The path with invisible letters and bytes that are not UTF-8 escaped, to be logged and shown."""
+    """Returns the path for logs and messages: invisible characters and wrong bytes are escaped."""
     clean = path.encode(errors="backslashreplace").decode()
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in clean)

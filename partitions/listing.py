@@ -23,7 +23,7 @@ _MODIFIED_FIELDS = ("mtime", "LastModified", "last_modified", "updated", "modifi
 
 
 class File(NamedTuple):
-    """The facts of a file that are kept: the listing's own record takes ten times the memory.
+    """The facts of a file; the entry of the listing takes ten times the memory.
 
     Attributes:
         size: In bytes.
@@ -39,15 +39,12 @@ class File(NamedTuple):
 def list_files(
     root: Root, wanted: Callable[[str], bool], refuse: Callable[[str, OSError], None]
 ) -> Iterator[tuple[str, File]]:
-    """Lists a root with all that lies below it.
+    """Yields path and facts of each file below a root, in no order.
 
     Args:
         root: What to list.
-        wanted: Whether a file is, by its path; of others nothing is kept.
-        refuse: Called with each local folder that cannot be read and why.
-
-    Yields:
-        Path of each file, in no order, and what is known of it.
+        wanted: Returns whether a file is wanted, by its path.
+        refuse: Called with each local folder that cannot be read, and the error.
 
     Raises:
         OSError: It cannot be listed; other backends than the local one may raise anything.
@@ -57,7 +54,7 @@ def list_files(
     elif hasattr(root.fs, "call_s3"):
         yield from _list_s3(root, wanted)
     else:
-        # Listings are remembered for ever by some filesystems, and the sensor's process is a long one.
+        # Some filesystems cache listings for ever, and the sensor's process lives long.
         root.fs.invalidate_cache()
         for path, facts in root.fs.find(root.path, detail=True).items():
             if wanted(path):
@@ -68,7 +65,7 @@ def local_file(path: str) -> File:
     """The facts of a local file; a link is followed.
 
     Raises:
-        OSError: There is none, or it cannot be looked at.
+        OSError: There is none, or it cannot be read.
     """
     stat = os.stat(path)  # noqa: PTH116 - a Path for each of many thousands costs more than the call
     return File(stat.st_size, stat.st_mtime_ns / 1e9, f"{stat.st_size} {stat.st_mtime_ns}")
@@ -97,7 +94,7 @@ def _modified(facts: Mapping[str, Any]) -> float:
 def _list_local(
     root: str, wanted: Callable[[str], bool], refuse: Callable[[str, OSError], None]
 ) -> Iterator[tuple[str, File]]:
-    """Like `find`, but reports folders that cannot be read, and takes the time of a link's target."""
+    """Lists like `find`, but reports folders that cannot be read, and uses the time of a link's target."""
 
     def stop(error: OSError) -> None:
         if error.filename == root:
@@ -157,7 +154,7 @@ class _S3Listing:
             page = self.page(ContinuationToken=page["NextContinuationToken"])
 
     def cuts(self) -> list[str]:
-        """Names at which the listing can be cut into parts. Any names do; these make parts of like sizes."""
+        """Returns names at which to split the listing. Any names work; these give parts of similar size."""
         prefix, folders, names = self.prefix, [], []
         for _ in range(5):  # a single folder in a single folder, and so on
             page = self.page(prefix, Delimiter="/")

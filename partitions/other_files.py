@@ -1,4 +1,4 @@
-"""Files that an input holds and that are not shards: what they are, and what a user can do with them."""
+"""Explains files of an input that are not shards, and what a user can do with them."""
 
 import posixpath
 from collections.abc import Iterator, Mapping
@@ -31,12 +31,7 @@ def suffix_of(path: str) -> str:
 
 
 def what_to_do(others: Mapping[str, str], uri: str) -> Iterator[str]:
-    """Says what an input without shards holds, and how it becomes one.
-
-    Args:
-        others: One path for each ending.
-        uri: The input's URI.
-    """
+    """Yields sentences: what an input without shards holds, and how to convert it."""
     if not others:
         yield "It is empty."
         return

@@ -1,4 +1,4 @@
-"""Files that this project wrote, wherever they lie: they are never shards."""
+"""Recognizes files that this project wrote: they are never shards."""
 
 from collections.abc import Collection, Iterable
 
@@ -8,7 +8,7 @@ from boring_assets.storage.root import Root
 OUTPUT_MARKER = ".boring_assets.json"
 """At the root of every output, written before any other file of it."""
 EXPORT_MARKER = ".boring_assets_export.json"
-"""The same of an export. All that lies below it is the export's."""
+"""At the root of every export. All files below belong to the export."""
 PARTS = ".parts.json"
 """At the root of the output of a split dataset: its parts."""
 EMBEDDINGS, FAILURES = "image_embeddings", "image_failures"
@@ -24,7 +24,7 @@ def is_marker(path: str) -> bool:
 
 
 def own_files(paths: Collection[str], markers: Iterable[str]) -> set[str]:
-    """The files of a listing that belong to an output or an export of this project.
+    """Returns the files of a listing that belong to an output or an export of this project.
 
     Outputs of earlier versions have no marker. They are known by the pairs that a commit writes: a file below
     `image_embeddings/` and one of the same name below `image_failures/`.
@@ -32,9 +32,6 @@ def own_files(paths: Collection[str], markers: Iterable[str]) -> set[str]:
     Args:
         paths: All files of the listing.
         markers: Those of its files that are markers.
-
-    Returns:
-        The files that are no input.
     """
     exports, outputs = [], set()
     for marker in markers:
@@ -56,7 +53,7 @@ def own_files(paths: Collection[str], markers: Iterable[str]) -> set[str]:
 
 
 def _folder_of(path: str, outputs: Collection[str]) -> bool:
-    """Whether a file lies in one of the folders of an output."""
+    """Returns whether a file is in one of the folders of an output."""
     return any(path[: at + 1].rstrip("/") in outputs for part in _PARTS for at in _places(path, part))
 
 
@@ -68,14 +65,13 @@ def _places(path: str, part: str) -> Iterable[int]:
 
 
 def output_around(root: Root, path: str) -> str:
-    """The output that a path lies in, if it does; asks the storage only where a folder is named as ours are.
+    """Returns the path of the output that contains a path; empty if there is none.
+
+    It sends requests only if a folder has a name of an output's folders.
 
     Args:
-        root: The root that the path lies below, or is.
+        root: A root that is the path, or contains it.
         path: A path on its filesystem.
-
-    Returns:
-        Path of the output; empty where it lies in none.
 
     Raises:
         StorageError: The storage cannot be read.

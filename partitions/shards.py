@@ -13,7 +13,7 @@ _MAX_SEGMENT, _MAX_KEY = 255 - len(SUFFIX), 800
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 LONE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tfrecord", ".tfrecords")
 """Endings of files that are shards without a parquet."""
-# Most keys are such: short parts of ASCII letters and digits.
+# Most keys match: short parts of ASCII letters and digits.
 _PLAIN = re.compile(r"[\w-][\w.=+-]{0,99}(?:/[\w-][\w.=+-]{0,99}){0,6}", re.ASCII)
 _NUMBERED = re.compile(r"\.tfrecords?-\d+-of-\d+\Z")
 FORBIDDEN = ("...", "\a", "\b", "\f", "\n", "\r", "\t", "\v", "\0")
@@ -22,7 +22,7 @@ SHARDS = dg.DynamicPartitionsDefinition(name="shards")
 
 
 def lone_stem(path: str) -> str | None:
-    """The path of a shard without a parquet less its ending; None where the file is not of that kind.
+    """Returns the path of a shard without a parquet, without its ending; None for other files.
 
     The number of a TFRecord file such as `train.tfrecord-00000-of-00008` stays in its partition key.
     """
@@ -33,14 +33,11 @@ def lone_stem(path: str) -> str | None:
 
 
 def key_of(path: str, root: str) -> str:
-    """The partition key of a shard.
+    """Returns the partition key of a shard: its path below the root, e.g. `part-1/00017`.
 
     Args:
         path: The shard's path (or URI), ending in `.parquet`.
-        root: The path (or URI) of the input, which the shard lies below.
-
-    Returns:
-        Its path below the root without `.parquet`, e.g. `part-1/00017`.
+        root: The path (or URI) of the input.
 
     Raises:
         ShardError: The file is not a parquet below the root, or its path is not a safe partition key.
@@ -52,14 +49,11 @@ def key_of(path: str, root: str) -> str:
 
 
 def uri_of(root_uri: str, key: str) -> str:
-    """The path or URI of a shard: `key_of` backwards.
+    """Returns the path or URI of a shard: the inverse of `key_of`.
 
     Args:
         root_uri: The path or URI of the input, with or without a trailing slash.
         key: A partition key.
-
-    Returns:
-        The shard's path or URI below it.
 
     Raises:
         ShardError: The key is not safe.
@@ -68,18 +62,15 @@ def uri_of(root_uri: str, key: str) -> str:
 
 
 def below(root_uri: str, key: str) -> str:
-    """The path or URI of a shard without its ending; the key was checked."""
+    """Returns the path or URI of a shard without its ending; the key must be checked."""
     return f"{root_uri}{key}" if root_uri.endswith("/") or not root_uri else f"{root_uri}/{key}"
 
 
 def check_key(key: str) -> str:
-    """Refuses a partition key that could lead out of the root, or that Dagster cannot store.
+    """Returns a partition key, unless it could lead out of the root or Dagster cannot store it.
 
     Args:
         key: A partition key.
-
-    Returns:
-        The same key.
 
     Raises:
         ShardError: It has empty, `.` or `..` segments (so a leading slash too), a control character,

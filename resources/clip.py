@@ -8,21 +8,21 @@ import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
 from boring_assets.engine.decoding.limits import Limits, check_formats
-from boring_assets.engine.front_ends import THREADS, start_server
 from boring_assets.engine.model.devices import Lease, lease
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import Options
+from boring_assets.engine.reader_processes import THREADS, start_server
 from boring_assets.errors import SettingsError
-from boring_assets.settings import Settings, config_field
+from boring_assets.settings import Settings
 from boring_assets.storage.weights import find_model_files
-from resources.defaults import resource_from_settings
+from resources.defaults import config_field, resource_from_settings
 
 _loaded: dict[tuple[Any, ...], Encoder] = {}
 _lock = threading.Lock()
 
 
-# Nothing is loaded before `encoder` is called: Dagster sets resources up before a step waits for its pool,
-# and a model must not hold memory while it waits.
+# The model is loaded by `encoder`, not in the setup of the resource: Dagster sets resources up before a step
+# waits for its pool, and a waiting run must not hold device memory.
 class ClipResource(dg.ConfigurableResource):
     """The CLIP model, its device and batch size, and the limits for images and memory."""
 
@@ -48,10 +48,7 @@ class ClipResource(dg.ConfigurableResource):
         return resource_from_settings(cls, settings)
 
     def encoder(self) -> Encoder:
-        """The model on its device, loaded at the first call of a process.
-
-        Returns:
-            The encoder; the same one for the same settings.
+        """Returns the model on its device, loaded at the first call of a process for these settings.
 
         Raises:
             ModelError: The model cannot be loaded, or the device is not there.
@@ -74,7 +71,7 @@ class ClipResource(dg.ConfigurableResource):
         return lease(self.device)
 
     def _check(self, name: str) -> Any:
-        """A setting's value, checked as the environment's is: Dagster's types cannot say all of it."""
+        """Returns a checked value: the types of Dagster's config are less strict than the settings."""
         setting = Settings.model_fields[name]
         kind: Any = setting.rebuild_annotation()
         try:

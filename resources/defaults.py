@@ -1,4 +1,4 @@
-"""Resources whose fields have the settings' values as their defaults."""
+"""Resources with the fields, defaults and values of the settings."""
 
 from typing import Any, TypeVar
 
@@ -11,11 +11,11 @@ Resource = TypeVar("Resource", bound=dg.ConfigurableResource | dg.ConfigurableIO
 
 
 def resource_from_settings(resource: type[Resource], settings: Settings) -> Resource:
-    """A resource with the values of the settings of the same names.
+    """Returns a resource with the values of the settings of the same names.
 
-    A run configuration replaces the values of a configured resource as a whole: a field that it does not name
-    falls back to the default of the class. So the values become the defaults of a subclass. Naming one field
-    then changes that field alone, and the launchpad shows the values in force.
+    A run configuration replaces all values of a configured resource: a field that it does not name gets the
+    default of the class. So the values become the defaults of a subclass. Then a run configuration can change
+    one field, and the launchpad shows the present values.
     """
     fields: dict[str, Any] = {}
     for name, field in resource.model_fields.items():
@@ -26,3 +26,14 @@ def resource_from_settings(resource: type[Resource], settings: Settings) -> Reso
         resource.__name__, __base__=resource, __doc__=resource.__doc__, __module__=__name__, **fields
     )
     return configured()
+
+
+def config_field(name: str, default: Any = None) -> Any:
+    """Returns the field of a Dagster resource for a setting, with the same default and description.
+
+    Args:
+        name: The setting.
+        default: The default in a type of Dagster's config; None is that of the setting.
+    """
+    setting = Settings.model_fields[name]
+    return Field(setting.default if default is None else default, description=setting.description)

@@ -1,8 +1,8 @@
-"""Where embeddings are written and read: one parquet a partition, beside its failures.
+"""The IO manager of the output: a parquet of embeddings and one of failures for each partition.
 
-A shard's failures are written first, and its embeddings file is the commit mark. Each file appears whole
-or not at all: a local one is staged and renamed, an object is put in one request (or one multipart upload,
-aborted when it fails).
+A shard's failures are written first, and its embeddings file is the commit mark. Each file is written
+atomically: a local one is staged and renamed, an object is written in one request (or one multipart upload,
+which is aborted if it fails).
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ from boring_assets.output.schema import (
     failures_table,
     repeated_rows,
 )
-from boring_assets.settings import Settings, config_field
+from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_writable, open_root
 from partitions.shards import SUFFIX, uri_of
-from resources.defaults import resource_from_settings
+from resources.defaults import config_field, resource_from_settings
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,19 +38,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """What one partition's commit wrote.
+    """The files of a committed partition.
 
     Attributes:
         uri: URI of the embeddings file.
         failures_uri: URI of the failures file.
-        bytes: Size of the embeddings file.
         table: The embeddings file's rows.
-        facts: What its metadata says.
+        facts: Its metadata.
     """
 
     uri: str
     failures_uri: str
-    bytes: int
     table: pa.Table
     facts: dict[str, Any]
 
@@ -84,12 +82,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         return open_root(self.output_dir)
 
     def uri(self, key: str, kind: str = EMBEDDINGS) -> str:
-        """URI of a partition's file, whether it is there or not.
-
-        Args:
-            key: The partition key.
-            kind: `image_embeddings` or `image_failures`.
-        """
+        """Returns the URI of a partition's file, which need not exist."""
         return f"{self.root().uri}/{_path(kind, key)}"
 
     def check(self, source: Root | None = None) -> None:
@@ -125,11 +118,8 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             result: The shard.
             facts: How it was embedded; the counts are added here.
 
-        Returns:
-            The files and their rows.
-
         Raises:
-            StorageError: The output cannot be written; what was committed before is untouched.
+            StorageError: The output cannot be written; what was committed before is unchanged.
             ShardError: The shard's columns do not fit the output.
         """
         root, key = self.root(), result.shard.key
@@ -146,7 +136,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         }
         try:
             failures = failures_table(result)
-            failures.validate(full=True)  # that text is UTF-8, for one: readers fail on it
+            failures.validate(full=True)  # e.g. that text is UTF-8, which readers need
             failures_file = to_parquet(failures)
             full |= {"repeated": repeated_rows(result), FAILURES_DIGEST: digest(failures_file)}
             table = embeddings_table(result, self.output_dtype, full)
@@ -157,10 +147,8 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
                 "texts in UTF-8, and url, key and caption that can be read as text."
             ) from error
         embeddings_file = to_parquet(table)
-        size = write_pair(
-            root, (_path(FAILURES, key), failures_file), (_path(EMBEDDINGS, key), embeddings_file)
-        )
-        return Written(self.uri(key), self.uri(key, FAILURES), size, table, full)
+        write_pair(root, (_path(FAILURES, key), failures_file), (_path(EMBEDDINGS, key), embeddings_file))
+        return Written(self.uri(key), self.uri(key, FAILURES), table, full)
 
     def committed(self) -> set[str]:
         """Keys of the partitions whose embeddings file is there, by one listing.
@@ -189,13 +177,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             raise storage_error(error, f"{root.uri}/{path}", "remove") from error
 
     def facts(self, key: str) -> dict[str, Any]:
-        """Reads the metadata of a partition's embeddings file.
-
-        Args:
-            key: The partition key.
-
-        Returns:
-            The facts; empty where nothing readable is committed.
+        """Returns the metadata of a partition's embeddings file; empty where nothing readable is committed.
 
         Raises:
             StorageError: The output cannot be read.
@@ -225,9 +207,6 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
     def load_input(self, context: dg.InputContext) -> "pl.LazyFrame | dict[str, pl.LazyFrame]":
         """Reads lazily what a later asset depends on.
 
-        Args:
-            context: Dagster's.
-
         Returns:
             One partition as a frame, several as frames by partition key. To an asset without partitions that
             depends on all of them, everything that is committed, as one frame.
@@ -247,14 +226,11 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
         return frames
 
     def scan(self, key: str | None = None, kind: str = EMBEDDINGS) -> "pl.LazyFrame":
-        """Reads lazily what is committed.
+        """Returns what is committed as a lazy frame, with the columns of the output contract.
 
         Args:
             key: One partition; None is all of them.
             kind: `image_embeddings` or `image_failures`.
-
-        Returns:
-            The rows, with the columns of the output contract.
 
         Raises:
             StorageError: There is nothing there, it cannot be read, or it has vectors of two models.
@@ -277,7 +253,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             raise storage_error(error, uri, "read") from error
 
     def _refuse_mixed(self, keys: list[str]) -> None:
-        """Vectors of two models cannot be compared, even where they have the same length."""
+        """Raises an error if partitions are of two models: their vectors cannot be compared."""
         root = self.root()
         first = identity(self.facts(keys[0]))
         if not first["weights_digest"] or is_all_of(root, first):
@@ -291,9 +267,9 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
 
 
 def _is_for_all(context: dg.InputContext, keys: list[str]) -> bool:
-    """Whether an asset without partitions depends on all of this one's.
+    """Returns whether an asset without partitions depends on all partitions of this one.
 
-    Some of them are always new, or failed: such an asset reads what is committed.
+    Such an asset reads what is committed: some partitions are always new or failed.
     """
     try:
         if context.step_context.entity_partitions_def is not None:

@@ -6,11 +6,11 @@ from boring_assets.engine.inputs.exclusions import Exclusions, parse_exclusions
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.samples import ColumnNames, Shard
 from boring_assets.errors import ChangedShardError, SettingsError, ShardError
-from boring_assets.settings import Settings, config_field
+from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_readable, filesystem, open_root
 from partitions.discovery import Discovery, discover, find_shard
-from resources.defaults import resource_from_settings
+from resources.defaults import config_field, resource_from_settings
 
 # For more shards than this, one listing of the whole input is cheaper than a look-up of each.
 _ONE_BY_ONE = 20
@@ -50,7 +50,7 @@ class ShardSource(dg.ConfigurableResource):
         return open_root(self.input_dir)
 
     def discover(self) -> Discovery:
-        """Lists the input's shards as they are now.
+        """Lists the input's shards.
 
         Raises:
             SettingsError: No input is set.
@@ -59,10 +59,7 @@ class ShardSource(dg.ConfigurableResource):
         return discover(self.root(), quiet_seconds=self.quiet_seconds, columns=self.columns())
 
     def find(self, keys: list[str]) -> dict[str, Shard | ShardError]:
-        """Finds the shards of some partitions, with their present versions.
-
-        Returns:
-            For each key, in the same order, its shard or the reason why there is none.
+        """Returns the shard of each partition, or why there is none, in the same order.
 
         Raises:
             SettingsError: No input is set.
@@ -71,7 +68,7 @@ class ShardSource(dg.ConfigurableResource):
         root = self.root()
         check_readable(root)
         if len(keys) > _ONE_BY_ONE:
-            # A shard that is named is taken as it is, complete or not.
+            # A partition that is named is read even if its shard may not be complete.
             found = discover(root, quiet_seconds=0, columns=self.columns())
             there = {shard.key: shard for shard in found.shards}
             return {key: there.get(key) or self._find(root, key) for key in keys}
@@ -87,7 +84,7 @@ class ShardSource(dg.ConfigurableResource):
         if find_shard(self.root(), shard.key).version != shard.version:
             raise ChangedShardError(
                 f"{shard.uri}, or the tar beside it, has changed since this run began, so what was read may "
-                "be a mixture. Nothing of it is kept; the run's retry, or the next run, embeds what is there."
+                "be a mixture. It is discarded; the run's retry, or the next run, embeds the new version."
             )
 
     def exclusions(self) -> Exclusions:

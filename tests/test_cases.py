@@ -194,7 +194,7 @@ def test_embed_takes_cases_from_s3_to_s3(cli: CommandLine, s3_env: Seaweed, tmp_
         _check(tmp_path / case.folder, case)
 
 
-def test_a_dagster_run_says_which_column_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_log_of_a_run_names_the_image_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = CASES / "names_of_its_own"
     project = Project(
         tmp_path / "home", monkeypatch, folder, tmp_path / "out", quiet_seconds=0, key_column="asset_id"

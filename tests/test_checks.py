@@ -77,7 +77,7 @@ def find(settings: Settings) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize(("expected", "plant"), FAULTS)
-def test_each_fault_trips_its_check_and_only_it(
+def test_each_fault_fails_exactly_its_check(
     expected: str, plant: Callable[[Settings], None], settings: Settings
 ) -> None:
     assert find(settings) == {}
@@ -87,7 +87,7 @@ def test_each_fault_trips_its_check_and_only_it(
     assert set(found[expected]) == {BAD}
 
 
-def test_the_job_says_which_partition_is_wrong(project: Project) -> None:
+def test_the_check_job_names_the_wrong_partition(project: Project) -> None:
     outcomes = check(project)
     assert set(outcomes) == set(CHECKS)
     assert all(one.passed for one in outcomes.values())
@@ -148,7 +148,7 @@ def test_a_run_of_the_web_ui_checks_at_its_end(project: Project, gone: bool) -> 
     assert {one.check_name for one in outcomes if one.passed} == set(CHECKS)
 
 
-def test_history_is_kept_and_only_some_can_be_asked_for(project: Project) -> None:
+def test_checks_have_a_history_and_can_be_selected(project: Project) -> None:
     check(project)
     lose_a_row(project.settings)
     key = dg.AssetCheckKey(ASSET_KEY, "rows_accounted_for")
@@ -162,14 +162,14 @@ def test_history_is_kept_and_only_some_can_be_asked_for(project: Project) -> Non
     ]
 
 
-def test_an_input_that_is_away_fails_the_checks_and_not_the_run(project: Project) -> None:
+def test_an_unreachable_input_fails_the_checks_and_not_the_run(project: Project) -> None:
     Path(project.settings.input_dir).rename(Path(project.settings.input_dir).with_name("away"))
     outcomes = check(project)
     assert not any(one.passed for one in outcomes.values())
     assert "It could not be checked" in (outcomes["stale"].description or "")
 
 
-def test_small_partitions_of_one_kind_do_not_drift(settings: Settings) -> None:
+def test_small_partitions_of_one_population_do_not_drift(settings: Settings) -> None:
     for seed, key in enumerate(KEYS):
         commit(settings, key, vectors(5, 30 + seed))
     assert set(find(settings)) == {"failure_rate"}

@@ -175,7 +175,7 @@ def test_parquet_that_leads_to_no_images(cli: CommandLine) -> None:
     assert "Images" not in result.stdout
 
 
-def test_status_says_what_there_is_to_do(cli: CommandLine) -> None:
+def test_status_shows_the_state_of_each_shard(cli: CommandLine) -> None:
     options = ("in", "out")
     assert "BORING_INPUT_DIR (INPUT)" in cli("status", "", "out", code=1).stderr
     cli.sample_data("in", shards=1)

@@ -11,9 +11,9 @@ from dagster._core.loader import LoadingContextForTest
 import boring_assets
 from boring_assets.datasets import Dataset
 from boring_assets.errors import SettingsError
+from boring_assets.parts import register_shards
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
-from boring_assets.shard_states import register
 from resources.source import ShardSource
 
 QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -99,8 +99,8 @@ class Embedded:
         write_sample_data(folder / "in", 4, 6, "webdataset", image_size=32)
         self.instance = dg.DagsterInstance.ephemeral()
         names = Dataset("laion", shares_location=True)
-        source = ShardSource.from_settings(Settings(input_dir=str(folder / "in")))
-        register(self.instance, source.discover(), names)
+        settings = Settings(input_dir=str(folder / "in"), dataset="laion")
+        register_shards(self.instance, ShardSource.from_settings(settings).discover(), settings)
         self.rows: dict[str, int] = {}
 
         @dg.asset(

@@ -11,10 +11,9 @@ import polars as pl
 import pytest
 
 from boring_assets.component import build_definitions
-from boring_assets.datasets import Dataset
+from boring_assets.parts import register_shards
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
-from boring_assets.shard_states import register
 from resources.source import ShardSource
 from tests.e2e.processes import PROJECT
 from tests.postgres import Postgres, program
@@ -44,7 +43,7 @@ class Project:
         self.name = asset.key.to_user_string()
         self.instance = dg.DagsterInstance.ephemeral()
         write_sample_data(self.input, 2, 12, "parquet", image_size=32)
-        register(self.instance, ShardSource.from_settings(settings).discover(), Dataset())
+        register_shards(self.instance, ShardSource.from_settings(settings).discover(), settings)
 
     def materialize(self, first: str, last: str, *names: str) -> None:
         tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}

@@ -283,7 +283,7 @@ def embed_again(sample: Embedded, folder: Path, **settings: Any) -> Iterator[Pro
         yield again.project
 
 
-def test_a_shard_without_a_good_image_and_one_without_a_bad_one(tmp_path: Path) -> None:
+def test_shards_with_no_or_only_failures_have_both_files(tmp_path: Path) -> None:
     write_sample_data(tmp_path / "in", 1, 6, "webdataset", broken=6, image_size=32)
     write_sample_data(tmp_path / "in", 1, 6, "webdataset", broken=0, image_size=32, first_shard=1)
     for done in embed("both", tmp_path):

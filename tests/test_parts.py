@@ -48,7 +48,7 @@ class Split:
         return self.cli(*arguments, code=code, BORING_SPLIT=str(SPLIT), BORING_QUIET_SECONDS="3600").output
 
     def partitions(self) -> dict[str, list[str]]:
-        return {part.part: part.keys(self.instance) for part in get_parts(self.settings, Dataset())}
+        return {part.part: part.keys(self.instance) for part in get_parts(self.settings)}
 
     def tick(self, defs: dg.Definitions, cursor: str | None = None) -> SensorExecutionData:
         resources = {
@@ -157,16 +157,16 @@ def test_a_shard_leaves_its_own_part(split: Split) -> None:
 def test_a_shard_that_two_processes_registered_at_once_stays_in_the_first_part(split: Split) -> None:
     keys = add_folder(split.source, "a", 5)
     found = ShardSource.from_settings(split.settings).discover()
-    register_shards(split.instance, found, split.settings, Dataset())
+    register_shards(split.instance, found, split.settings)
     split.instance.add_dynamic_partitions("part_002_shards", keys[:1])
-    register_shards(split.instance, found, split.settings, Dataset())
+    register_shards(split.instance, found, split.settings)
     assert split.partitions() == {"part_001": keys[:4], "part_002": keys[4:]}
     (split.output / ".parts.json").unlink()  # Dagster's own record says how many parts there are
-    register_shards(split.instance, found, split.settings, Dataset())
+    register_shards(split.instance, found, split.settings)
     assert split.partitions() == {"part_001": keys[:4], "part_002": keys[4:]}
 
 
-def test_all_names_of_split_datasets_differ(tmp_path: Path) -> None:
+def test_split_datasets_have_different_names(tmp_path: Path) -> None:
     """And each part has all that an unsplit dataset has."""
     plain: Any = component(tmp_path, dataset="laion").get_repository_def()
     both = dg.Definitions.merge(

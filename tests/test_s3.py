@@ -144,7 +144,7 @@ def test_a_wrong_session_token(refused: Callable[..., str], s3: Seaweed) -> None
     assert target in said
 
 
-def test_missing_buckets(refused: Callable[..., str], s3: Seaweed) -> None:
+def test_missing_buckets_are_named(refused: Callable[..., str], s3: Seaweed) -> None:
     assert "Cannot write s3://no-such-output/x: there is no bucket no-such-output" in refused(
         s3.env, target="s3://no-such-output/x"
     )
@@ -192,7 +192,7 @@ def test_a_large_object_appears_whole(s3_env: Seaweed) -> None:
     assert not fs.call_s3("list_multipart_uploads", Bucket=BUCKET, Prefix=name).get("Uploads")
 
 
-def test_a_deleted_shard_fails_alone(s3_env: Seaweed, shards: Path, project: NewProject) -> None:
+def test_a_deleted_shard_does_not_fail_the_others(s3_env: Seaweed, shards: Path, project: NewProject) -> None:
     source = copy_to_s3(shards, s3_env)
     mine = project("home", source, s3_env.new_prefix())
     mine.register()

@@ -69,7 +69,9 @@ def test_signed_urls_that_cannot_be_fetched(cli: CommandLine, tmp_path: Path) ->
     ],
     ids=lambda arguments: arguments[0][:9] + arguments[1][:9] + "".join(arguments[2:3]),
 )
-def test_calls_that_fail(cli: CommandLine, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_commands_that_fail_print_no_secrets(
+    cli: CommandLine, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     (port,) = free_ports(1)
     cli.sample_data("in", shards=1, samples=2)
     Path("secret.toml").write_text(f'aws_secret_access_key = "{SECRET}"\n')
@@ -80,7 +82,7 @@ def test_calls_that_fail(cli: CommandLine, tmp_path: Path, arguments: tuple[str,
     assert not leaks(tmp_path, said.stdout, said.stderr)
 
 
-def test_a_run_that_succeeds_and_one_that_fails_in_it(cli: CommandLine, tmp_path: Path) -> None:
+def test_no_run_stores_or_logs_secrets(cli: CommandLine, tmp_path: Path) -> None:
     cli.sample_data("in", "--broken", 1, shards=2, samples=4)
     Path("in/00001.parquet").write_bytes(b"broken")
     said = cli("embed", "in", "out", code=3, **ENVIRONMENT)

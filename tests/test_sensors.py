@@ -72,7 +72,7 @@ def test_shards_made_by_other_settings_are_not_requested(
     assert spans(tick(settings, instance).run_requests) == [("00001", "00001")]
 
 
-def test_a_tick_asks_for_a_bounded_number_of_runs(settings: Settings, instance: dg.DagsterInstance) -> None:
+def test_a_tick_requests_a_limited_number_of_runs(settings: Settings, instance: dg.DagsterInstance) -> None:
     write(settings, 0, 23)
     small = settings.model_copy(update={"partitions_per_run": 2})
     first = tick(small, instance)
@@ -159,7 +159,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return move
 
 
-def test_a_lost_run_is_requested_again_as_often_as_it_takes(
+def test_a_lost_run_is_requested_again_any_number_of_times(
     settings: Settings, instance: dg.DagsterInstance, clock: Callable[[float], None]
 ) -> None:
     write(settings, 0, 4)

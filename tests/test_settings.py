@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from boring_assets.errors import SettingsError
-from boring_assets.settings import Settings, load_settings, markdown_table
+from boring_assets.settings import PREFIX, Settings, load_settings
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-def test_without_anything_the_defaults_hold() -> None:
+def test_without_settings_the_defaults_apply() -> None:
     settings = load_settings()
     assert (settings.input_dir, settings.model, settings.batch_size) == ("", "ViT-B-32", "auto")
     assert settings.allowed_url_prefixes == ()
@@ -73,7 +74,7 @@ def test_every_wrong_value_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) 
         load_settings()
 
 
-def test_trouble_with_the_file_names_it(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_settings_file_is_named(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config.write_text("modle = 'ViT-B-32'\n")
     with pytest.raises(SettingsError) as caught:
         load_settings()
@@ -178,10 +179,19 @@ def test_what_changes_the_numbers_changes_the_version() -> None:
     assert same.embedding_version() == base
 
 
+def markdown_table() -> str:
+    """All settings as the table of `docs/settings.md`."""
+    lines = ["| Variable | Default | |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default in ("", (), {}, SecretStr("")) else f"`{field.default}`"
+        lines.append(f"| `{PREFIX}{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines)
+
+
 def test_the_document_lists_the_settings_as_they_are() -> None:
     document = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
     assert markdown_table() in document, (
-        "run: python -c 'from boring_assets.settings import *; print(markdown_table())'"
+        "run: python -c 'from tests.test_settings import *; print(markdown_table())'"
     )
 
 

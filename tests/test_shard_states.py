@@ -10,9 +10,10 @@ import pytest
 from boring_assets.commands.runs import run_range
 from boring_assets.datasets import ASSET_KEY
 from boring_assets.instance.homes import open_instance
+from boring_assets.parts import register_shards
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
-from boring_assets.shard_states import State, data_version, get_shard_states, ranges, register
+from boring_assets.shard_states import State, data_version, get_shard_states, ranges
 from boring_assets.tags import DATA_VERSION_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
@@ -63,7 +64,7 @@ def states(settings: Settings, instance: dg.DagsterInstance) -> dict[str, State]
 def test_each_state_is_recognized(settings: Settings, instance: dg.DagsterInstance) -> None:
     folder = Path(settings.input_dir)
     write(settings, 0, 8)
-    register(instance, ShardSource.from_settings(settings).discover())
+    register_shards(instance, ShardSource.from_settings(settings).discover(), settings)
     for number in (0, 1, 3, 4, 6):
         report_done(settings, instance, f"{number:05d}")
     report_done(settings, instance, "00002", made_with="another-model")
@@ -94,7 +95,7 @@ def test_a_lost_partition_that_fails_again_is_failed(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
     write(settings, 0)
-    register(instance, ShardSource.from_settings(settings).discover())
+    register_shards(instance, ShardSource.from_settings(settings).discover(), settings)
     report_done(settings, instance, "00000")
     (Path(settings.output_dir) / "image_embeddings" / "00000.parquet").unlink()
     parquet = Path(settings.input_dir) / "00000.parquet"
@@ -108,7 +109,7 @@ def test_a_shard_that_is_finished_while_the_states_are_read_is_not_new(
     settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(settings, 0)
-    register(instance, ShardSource.from_settings(settings).discover())
+    register_shards(instance, ShardSource.from_settings(settings).discover(), settings)
     finished: list[str] = []
 
     def finish(read: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,11 +130,11 @@ def test_a_shard_that_is_finished_while_the_states_are_read_is_not_new(
 
 
 def test_register_adds_what_is_new_in_order(settings: Settings, instance: dg.DagsterInstance) -> None:
-    write(settings, 5, 2)
-    assert register(instance, ShardSource.from_settings(settings).discover()) == ["00005", "00006"]
-    write(settings, 0, 2)
-    assert register(instance, ShardSource.from_settings(settings).discover()) == ["00000", "00001"]
-    assert register(instance, ShardSource.from_settings(settings).discover()) == []
+    source = ShardSource.from_settings(settings)
+    for number, new in ((5, ["00005", "00006"]), (0, ["00000", "00001"])):
+        write(settings, number, 2)
+        assert register_shards(instance, source.discover(), settings) == new
+    assert register_shards(instance, source.discover(), settings) == []
     assert list(instance.get_dynamic_partitions("shards")) == ["00005", "00006", "00000", "00001"]
     assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 1
 
@@ -141,7 +142,7 @@ def test_register_adds_what_is_new_in_order(settings: Settings, instance: dg.Dag
 def test_register_leaves_a_pool_limit_that_was_set(settings: Settings, instance: dg.DagsterInstance) -> None:
     instance.event_log_storage.set_concurrency_slots("gpu", 4)
     write(settings, 0)
-    register(instance, ShardSource.from_settings(settings).discover())
+    register_shards(instance, ShardSource.from_settings(settings).discover(), settings)
     assert instance.event_log_storage.get_concurrency_info("gpu").slot_count == 4
 
 
@@ -164,12 +165,13 @@ def test_without_a_default_the_pool_has_a_slot_for_each_device_and_none_is_lost(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    settings = settings.model_copy(update={"device": "auto"})
     write(settings, 0, 1)
     found = ShardSource.from_settings(settings).discover()
     (tmp_path / "plain").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "plain")) as plain:
         storage = plain.event_log_storage
-        register(plain, found)
+        register_shards(plain, found, settings)
         assert [(limit.name, limit.limit) for limit in storage.get_pool_limits()] == [("gpu", 2)]
 
         @dg.job
@@ -177,8 +179,8 @@ def test_without_a_default_the_pool_has_a_slot_for_each_device_and_none_is_lost(
 
         run = plain.create_run_for_job(killed)
         storage.claim_concurrency_slot("gpu", run.run_id, "step")
-        register(plain, found)
+        register_shards(plain, found, settings)
         assert storage.get_concurrency_info("gpu").active_run_ids == {run.run_id}
         plain.report_run_failed(run, "killed")
-        register(plain, found)
+        register_shards(plain, found, settings)
         assert storage.get_concurrency_info("gpu").active_run_ids == set()

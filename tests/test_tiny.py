@@ -26,7 +26,7 @@ def test_the_shipped_weights_find_held_out_pictures() -> None:
     assert abs(accuracy - stated) < 1.5 / count
 
 
-def test_untrained_weights_find_nothing() -> None:
+def test_random_weights_find_nothing() -> None:
     import open_clip
     import torch
 

@@ -1,1 +1,1 @@
-"""Long trials of what must never break: `make torture` runs each module and prints its figures."""
+"""Long tests of crashes, storage faults, hostile input and memory; `make torture` runs each module."""

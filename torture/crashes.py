@@ -1,11 +1,11 @@
-"""Kills real runs of `boring-assets embed` at random instants, and looks at what their retries make of it.
+"""Kills runs of `boring-assets embed` at random moments, and checks the output of their retries.
 
     python -m torture.crashes --kills 200
 
-A round begins with an empty output and a new Dagster home. Up to three runs are killed, each going on where
-the one before was killed, and the last one is left alone. Then the output must be that of a run that nobody
-disturbed, row for row, with no other file; Dagster must call every shard done; and nothing that was committed
-may have been written again.
+A round starts with an empty output and a new Dagster home. Up to three runs are killed, each a retry of the
+one before; the next run is not killed. Then the output must be the same as that of an undisturbed run, row
+for row, without other files. Every shard must be done in Dagster, and no committed file may have been written
+again.
 """
 
 import argparse
@@ -29,38 +29,39 @@ from torture.report import finish
 from torture.starter import Run, Starter
 
 _MOST_KILLS = 3
-_DEADLINE = 1800  # ends a run that hangs, and judges no speed
-# Of so many runs one decodes in processes, which must end with it.
+_DEADLINE = 1800  # seconds until a run that hangs is ended
+# One of so many runs decodes in processes, which must end with it.
 _WITH_PROCESSES = 8
-# Of so many runs one is started as users do, by its name and with all its imports.
+# One of so many runs is started by its name and with all its imports, as users do.
 _COLD = 20
 
 
 class Crashes:
-    """Rounds over one kind of storage."""
+    """Rounds of killed runs, over one kind of storage."""
 
     def __init__(self, new_place: Callable[[str], Place], keys: list[str], seed: int) -> None:
         self._new_place, self._keys, self._random = new_place, keys, random.Random(seed)
         self.figures: Counter[str] = Counter()
         self.violations: list[str] = []
         self._starter = Starter()
-        for name in ("warm-up", "reference"):  # the second one is not slowed by what is read first
+        for name in ("warm-up", "reference"):  # the second one finds the files in the cache
             reference = new_place(name)
             started = time.monotonic()
             run = reference.start(self._starter)
-            _until(lambda: _begun(reference, {}), run)  # noqa: B023  (called at once)
+            _wait_until(lambda: _has_begun(reference, {}), run)  # noqa: B023  (called at once)
             begun = time.monotonic()
-            _until(lambda: "metadata.json" in reference.files(), run)  # noqa: B023
+            _wait_until(lambda: "metadata.json" in reference.files(), run)  # noqa: B023
             self._startup, self._work = begun - started, time.monotonic() - begun
             if run.wait(_DEADLINE):
                 raise RuntimeError(f"The undisturbed run failed:\n{reference.log()}")
         self._tables, self._totals = reference.tables(keys), reference.totals()
         print(
-            f"undisturbed: {self._startup:.1f} s to the first shard, {self._work:.1f} s of work", flush=True
+            f"undisturbed run: {self._startup:.1f} s to the first shard, {self._work:.1f} s of work",
+            flush=True,
         )
 
-    def go(self, kills: int) -> None:
-        """Rounds until so many runs were killed."""
+    def run(self, kills: int) -> None:
+        """Runs rounds until so many runs were killed."""
         number = 0
         while self.figures["kills"] < kills:
             number += 1
@@ -96,7 +97,7 @@ class Crashes:
         return wrong
 
     def _kill(self, place: Place) -> str | None:
-        """Starts a run and kills it; where that was, or None where it was done before."""
+        """Starts a run and kills it; returns at which stage, or None if the run ended before."""
         before = place.files()
         self.figures["runs"] += 1
         processes = self.figures["runs"] % _WITH_PROCESSES == 0
@@ -107,58 +108,58 @@ class Crashes:
         aim = self._random.choices(("starting", "working", "committing"), (15, 60, 25))[0]
         if aim == "starting":
             time.sleep(self._random.uniform(0, self._startup))
-        elif _until(lambda: _begun(place, before), run):
+        elif _wait_until(lambda: _has_begun(place, before), run):
             if aim == "working":
                 time.sleep(self._random.uniform(0, self._work * left))
             else:
                 seen = self._random.randrange(max(1, round(len(self._keys) * left)))
-                _until(lambda: _between(place, before, seen), run)
+                _wait_until(lambda: _is_committing(place, before, seen), run)
         if run.poll() is not None:
             if run.returncode:
                 self.violations.append(f"a retry failed by itself: {place.log()}")
             return None
         os.kill(run.pid, signal.SIGKILL)
         run.wait()
-        if not _until(lambda: not _group_lives(run.pid), None, 20):
-            self.violations.append("processes live on after their run was killed")
+        if not _wait_until(lambda: not _is_group_alive(run.pid), None, 20):
+            self.violations.append("processes were still alive after their run was killed")
             os.killpg(run.pid, signal.SIGKILL)
-        self.figures["kills: of runs with all their imports"] += cold
+        self.figures["kills: of runs started by name"] += cold
         self.figures["kills: with decoding processes"] += processes
         after = place.files()
         self.figures["kills: with shards committed"] += any(p.startswith(EMBEDDINGS) for p in after)
         if any(path.startswith(".") and not path.startswith(OWN_NOTES) for path in after):
             self.figures["kills: that left a staging file"] += 1
-        if _half(after) > _half(before):
+        if _count_half_committed(after) > _count_half_committed(before):
             self.figures["kills: between a shard's two files"] += 1
-        return aim if aim == "starting" or _begun(place, before) else "starting"
+        return aim if aim == "starting" or _has_begun(place, before) else "starting"
 
     def _rewritten(self, before: dict[str, str], after: dict[str, str]) -> list[str]:
-        """Embeddings files that were committed and are another file now."""
+        """Lists embeddings files that were committed and have been written again."""
         committed = {path: stamp for path, stamp in before.items() if path.startswith(EMBEDDINGS)}
         again = [path for path, stamp in committed.items() if after.get(path) != stamp]
-        self.figures["committed shards that a retry met"] += len(committed)
+        self.figures["committed shards before a retry"] += len(committed)
         self.figures["committed shards written again"] += len(again)
         return [f"{path} was committed, and written again" for path in again]
 
 
-def _begun(place: Place, before: dict[str, str]) -> bool:
-    """Whether a run has begun to write shards."""
+def _has_begun(place: Place, before: dict[str, str]) -> bool:
+    """Returns whether a run has begun to write shards."""
     return any(path.startswith(FAILURES) for path, _ in place.files().items() - before.items())
 
 
-def _half(files: dict[str, str]) -> int:
-    """How many partitions have a failures file and no embeddings file."""
+def _count_half_committed(files: dict[str, str]) -> int:
+    """Counts the partitions with a failures file and no embeddings file."""
     done = {path.removeprefix(EMBEDDINGS) for path in files if path.startswith(EMBEDDINGS)}
     return len({path.removeprefix(FAILURES) for path in files if path.startswith(FAILURES)} - done)
 
 
-def _between(place: Place, before: dict[str, str], seen: int) -> bool:
-    """Whether a run is in the middle of a commit, after having done some shards."""
+def _is_committing(place: Place, before: dict[str, str], seen: int) -> bool:
+    """Returns whether a run is in the middle of a commit, after it has committed `seen` shards."""
     files = place.files()
-    return len(files) >= len(before) + 2 * seen and _half(files) > 0
+    return len(files) >= len(before) + 2 * seen and _count_half_committed(files) > 0
 
 
-def _group_lives(group: int) -> bool:
+def _is_group_alive(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -166,10 +167,10 @@ def _group_lives(group: int) -> bool:
     return True
 
 
-def _until(
+def _wait_until(
     holds: Callable[[], bool], run: "Run | subprocess.Popen[bytes] | None", seconds: float = _DEADLINE
 ) -> bool:
-    """Waits for something as long as a run lives; whether it came."""
+    """Waits until a condition holds or the run has ended; returns whether it holds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and (run is None or run.poll() is None):
         if holds():
@@ -179,7 +180,7 @@ def _until(
 
 
 def main() -> None:
-    """See the module."""
+    """Kills runs over each kind of storage, and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--storage", choices=("local", "s3", "both"), default="both")
@@ -200,7 +201,7 @@ def main() -> None:
             else:
                 new_place = _on_s3(folder, shards, stack.enter_context(Seaweed(folder / "seaweed")))
             crashes = Crashes(new_place, keys, options.seed)
-            crashes.go(options.kills // len(kinds))
+            crashes.run(options.kills // len(kinds))
             figures |= {f"{kind}: {name}": value for name, value in sorted(crashes.figures.items())}
             violations += crashes.violations
         finish(f"Killed runs (seed {options.seed})", figures, violations)

@@ -1,9 +1,9 @@
-"""Damaged images, parquet files and tars in great number, through the engine's own way, on the CPU.
+"""Sends many damaged images, parquet files and tars through the engine, on the CPU.
 
     python -m torture.hostile --images 5000 --files 500
 
-Each part runs in a process of its own, so that a crash is seen and named, and a hang is ended. The exit code
-is 1 if anything crashed, hung, took more time or memory than allowed, or was not accounted for.
+Each part runs in its own process, so that a crash is reported and a hang is ended. The exit code is 1 if a
+part crashed, hung, or took more time or memory than allowed, or if a row was not accounted for.
 """
 
 import argparse
@@ -23,12 +23,12 @@ _PART_SECONDS = 1200
 
 
 def main() -> int:
-    """Runs the parts and prints their sum."""
+    """Runs the parts and prints their figures."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=5000, help="damaged images")
-    parser.add_argument("--files", type=int, default=500, help="damaged parquet files and tars")
-    parser.add_argument("--seed", type=int, default=0, help="decides the damage")
-    parser.add_argument("--memory-mb", type=int, default=4096, help="most memory of a part, in MiB")
+    parser.add_argument("--images", type=int, default=5000, help="number of damaged images")
+    parser.add_argument("--files", type=int, default=500, help="number of damaged parquet files and tars")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the damage")
+    parser.add_argument("--memory-mb", type=int, default=4096, help="maximum memory of a part, in MiB")
     parser.add_argument("--part", choices=_PART, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
@@ -86,7 +86,7 @@ def _run_kind(kind: str, count: int, seed: int, memory_mb: int) -> list[str]:
     if slowest[0] > 2 * Limits().seconds:
         wrong.append(f"{slowest[1]} took {slowest[0]:.1f} s; the limit is {Limits().seconds:g} s")
     if memory > memory_mb:
-        wrong.append(f"{kind} took {memory:.0f} MiB; allowed are {memory_mb}")
+        wrong.append(f"{kind} took {memory:.0f} MiB; the limit is {memory_mb}")
     print(f"{kind:10}{inputs:8}\n  embedded rows {embedded:8}")
     for reason, times in reasons.most_common():
         print(f"  {reason:13} {times:8}")

@@ -1,4 +1,4 @@
-"""Outputs on a local disk or on S3, looked at from outside: which files, since when, with which rows."""
+"""Reads and compares outputs on a local disk or on S3: their files, versions and rows."""
 
 import io
 import json
@@ -33,13 +33,13 @@ FIXED = {
     "BORING_DEVICE": "cpu",
     "BORING_PRECISION": "fp32",
     "BORING_QUIET_SECONDS": "0",
-    # A batch of one image is computed the same whatever was computed before it: rows are equal to the bit.
+    # With batches of one image, the rows of two runs are equal to the bit.
     "BORING_BATCH_SIZE": "1",
 }
 
 
 def write_input(folder: Path, shards: int, images: int) -> list[str]:
-    """Writes shards of both kinds, some images of each broken; gives their partition keys."""
+    """Writes shards of two layouts with some broken images; returns their partition keys."""
     layouts: tuple[Literal["webdataset", "parquet"], ...] = ("webdataset", "parquet")
     for number, layout in enumerate(layouts):
         count = shards // 2 + (shards % 2 if number == 0 else 0)
@@ -49,14 +49,14 @@ def write_input(folder: Path, shards: int, images: int) -> list[str]:
 
 @dataclass
 class Place:
-    """An input and an output with a Dagster home of their own, and the program over them.
+    """An input, an output and their own Dagster home.
 
     Attributes:
         home: `DAGSTER_HOME`.
         input, output: Path or URI.
-        fs: Sees the output, and shares nothing with the program.
-        path: The output's path on it.
-        env: Further environment variables of the program.
+        fs: Filesystem of the output, with its own connection.
+        path: Path of the output on it.
+        env: Further environment variables of `boring-assets`.
     """
 
     home: Path
@@ -67,7 +67,7 @@ class Place:
     env: Mapping[str, str] = field(default_factory=dict)
 
     def start(self, starter: Starter | None = None, **more: str) -> "Run | subprocess.Popen[bytes]":
-        """Starts `boring-assets embed` in a session of its own; without a starter, with all its imports."""
+        """Starts `boring-assets embed` in its own session; without a starter, as a new process."""
         self.home.parent.mkdir(parents=True, exist_ok=True)
         log = self.home.parent / "log.txt"
         env = {**_clean(os.environ), **FIXED, **self.env, **more, "DAGSTER_HOME": str(self.home)}
@@ -81,11 +81,11 @@ class Place:
             )  # fmt: skip
 
     def log(self) -> str:
-        """The end of what the program has printed."""
+        """Returns the end of the program's output."""
         return (self.home.parent / "log.txt").read_text(errors="replace")[-2000:]
 
     def files(self) -> dict[str, str]:
-        """Every file of the output, hidden ones too, and what changes when it is written again."""
+        """Returns every file of the output, hidden ones too, with a stamp that changes with the file."""
         self.fs.invalidate_cache()
         found = self.fs.find(self.path, detail=True) if self.fs.exists(self.path) else {}
         return {
@@ -97,27 +97,27 @@ class Place:
         }
 
     def table(self, path: str) -> pa.Table:
-        """A file's rows."""
+        """Returns the rows of a file."""
         return pq.read_table(io.BytesIO(self.fs.cat_file(f"{self.path}/{path}")))
 
     def tables(self, keys: list[str]) -> dict[str, pa.Table]:
-        """The rows of both files of each partition."""
+        """Returns the rows of both files of each partition."""
         return {path: self.table(path) for path in expected(keys)}
 
     def totals(self) -> dict[str, Any]:
-        """`metadata.json` without the time of its writing."""
-        said = json.loads(self.fs.cat_file(f"{self.path}/metadata.json"))
-        return {name: value for name, value in said.items() if name != "timestamp"}
+        """Returns `metadata.json` without its time."""
+        totals = json.loads(self.fs.cat_file(f"{self.path}/metadata.json"))
+        return {name: value for name, value in totals.items() if name != "timestamp"}
 
     def states(self) -> dict[str, State]:
-        """Each partition's state, as `boring-assets status` says."""
+        """Returns the state of each partition, as `boring-assets status` shows it."""
         with self._settings() as settings, self._instance() as instance:
             found = ShardSource.from_settings(settings).discover()
             committed = EmbeddingsIOManager.from_settings(settings).committed
             return get_shard_states(instance, found, settings.embedding_version(), committed).states
 
     def computed(self) -> dict[str, int]:
-        """How often each partition was reported as embedded, adoptions left out."""
+        """Returns how often each partition was reported as embedded, without adoptions."""
         times: dict[str, int] = {}
         with self._instance() as instance:
             for record in instance.fetch_materializations(ASSET_KEY, limit=10_000).records:
@@ -154,12 +154,12 @@ class Place:
 
 
 def expected(keys: list[str]) -> set[str]:
-    """Paths of the files that partitions have below an output."""
+    """Returns the paths of the files of some partitions."""
     return {f"{kind}/{key}.parquet" for kind in (EMBEDDINGS, FAILURES) for key in keys}
 
 
 def compare(place: Place, keys: list[str], tables: Mapping[str, pa.Table], totals: object) -> list[str]:
-    """What of an output is not as an undisturbed run has left it; nothing where all is equal."""
+    """Returns the differences from the output of an undisturbed run."""
     there = set(place.files())
     wrong = [f"{path} is missing" for path in sorted((expected(keys) | {"metadata.json"}) - there)]
     wrong += [
@@ -171,11 +171,11 @@ def compare(place: Place, keys: list[str], tables: Mapping[str, pa.Table], total
         if not place.table(path).equals(tables[path])
     ]
     if "metadata.json" in there and place.totals() != totals:
-        wrong.append(f"metadata.json says {place.totals()}, and not {totals}")
+        wrong.append(f"metadata.json says {place.totals()}, but should say {totals}")
     return wrong
 
 
 def _clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without settings and credentials of this machine."""
+    """Returns the environment without settings and credentials of this machine."""
     foreign = ("BORING_", "DAGSTER_", "AWS_", "FSSPEC_")
     return {name: value for name, value in environment.items() if not name.startswith(foreign)}

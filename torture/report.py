@@ -1,17 +1,11 @@
-"""How a torture ends: a table of figures, what was violated, and an exit code that says whether it was."""
+"""Prints the result of a torture test, and sets the exit code."""
 
 import sys
 from collections.abc import Mapping
 
 
 def finish(title: str, figures: Mapping[str, object], violations: list[str]) -> None:
-    """Prints what was seen and ends the process.
-
-    Args:
-        title: What was tried.
-        figures: What was counted or measured, by name.
-        violations: What must not happen and did; the exit code is 1 where there is any.
-    """
+    """Prints figures and violations, and ends the process; the exit code is 1 if there are violations."""
     print(f"\n{title}")
     width = max(map(len, figures))
     for name, value in figures.items():

@@ -1,9 +1,9 @@
-"""Embeds from and to an S3 server that fails by chance, and compares with an undisturbed run.
+"""Embeds from and to an S3 server that fails at random, and compares the output with an undisturbed run.
 
     python -m torture.s3_faults --rounds 3 --rate 0.05
 
-A proxy before SeaweedFS answers 500 and 503, resets connections before and after a request has reached the
-server, cuts bodies short, and stalls for longer than a client waits.
+A proxy in front of SeaweedFS answers 500 and 503, resets connections before and after a request has reached
+the server, truncates bodies, and stalls for longer than a client waits.
 """
 
 import argparse
@@ -23,11 +23,11 @@ _STALL_SECONDS = 20
 
 
 def main() -> None:
-    """See the module."""
+    """Runs the rounds and prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=0.05, help="Probability of each kind of fault.")
-    parser.add_argument("--stalls", type=float, default=0.005, help="Probability of a stall.")
+    parser.add_argument("--rate", type=float, default=0.05, help="probability of each kind of fault")
+    parser.add_argument("--stalls", type=float, default=0.005, help="probability of a stall")
     parser.add_argument("--shards", type=int, default=12)
     parser.add_argument("--images", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
@@ -68,10 +68,12 @@ def main() -> None:
                 figures.update({f"faults: {kind}": count for kind, count in proxy.injected.items()})
             wrong = compare(disturbed, keys, tables, totals)
             disturbed.env = server.env
-            wrong += [f"{key} is {is_}" for key, is_ in disturbed.states().items() if is_ is not State.DONE]
+            wrong += [
+                f"{key} is {state}" for key, state in disturbed.states().items() if state is not State.DONE
+            ]
             wrong += [f"it failed twice: {disturbed.log()}"] if status else []
             uploads = fs.call_s3("list_multipart_uploads", Bucket=disturbed.path.partition("/")[0])
-            wrong += [f"the upload {one['Key']} was left open" for one in uploads.get("Uploads", [])]
+            wrong += [f"the upload {one['Key']} was not completed" for one in uploads.get("Uploads", [])]
             violations += [f"round {number}: {what}" for what in wrong]
             print(dict(figures), f"{len(violations)} violations", flush=True)
         starter.close()

@@ -1,7 +1,7 @@
-"""Starts `boring-assets` over and over without its imports, which take longer than what is to be killed.
+"""Starts `boring-assets` many times without its imports, which take longer than the run itself.
 
-A starter has imported the program and forks for each start. What is forked is a process of its own that runs
-the program's `main` with an environment, a session and a Dagster home of its own, and dies like any other.
+A starter process has imported the program, and forks for each start. The fork runs the program's `main` in
+its own session, with its own environment and Dagster home.
 """
 
 import importlib
@@ -22,14 +22,14 @@ _IMPORTED = (
 
 
 class Run:
-    """A started program; like a `Popen` of it."""
+    """A started program, with the interface of `Popen`."""
 
     def __init__(self, starter: "subprocess.Popen[bytes]", pid: int) -> None:
         self._starter, self.pid = starter, pid
         self.returncode: int | None = None
 
     def poll(self, seconds: float = 0) -> int | None:
-        """Its exit status, negative for a signal; None while it runs."""
+        """Returns the exit status, negative for a signal; None while it runs."""
         out = self._starter.stdout
         assert out is not None
         if self.returncode is None and select.select([out], [], [], seconds)[0]:
@@ -37,11 +37,11 @@ class Run:
         return self.returncode
 
     def wait(self, seconds: float = 1800) -> int:
-        """Waits for its end."""
+        """Waits for the end, and returns the exit status."""
         end = time.monotonic() + seconds
         while (status := self.poll(1)) is None:
             if time.monotonic() > end:
-                raise TimeoutError(f"The process {self.pid} goes on after {seconds} s.")
+                raise TimeoutError(f"The process {self.pid} is still running after {seconds} s.")
         return status
 
 
@@ -57,44 +57,44 @@ class Starter:
         """Starts `boring-assets` with some arguments."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        order = {"arguments": list(arguments), "env": dict(env), "log": log}
-        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        request = {"arguments": list(arguments), "env": dict(env), "log": log}
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
         self._process.stdin.flush()
         return Run(self._process, int(self._process.stdout.readline()))
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the starter."""
         self._process.communicate()
 
 
 def main() -> None:
-    """The starter's own process: orders by its standard input, process ids and statuses by its output."""
+    """Runs in the starter process: reads requests from stdin, writes process ids and statuses to stdout."""
     for name in _IMPORTED:
         importlib.import_module(name)
     for line in sys.stdin.buffer:
-        order = json.loads(line)
+        request = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            _become(order)
-        _say(pid)
-        _say(os.waitpid(pid, 0)[1])
+            _run_program(request)
+        _write(pid)
+        _write(os.waitpid(pid, 0)[1])
 
 
-def _become(order: dict[str, Any]) -> NoReturn:
-    """Turns this process into the program that was ordered."""
+def _run_program(request: dict[str, Any]) -> NoReturn:
+    """Runs the program in this process."""
     os.setsid()
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor, target in ((os.open(os.devnull, os.O_RDONLY), 0), (log, 1), (log, 2)):
         os.dup2(descriptor, target)
     os.environ.clear()
-    os.environ.update(order["env"])
+    os.environ.update(request["env"])
     from boring_assets.cli import main as program
 
-    program(order["arguments"])
+    program(request["arguments"])
     raise AssertionError("click ends the process")
 
 
-def _say(number: int) -> None:
+def _write(number: int) -> None:
     sys.stdout.buffer.write(f"{number}\n".encode())
     sys.stdout.buffer.flush()
 

@@ -44,46 +44,46 @@ def define_clip_scores(settings: Settings, dataset: Dataset) -> dg.AssetsDefinit
 
 
 def _score(key: str, embeddings: EmbeddingsIOManager, texts: TextEncoder, keep: bool) -> dict[str, Any]:
-    """Scores one shard, unless it was scored in its present version; returns its event's metadata."""
-    made = embedded_facts(embeddings, key)
-    check_model(embeddings, key, made, texts.model)
+    """Scores one shard, unless its present version is scored; returns the metadata of its event."""
+    embedded = embedded_facts(embeddings, key)
+    check_model(embeddings, key, embedded, texts.model)
     root, path = embeddings.root(), f"{SCORES}/{uri_of('', key)}"
-    there = committed_facts(root, path)
-    if not belongs_to(there, made) or there.get("caption_embeddings") != keep:
+    present = committed_facts(root, path)
+    if not belongs_to(present, embedded) or present.get("caption_embeddings") != keep:
         committed = read_committed(root, key, ["key", "caption", "embedding"])
         columns = _columns(committed, texts, keep)
         scores = columns["clip_score"]
-        there = {
+        present = {
             **source_facts(committed.facts),
             "caption_embeddings": keep,
             "scored": len(scores) - scores.null_count,
             "mean": pc.mean(scores).as_py(),
         }
-        write_derived(root, path, columns, there)
+        write_derived(root, path, columns, present)
     metadata: dict[str, Any] = {
-        "dagster/partition_row_count": there["embedded"],
-        "scored": there["scored"],
+        "dagster/partition_row_count": present["embedded"],
+        "scored": present["scored"],
         "output_uri": dg.MetadataValue.path(f"{root.uri}/{path}"),
     }
-    if there["mean"] is not None:
-        metadata["mean_clip_score"] = there["mean"]
+    if present["mean"] is not None:
+        metadata["mean_clip_score"] = present["mean"]
     return metadata
 
 
 def _columns(committed: CommittedRows, texts: TextEncoder, keep: bool) -> dict[str, pa.Array]:
     captions = committed.table["caption"].to_pylist()
-    there = np.array([bool(caption and caption.strip()) for caption in captions], bool)
+    has_caption = np.array([bool(caption and caption.strip()) for caption in captions], bool)
     images = vectors_of(committed.table)
     found = np.zeros(images.shape, np.float32)
-    if there.any():
-        found[there] = texts.encode([caption for caption in captions if caption and caption.strip()])
+    if has_caption.any():
+        found[has_caption] = texts.encode([caption for caption in captions if caption and caption.strip()])
     columns = {
         ROW: pa.array(committed.rows, pa.int64()),
         "key": committed.table["key"].cast(pa.string()).combine_chunks(),
-        "clip_score": pa.array((images * found).sum(axis=1), pa.float32(), mask=~there),
+        "clip_score": pa.array((images * found).sum(axis=1), pa.float32(), mask=~has_caption),
     }
     if keep:
         columns["caption_embedding"] = pa.FixedSizeListArray.from_arrays(
-            pa.array(found.reshape(-1)), max(1, images.shape[1]), mask=pa.array(~there)
+            pa.array(found.reshape(-1)), max(1, images.shape[1]), mask=pa.array(~has_caption)
         )
     return columns

@@ -1,4 +1,4 @@
-"""What a materialization shows of its shard: a sheet of its first images, and one of its failures."""
+"""The two sheets of a materialization: the first images of the shard, and its first failures."""
 
 import base64
 import io
@@ -16,16 +16,10 @@ _FAILURES = 12
 
 
 def contact_sheet(result: EmbeddedShard) -> str:
-    """The images that the engine kept, as the model saw them, each above its caption.
+    """Returns a Markdown table of the images that the engine kept, each above its caption.
 
-    The images stand in the text itself, as `data:` URIs: Dagster's UI shows those, and could follow no link
-    to a file in the output. A dozen of them are about 20 kB of the event log.
-
-    Args:
-        result: A finished shard.
-
-    Returns:
-        Markdown; empty where no image was kept.
+    Empty where no image was kept. The images are in the text itself, as `data:` URIs: Dagster's UI shows
+    those, but no files of the output. A dozen of them take about 20 kB of the event log.
     """
     captions = _texts(result, "caption", [row for row, _ in result.previews])
     pictures = [f"![]({_data_uri(pixels)})" for _, pixels in result.previews]
@@ -40,14 +34,7 @@ def contact_sheet(result: EmbeddedShard) -> str:
 
 
 def failure_sheet(result: EmbeddedShard) -> str:
-    """The first failed rows with their reasons.
-
-    Args:
-        result: A finished shard.
-
-    Returns:
-        Markdown; empty where nothing failed.
-    """
+    """Returns a Markdown table of the first failed rows with their reasons; empty where nothing failed."""
     rows = list(result.failures)[:_FAILURES]
     if not rows:
         return ""

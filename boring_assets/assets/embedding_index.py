@@ -17,15 +17,15 @@ from boring_assets.wording import some
 from partitions.own_files import LABELS
 from resources.embeddings_io import EmbeddingsIOManager
 
-# What was embedded before the sensor was turned on, or while it was changed, is wanted as well.
+# The first evaluation also counts what was embedded before the sensor was turned on.
 _CHANGED = dg.AutomationCondition.any_deps_updated() | (
     dg.AutomationCondition.initial_evaluation()
     & dg.AutomationCondition.any_deps_match(~dg.AutomationCondition.missing())
 )
-# Only a request made after a change covers it. `since_last_handled` would take an update of the index
-# for that, whose run may have listed the output before the change.
+# Only a request after a change covers the change. With `since_last_handled`, an update of the index would
+# count, although its run may have listed the output before the change.
 _NOT_YET_REQUESTED = _CHANGED.since(dg.AutomationCondition.newly_requested() & ~_CHANGED)
-# Once after each batch of runs that embed, not after each shard; what failed there does not hold it up.
+# Once after a group of runs that embed, not after each shard, and also if some of them failed.
 AFTER_EMBEDDING = (
     _NOT_YET_REQUESTED
     & ~dg.AutomationCondition.any_deps_in_progress()
@@ -36,18 +36,18 @@ AFTER_EMBEDDING = (
 class IndexConfig(dg.Config):
     """Configuration of a run of `embedding_index`."""
 
-    rebuild: bool = Field(False, description="Build the index anew, from all of the output.")
+    rebuild: bool = Field(False, description="Build the index again, from the whole output.")
 
 
 def define_embedding_index(
     dataset: Dataset, parts: Sequence[Dataset], *, labels: bool = False
 ) -> dg.AssetsDefinition:
-    """Makes the asset `embedding_index`; it needs the extra `search` when it is run.
+    """Defines the asset `embedding_index`; its run needs the extra `search`.
 
     Args:
-        dataset: Whose embeddings it indexes.
+        dataset: The dataset to index.
         parts: Its parts, or itself.
-        labels: Whether it follows `image_labels` too, whose columns it has.
+        labels: Whether the dataset has the asset `image_labels`, whose columns are indexed too.
     """
 
     @dg.asset(
@@ -74,7 +74,7 @@ def define_embedding_index(
             )
         if done.columns:
             shown = "\n".join(f"- {name}: {note}" for name, note in sorted(done.columns.items())[:50])
-            context.log.info(f"Columns that the index has under another name, or not at all:\n{shown}")
+            context.log.info(f"Columns that are renamed or missing in the index:\n{shown}")
         if done.failed:
             shown = "\n".join(f"- {key}: {why}" for key, why in list(done.failed.items())[:20])
             raise dg.Failure(

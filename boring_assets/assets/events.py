@@ -1,4 +1,4 @@
-"""The materialization of a committed shard: what Dagster stores and shows of one partition."""
+"""The materialization of a committed shard, which Dagster stores and shows for its partition."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,9 +13,9 @@ from boring_assets.tags import DATA_VERSION_TAG
 
 _PREVIEW_ROWS = 5
 _PREVIEW_TEXT = 60
-# Known only to the run that embeds a shard. Everything else stands in the output's files.
+# Known only to the run that embeds a shard. Everything else is in the output's files.
 _OF_EMBEDDING_RUN = ("contact_sheet", "failures", "preview", "images_per_second", "seconds", "device")
-# As the UI shows them. Numbers become plots by partition, so only those are numbers that are worth a plot.
+# In the order of the UI, which plots every number by partition: only what is worth a plot is a number.
 _ORDER = (
     "contact_sheet", "embedded", "failed", "failure_share", "images_per_second", "failures",
     "failed_by_reason", "retried", "recovered", "preview", "rows", "seconds", "device", "model", "adopted",
@@ -69,7 +69,7 @@ def materialization(
 def embedding_metadata(
     rows: int, seconds: float, device: str, table: pa.Table, contact_sheet: str, failures: str
 ) -> dict[str, Any]:
-    """Returns the metadata that only the run knows that embeds a shard.
+    """Returns the metadata that only the run that embeds a shard knows.
 
     Args:
         rows: Rows of the shard.
@@ -115,17 +115,13 @@ def adopted_metadata(
 
 
 def source_version(shard: Shard, facts: Mapping[str, Any]) -> str:
-    """The version that a partition is done for; one cut short by `max_samples` is not done for its source."""
+    """Returns the source version of a committed shard; one cut short by `max_samples` has another."""
     left_out = facts.get("rows_left_out") or 0
     return f"{shard.version}-without-{left_out}" if left_out else shard.version
 
 
 def preview(table: pa.Table) -> str:
-    """Returns the first rows as a Markdown table, with long texts and vectors cut short.
-
-    Args:
-        table: Rows of an embeddings file.
-    """
+    """Returns the first rows as a Markdown table, with long texts and vectors cut short."""
     if not table.num_rows:
         return "No image of this shard could be embedded."
     names = ["key", "caption", "url", "embedding"]

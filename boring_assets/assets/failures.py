@@ -1,4 +1,4 @@
-"""How a run of an asset fails: it names the reasons, and is retried where a retry may get further."""
+"""Fails a run of an asset with the reasons, and lets Dagster retry it only if that may help."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,11 +31,6 @@ def failing_with_reason(context: dg.AssetExecutionContext) -> Iterator[None]:
 def fail_for_shards(context: dg.AssetExecutionContext, failed: Mapping[str, BoringError], total: int) -> None:
     """Fails the step where some of its shards failed, and names them.
 
-    Args:
-        context: The step's.
-        failed: Error of each failed shard by key.
-        total: How many shards the run had.
-
     Raises:
         dg.Failure: There are failed shards.
     """
@@ -53,20 +48,17 @@ def fail_for_shards(context: dg.AssetExecutionContext, failed: Mapping[str, Bori
 
 
 def allow_more_retries(context: dg.AssetExecutionContext) -> None:
-    """Lets Dagster retry a run as often as a new one, once the run has committed a shard that it embedded.
+    """Resets the number of retries of a run that has committed a shard.
 
-    `max_retries` then limits the attempts in a row that get no further, such as those of a shard that ends
-    its process; a machine may be taken away any number of times.
-
-    Args:
-        context: The step's.
+    `max_retries` then limits only attempts in a row without a new shard, such as those with a shard that
+    crashes the process. A spot machine may be taken away any number of times.
     """
     instance, run = context.instance, context.run
     if run.root_run_id is None or not instance.run_retries_enabled:
         return
     root = instance.get_run_by_id(run.root_run_id)
     group = instance.get_run_group(run.run_id)
-    if root is None or group is None or MAX_RETRIES_TAG in root.tags:  # a limit of the user's own
+    if root is None or group is None or MAX_RETRIES_TAG in root.tags:  # the user set a limit
         return
     most = len(list(group[1])) - 1 + instance.run_retries_max_retries
     instance.add_run_tags(run.run_id, {MAX_RETRIES_TAG: str(most)})

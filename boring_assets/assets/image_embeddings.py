@@ -1,6 +1,6 @@
 """CLIP embeddings of the input's image shards, one partition a shard.
 
-A run takes any number of partitions through one loaded model and commits each as soon as it is finished:
+A run embeds any number of partitions with one loaded model, and commits each as soon as it is finished:
 `image_embeddings/{partition}.parquet` with `url`, `key`, `caption`, `embedding` and `meta_*` columns, and
 beside it `image_failures/{partition}.parquet` with every row that could not be embedded and its reason. For
 each shard, rows in = embedded + failed.
@@ -106,7 +106,7 @@ def define_image_embeddings(
 
 @contextmanager
 def _add_errors_to(first: BoringError) -> Iterator[None]:
-    """Notes an error of the block on the one that is being handled."""
+    """Adds the text of an error of the block to the error that is being handled."""
     try:
         yield
     except BoringError as second:
@@ -114,14 +114,14 @@ def _add_errors_to(first: BoringError) -> Iterator[None]:
 
 
 class _Committed(NamedTuple):
-    """A shard that is committed, and the event that says so."""
+    """A committed shard and its event."""
 
     shard: Shard
     event: dg.AssetMaterialization
 
 
 class _Run:
-    """One run over some partitions: what it is given, and the shards that it could not do."""
+    """One run over some partitions, and the shards that failed in it."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _Run:
         if not self._context.partition_keys:
             raise ShardError(
                 "The run was given no partitions: its range ends before it starts, or names none. Partitions "
-                "stand in the order in which they were registered; give first and last in that order."
+                "are in the order in which they were registered; give first and last in that order."
             )
         source = self._source.root()
         self._embeddings.check_input(source)
@@ -170,7 +170,7 @@ class _Run:
             if todo:
                 yield from self._embed(todo, None if reasons else int(tags.get(MAX_SAMPLES_TAG, 0)) or None)
         except BoringError as error:
-            # What was committed before counts; the run fails with its first error.
+            # Committed shards are counted; the run fails with its first error.
             with _add_errors_to(error):
                 refresh_totals(self._embeddings.root(), self._committed)
             rest = {key: error for key in keys if key not in self._committed}
@@ -178,11 +178,11 @@ class _Run:
             raise
         refresh_totals(self._embeddings.root(), self._committed)
         yield from self._name_reasons(self.failed)
-        if self._model:  # another run may have begun in the same empty output, with another model
+        if self._model:  # another run may have begun in the empty output, with another model
             self._refuse_to_mix(self._model, [shard for shard in todo if shard.key not in self._committed])
 
     def _name_reasons(self, failed: Mapping[str, BoringError]) -> Iterator[dg.AssetObservation]:
-        """Yields what each failed partition's page shows: Dagster itself keeps a reason only for the run."""
+        """Yields the reason for the page of each failed partition: Dagster keeps one only for the run."""
         for key, error in islice(failed.items(), _REASONS):
             text = str(error)
             yield dg.AssetObservation(self._context.asset_key, text, partition=key, metadata={"reason": text})
@@ -204,8 +204,8 @@ class _Run:
         known = dict(zip(shards, self._facts_of(shards), strict=True))
         current = {shard: facts for shard, facts in known.items() if self._is_current(shard, facts)}
         todo = [shard for shard in shards if shard not in current]
-        self._committed.update(shard.key for shard in current)  # a run that was killed has not counted them
-        if current:  # what is adopted stays, so it must be of the model of all that stays
+        self._committed.update(shard.key for shard in current)  # a killed run has not counted them
+        if current:  # they stay, so their model must be that of all partitions that stay
             self._refuse_to_mix(next(iter(current.values())), todo)
         for shard, facts in current.items():
             self._context.log.info(f"{shard.key} was committed by an earlier run; nothing to do.")
@@ -222,7 +222,7 @@ class _Run:
     def _select_failed(
         self, shards: list[Shard], reasons: frozenset[Reason]
     ) -> Generator[dg.AssetMaterialization, None, list[Shard]]:
-        """Returns the shards with failed rows to retry, each with these rows alone.
+        """Returns the shards with failed rows to retry, each with only these rows.
 
         A shard that is not committed, or has changed since, is returned whole.
         """
@@ -248,12 +248,12 @@ class _Run:
             return list(pool.map(lambda shard: self._embeddings.facts(shard.key), shards))
 
     def _is_current(self, shard: Shard, facts: dict[str, Any]) -> bool:
-        made = (facts.get("source_version"), facts.get("settings"))
-        return made == (shard.version, self._code_version) and not facts.get("rows_left_out")
+        versions = (facts.get("source_version"), facts.get("settings"))
+        return versions == (shard.version, self._code_version) and not facts.get("rows_left_out")
 
     def _embed(self, shards: list[Shard], max_rows: int | None) -> Iterator[dg.AssetMaterialization]:
         self._exclusions = self._source.exclusions()
-        options = self._clip.options(max_rows)  # starts what takes a while beside the model's loading
+        options = self._clip.options(max_rows)  # starts processes while the model loads
         before = time.monotonic()
         encoder = self._clip.encoder()
         self._metrics.add("wait_seconds", time.monotonic() - before, "load")
@@ -275,7 +275,7 @@ class _Run:
         for result in embed_shards(*work, then=commit):
             left.discard(result.shard.key)
             if isinstance(result, FailedShard):
-                if is_down(result.error):  # the others would fail alike, each after its retries
+                if is_down(result.error):  # the others would fail too, each after its retries
                     raise storage_error(result.error, result.shard.uri, "read") from result.error
                 check_refusal(result.error, self._source.root())
                 self._fail(result.shard.key, result.error)
@@ -288,7 +288,7 @@ class _Run:
             self._context.log.warning(f"{len(left)} shards were left out: max_samples is {max_rows}.")
 
     def _refuse_to_mix(self, facts: dict[str, Any], todo: list[Shard]) -> None:
-        """Refuses a model that did not embed what stays; `todo` are the shards that are embedded again."""
+        """Refuses to mix models in the output; `todo` are the shards that are embedded again."""
         run = self._context.run
         if reasons_to_retry(run.tags) is not None:
             refuse_to_mix(self._embeddings, facts, {one.key for one in todo if one.only_rows is None})
@@ -301,7 +301,7 @@ class _Run:
     ) -> "_Committed | FailedShard":
         """Writes a shard; called in several threads at once."""
         for note in set(result.notes) - self._noted:
-            self._noted.add(note)  # each once a run: the shards of an input mostly are alike
+            self._noted.add(note)  # once in a run: most shards of an input are alike
             self._context.log.info(f"Shard {result.shard.key}: {note}")
         counts = {"embedded": len(result.embedded), "failed_by_reason": failed_by_reason(result)}
         retried: dict[str, Any] = {}

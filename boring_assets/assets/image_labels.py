@@ -57,17 +57,12 @@ def define_image_labels(settings: Settings, dataset: Dataset) -> dg.AssetsDefini
 
 
 class Labeller:
-    """The heads of one run. The model is loaded when a zero-shot head is computed, and not before."""
+    """The heads of one run. The model is loaded only when a zero-shot head is computed."""
 
     def __init__(
         self, heads: Mapping[str, HeadSettings], clip: ClipResource, embeddings: EmbeddingsIOManager
     ) -> None:
         """Reads the heads' files.
-
-        Args:
-            heads: The heads by name.
-            clip: The model whose text tower embeds labels.
-            embeddings: The output.
 
         Raises:
             SettingsError: A file holds no such head.
@@ -85,35 +80,32 @@ class Labeller:
     def label(self, key: str) -> dict[str, Any]:
         """Computes the heads of a partition that are not there yet; returns the metadata of its event.
 
-        Args:
-            key: The partition key.
-
         Raises:
             ShardError: The partition is not committed, or another model made it.
             SettingsError: A head does not fit the embeddings.
             StorageError: A file cannot be read or written.
         """
-        made = embedded_facts(self._embeddings, key)
+        embedded = embedded_facts(self._embeddings, key)
         root, path = self._embeddings.root(), f"{LABELS}/{uri_of('', key)}"
-        there = committed_facts(root, path)
-        done = there.get("heads", {}) if belongs_to(there, made) else {}
+        present = committed_facts(root, path)
+        done = present.get("heads", {}) if belongs_to(present, embedded) else {}
         missing = [name for name, digest in self._digests.items() if done.get(name) != digest]
         if missing or done.keys() != self._digests.keys():
-            there = self._write(root, key, path, there, missing)
+            present = self._write(root, key, path, present, missing)
         return {
-            "dagster/partition_row_count": there["embedded"],
-            **_summary(there["summary"]),
+            "dagster/partition_row_count": present["embedded"],
+            **_summary(present["summary"]),
             "computed": first_of(missing, len(missing)) or "nothing: it was up to date",
             "output_uri": dg.MetadataValue.path(f"{root.uri}/{path}"),
         }
 
     def _write(
-        self, root: Root, key: str, path: str, there: Mapping[str, Any], missing: list[str]
+        self, root: Root, key: str, path: str, present: Mapping[str, Any], missing: list[str]
     ) -> dict[str, Any]:
         """Writes the partition's file: computes the heads that are missing, and keeps the other columns."""
         committed = read_committed(root, key, ["key", "embedding"] if missing else ["key"])
-        if len(missing) < len(self._digests) and not belongs_to(there, committed.facts):
-            return self._write(root, key, path, {}, list(self._digests))  # embedded again in this moment
+        if len(missing) < len(self._digests) and not belongs_to(present, committed.facts):
+            return self._write(root, key, path, {}, list(self._digests))  # it was embedded again just now
         kept = [name for name in self._digests if name not in missing]
         columns: Columns = {
             ROW: pa.array(committed.rows, pa.int64()),
@@ -124,8 +116,10 @@ class Labeller:
         summary: dict[str, Any] = {}
         for name in self._digests:
             if old is not None and name in kept:
-                columns |= {own: old[own] for own in (name, f"{name}_score") if own in old.column_names}
-                summary[name] = there["summary"][name]
+                columns |= {
+                    column: old[column] for column in (name, f"{name}_score") if column in old.column_names
+                }
+                summary[name] = present["summary"][name]
             else:
                 computed = self._compute(key, name, vectors, committed)
                 columns |= computed
@@ -172,16 +166,16 @@ def _read_table(root: Root, path: str) -> pa.Table:
 
 
 def _digest(head: HeadSettings, data: bytes) -> str:
-    """Changes with all that decides a head's values, besides the embeddings."""
+    """Returns a digest of what a head's values depend on, besides the embeddings."""
     chosen = [head.labels, head.activation] if head.weights else [head.labels, head.templates]
     return hashlib.sha256(json.dumps(chosen).encode() + data).hexdigest()[:16]
 
 
 def _named_model(data: bytes, settings: HeadSettings) -> dict[str, str]:
-    """What the settings, or else the file's own metadata, name as the head's model."""
-    said = read_metadata(data)
+    """Returns the model that the settings, or else the file's metadata, name for the head."""
+    in_file = read_metadata(data)
     names = ("model", "pretrained", "weights_digest")
-    own = {name: getattr(settings, name, "") or said.get(name, "") for name in names}
+    own = {name: getattr(settings, name, "") or in_file.get(name, "") for name in names}
     return {name: value for name, value in own.items() if value}
 
 
@@ -201,7 +195,7 @@ def _check_fits(name: str, head: Head, named: Mapping[str, str], embedded: Mappi
 
 
 def _summarize(column: pa.Array) -> Any:
-    """The mean of numbers, or how often each label was chosen, most first."""
+    """Returns the mean of numbers, or how often each label was chosen, most frequent first."""
     if pa.types.is_floating(column.type):
         return pc.mean(column).as_py()
     counts = {pair["values"]: pair["counts"] for pair in column.value_counts().to_pylist()}
@@ -209,7 +203,7 @@ def _summarize(column: pa.Array) -> Any:
 
 
 def _summary(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A partition's summary as metadata: numbers as plots, labels as a line."""
+    """Returns a partition's summary as metadata: means of numbers, and a line for labels."""
     shown: dict[str, Any] = {}
     for name, value in summary.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""One output, one model: a run is refused that would leave vectors of two models in one output."""
+"""Refuses a run that would leave vectors of two models in one output."""
 
 from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
@@ -17,18 +17,18 @@ from resources.embeddings_io import EmbeddingsIOManager
 def refuse_to_mix(
     embeddings: EmbeddingsIOManager, facts: Mapping[str, Any], replaced: Collection[str]
 ) -> None:
-    """Compares a model with the models of the committed partitions that a run leaves as they are.
+    """Compares a model with the models of the committed partitions that a run does not replace.
 
-    Weights that changed under the same name or path differ in their digest. Settings that are `auto` are
-    compared by what they became on the machine.
+    Weights that changed under the same name or path have another digest. Settings that are `auto` are
+    compared by the value that they have on the machine.
 
     Args:
         embeddings: The output.
-        facts: Of the run's model, or of a partition that it adopts.
+        facts: Facts of the run's model, or of a partition that it adopts.
         replaced: Keys of the partitions that this run, or its backfill, embeds again.
 
     Raises:
-        SettingsError: Another model, precision, preprocess or type made some of those that stay.
+        SettingsError: Some of those that stay have another model, precision, preprocess or type.
         StorageError: The output cannot be read.
     """
     root, mine = embeddings.root(), identity(facts)
@@ -45,14 +45,14 @@ def refuse_to_mix(
         f"{root.uri} would hold vectors of two models: {key} has {differences(identity(theirs), mine)}"
         f"{f' (and so have {named})' if len(first) > 1 else ''}. Give the settings that it was embedded "
         "with, or another output; or embed everything again: `boring-assets embed --redo`, or one backfill "
-        f"of all partitions. A run with the tag {REDO_TAG}=true mixes them nevertheless."
+        f"of all partitions. A run with the tag {REDO_TAG}=true mixes them anyway."
     )
 
 
 def backfilled(
     instance: dg.DagsterInstance, tags: Mapping[str, str], parts: Sequence[Dataset] = (UNNAMED,)
 ) -> set[str]:
-    """Keys of all partitions that a run's backfill embeds again, in whichever of its runs and parts."""
+    """Returns all partitions that a run's backfill embeds again, in any of its runs and parts."""
     backfill = instance.get_backfill(tags[BACKFILL_TAG]) if BACKFILL_TAG in tags else None
     if backfill is None or backfill.asset_backfill_data is None:
         return set()

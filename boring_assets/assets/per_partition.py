@@ -30,15 +30,15 @@ def define_per_partition(
     description: str,
     prepare: Callable[[ClipResource, EmbeddingsIOManager], Compute],
 ) -> dg.AssetsDefinition:
-    """An asset over `image_embeddings` that reports each partition as soon as it is computed.
+    """Defines an asset over `image_embeddings` that reports each partition as soon as it is computed.
 
     Args:
         settings: How a backfill is split into runs.
-        dataset: Whose embeddings it follows.
+        dataset: The dataset of the embeddings.
         name: Its name.
         description: Its text in the UI.
-        prepare: Called once in each run; what it returns is called for each partition. A partition for which
-            that raises a ShardError fails, and the others go on.
+        prepare: Called once in each run; its result is called for each partition. If that raises a
+            ShardError, the partition fails and the run continues with the others.
     """
 
     @dg.asset(
@@ -75,10 +75,10 @@ def define_per_partition(
 
 
 def embedded_facts(embeddings: EmbeddingsIOManager, key: str) -> dict[str, Any]:
-    """Metadata of a partition's embeddings file.
+    """Returns the metadata of a partition's embeddings file.
 
     Raises:
-        ShardError: It is not there.
+        ShardError: There is no such file.
     """
     facts = embeddings.facts(key)
     if not facts:
@@ -89,10 +89,10 @@ def embedded_facts(embeddings: EmbeddingsIOManager, key: str) -> dict[str, Any]:
 def check_model(
     embeddings: EmbeddingsIOManager, key: str, facts: Mapping[str, Any], model: ClipModel
 ) -> None:
-    """Checks that a model made a partition's embeddings.
+    """Checks that a partition was embedded with a model.
 
     Raises:
-        ShardError: Another one made them.
+        ShardError: It was embedded with another one.
     """
     if facts.get("weights_digest") != model.digest:
         raise ShardError(
@@ -102,7 +102,7 @@ def check_model(
 
 
 def write_derived(root: Root, path: str, columns: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes a partition's file, with facts that say what it was computed from.
+    """Writes a partition's file; the facts go into its metadata.
 
     Raises:
         StorageError: It cannot be written.

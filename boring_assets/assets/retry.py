@@ -1,4 +1,4 @@
-"""What a run with the tag `boring_assets/retry` embeds: rows that failed before, of committed shards."""
+"""Finds what a run with the tag `boring_assets/retry` embeds: failed rows of committed shards."""
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,23 +13,20 @@ from boring_assets.tags import REDO_TAG, RETRY_TAG
 _READERS = 16
 
 RETRIED_REASONS = frozenset(Reason) - {Reason.NOT_DOWNLOADED, Reason.EXCLUDED}
-"""The reasons that are retried by default: those that can be over while the shard is unchanged."""
+"""The reasons that are retried by default: those that can change while the shard does not."""
 
 
 def reasons_to_retry(tags: Mapping[str, str]) -> frozenset[Reason] | None:
-    """Returns the reasons whose rows a run retries; None where it is an ordinary run.
-
-    Args:
-        tags: The run's.
+    """Returns the reasons whose rows a run retries, by its tags; None for an ordinary run.
 
     Raises:
-        SettingsError: The tag names something else than reasons, or contradicts another tag.
+        SettingsError: The tag names an unknown reason, or contradicts another tag.
     """
     value = tags.get(RETRY_TAG, "").strip()
     if value.lower() in ("", "false"):
         return None
     if tags.get(REDO_TAG) == "true":
-        raise SettingsError(f"The run has the tags {RETRY_TAG} and {REDO_TAG}. Take one of them away.")
+        raise SettingsError(f"The run has the tags {RETRY_TAG} and {REDO_TAG}. Remove one of them.")
     if value.lower() == "true":
         return RETRIED_REASONS
     names = {name.strip() for name in value.split(",")} - {""}
@@ -45,8 +42,8 @@ def check_settings(known: Mapping[Shard, Mapping[str, Any]], settings: str) -> N
     """Refuses to retry unchanged shards that other settings made: all of them would be embedded again.
 
     Args:
-        known: What each shard's committed file says of itself; empty where there is none.
-        settings: What decides an embedding's numbers in this run.
+        known: Metadata of each shard's committed file; empty if there is none.
+        settings: `embedding_version` of this run.
 
     Raises:
         SettingsError: A shard was made by other settings.

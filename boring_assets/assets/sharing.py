@@ -1,4 +1,4 @@
-"""Leaves shards to the runs that are embedding them, where several machines embed one dataset."""
+"""Avoids that several machines embed the same shards of one dataset."""
 
 import dagster as dg
 
@@ -15,14 +15,10 @@ UNFINISHED = [
 
 
 def leave_to_earlier_runs(context: dg.AssetExecutionContext, dataset: Dataset) -> list[str]:
-    """Returns a run's partitions; of a command line's, without those of earlier runs that have not ended.
+    """Returns the partitions of a run; for a command line, without those of earlier unfinished runs.
 
-    A command line chooses no shard that another run has. But where two of them look at the same moment, both
-    choose the same shards. A run is stored before its step starts, so the later one sees the other here.
-
-    Args:
-        context: The step's.
-        dataset: The dataset's names.
+    A command line chooses no shard of another run. But two of them that start at the same time choose the
+    same shards. A run is stored before its step starts, so the later run finds the earlier one here.
     """
     keys, asset = list(context.partition_keys), dataset.embeddings.to_user_string()
     if not is_of_command_line(context.run):  # the sensor would not request again what its run leaves out

@@ -25,7 +25,7 @@ from boring_assets.commands.options import Command, apply, config, folder, setti
 def clip_scores(**options: Any) -> None:
     """Score how well each caption in OUTPUT fits its image.
 
-    Shards that have scores already are left alone.
+    Shards that already have scores are skipped.
     """
     from boring_assets.commands.per_partition import run_for_all
     from boring_assets.jobs import SCORES_JOB

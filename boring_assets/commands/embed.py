@@ -30,13 +30,13 @@ from boring_assets.commands.options import Command, apply, columns, config, fold
 @setting("allowed_url_prefixes", metavar="PREFIX,...")
 @columns
 @config
-@click.option("--redo", is_flag=True, help="Also embed again what other settings made.")
+@click.option("--redo", is_flag=True, help="Also embed shards again that were embedded with other settings.")
 def embed(redo: bool, **options: Any) -> None:
     """Embed the new and changed shards of INPUT into OUTPUT.
 
     INPUT and OUTPUT are paths or URIs (s3://bucket/prefix, gs://..., az://...). Each shard becomes a
-    partition of the Dagster asset `image_embeddings` and is materialized. Shards that are done are left
-    alone.
+    partition of the Dagster asset `image_embeddings` and is materialized. Shards that are done are
+    skipped.
 
     Every option is also a setting: BORING_BATCH_SIZE in the environment, or batch_size in the TOML file. An
     option wins over the environment, the environment over the file.

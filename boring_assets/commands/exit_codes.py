@@ -1,10 +1,10 @@
-"""What `boring-assets` exits with, besides 0, all is done, and 2, click's own for wrong usage."""
+"""Exit codes of `boring-assets`, besides 0 (done) and 2 (wrong usage, by click)."""
 
 ERROR = 1
-"""What was committed before it stays."""
+"""An error; what was committed before stays."""
 FAILED_SHARDS = 3
 """Some shards failed; the others are committed."""
 WORK_TO_DO = 4
-"""Of `status` and `verify`: something is not done, or wants doing again."""
+"""Of `status`, `verify` and `prune`: there is work to do."""
 INTERRUPTED = 130
-"""By Ctrl-C; what was committed stays."""
+"""Interrupted by Ctrl-C; what was committed stays."""

@@ -1,4 +1,4 @@
-"""Which rows an export takes: those that fulfil a condition, without near duplicates."""
+"""Selects the rows of an export: by a condition, and without near duplicates."""
 
 import re
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`""")
-# Rows come in batches: an average would be that of a batch.
+# Rows are read in batches: an average would be the average of a batch.
 _OF_MANY_ROWS = re.compile(
     r"\b(avg|mean|sum|count|min|max|median|mode|std\w*|var\w*|quantile\w*|corr|covar\w*|first|last|rank|"
     r"dense_rank|row_number|lag|lead|first_value|last_value|nth_value|over) *\(",
@@ -31,7 +31,7 @@ class Condition:
     """A condition in SQL over the columns of an export.
 
     Attributes:
-        names: The columns that it reads.
+        names: The columns in it.
     """
 
     def __init__(self, where: str, schema: pa.Schema) -> None:
@@ -42,7 +42,7 @@ class Condition:
             schema: The columns, without the embeddings.
 
         Raises:
-            SettingsError: It is no condition over these columns.
+            SettingsError: It is not a condition over these columns.
         """
         import polars as pl
 
@@ -53,7 +53,7 @@ class Condition:
                 raise ValueError(f"there is no column {unknown[0]}")
             if found := _OF_MANY_ROWS.search(_QUOTED.sub("", where)):
                 raise ValueError(
-                    f"{found[0].rstrip('(')} looks at several rows, and a row is chosen by itself"
+                    f"{found[0].rstrip('(')} uses several rows, but a filter can use only one row"
                 )
             if self._evaluate(schema.empty_table()).dtype != pl.Boolean:
                 raise ValueError("it is neither true nor false")
@@ -75,13 +75,10 @@ class Condition:
 
 
 class Groups:
-    """The groups of near duplicates; of each group one row is kept, the first that is asked for."""
+    """The groups of near duplicates; the first row of each group is kept."""
 
     def __init__(self, root: Root) -> None:
         """Reads `near_duplicates.parquet`.
-
-        Args:
-            root: The output.
 
         Raises:
             StorageError: There is no such file, or it cannot be read.
@@ -101,11 +98,11 @@ class Groups:
         self._seen: set[int] = set()
 
     def of(self, partition: str) -> Mapping[tuple[int, str | None], int]:
-        """The group of each row of a partition that is in one, by row and key."""
+        """Returns the group of each row of a partition that is in a group, by row and key."""
         return self._groups.get(partition, {})
 
     def is_first(self, group: int) -> bool:
-        """Whether nobody has asked for this group before."""
+        """Returns whether this is the first call for a group."""
         first = group not in self._seen
         self._seen.add(group)
         return first

@@ -1,4 +1,4 @@
-"""What an export reads from and writes to, as a stream of batches: memory does not grow with the dataset."""
+"""Reads and writes the data of an export in batches: memory does not grow with the dataset."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +84,7 @@ class Export:
             self.parts = list(pool.map(self._part, paths))
         self.of_rows = sum(part.rows for part in self.parts)
         schema = self._unify()
-        if ROW not in schema.names:  # all of it was embedded by an earlier version
+        if ROW not in schema.names:  # an earlier version embedded the whole output
             schema = schema.append(pa.field(ROW, pa.int64()))
         derived = pa.unify_schemas([part.derived for part in self.parts], promote_options="permissive")
         self.schema = pa.schema([*schema, pa.field("partition", pa.string()), *derived])
@@ -113,7 +113,7 @@ class Export:
         names = {*(condition.names if condition else ()), *((ROW, "key") if groups else ())}
 
         def choose(part: Part) -> tuple[np.ndarray, list[tuple[int, int]]]:
-            """The rows that fulfil the condition, and the place and group of those that are in one."""
+            """Returns the rows that fulfil the condition, and the places and groups of near duplicates."""
             chosen, places, start = np.ones(part.rows, bool), [], 0
             grouped = groups.of(part.key) if groups else {}
             for batch in self._read(part, names):
@@ -142,7 +142,7 @@ class Export:
         self.parts = parts
 
     def _unify(self) -> pa.Schema:
-        """All columns of all partitions; one that lacks a column has nulls in it."""
+        """Returns all columns of all partitions; a partition without a column has nulls."""
         kinds = {part.schema.field("embedding").type: part.key for part in self.parts}
         if len(kinds) > 1:
             raise SettingsError(
@@ -201,7 +201,7 @@ class Export:
                 yield pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
     def _input_rows(self, part: Part) -> pa.Array:
-        """The input row of each of a partition's embeddings; nulls where that is lost."""
+        """Returns the input row of each of a partition's embeddings; nulls if it is lost."""
         failed = None
         names = [ROW] if ROW in part.schema.names else []
         with self._reading(part.path) as file:

@@ -1,7 +1,7 @@
-"""`boring-assets export --format webdataset`: the images as new shards, with all that is known of them.
+"""`boring-assets export --format webdataset`: the images as new shards, with all their columns.
 
 `{shard}.tar` has `{key}.jpg` (or the image's own format), `{key}.txt` (the caption), `{key}.json` (all other
-columns) and `{key}.npy` (the embedding) of each image: what webdataset reads, and this project as an input.
+columns) and `{key}.npy` (the embedding) of each image. webdataset and this project can read it.
 """
 
 import io
@@ -41,7 +41,7 @@ _GONE = Failure(Reason.MISSING_IMAGE)
 
 @dataclass(frozen=True)
 class _Sample:
-    """An image or why there is none, its columns, and its embedding, [dim]."""
+    """An image or its failure, its columns, and its embedding, [dim]."""
 
     image: bytes | Failure
     columns: dict[str, Any]
@@ -53,9 +53,6 @@ class WebdatasetWriter:
 
     def __init__(self, settings: Settings) -> None:
         """Opens the input.
-
-        Args:
-            settings: The input, and the limits of images.
 
         Raises:
             SettingsError: No input is set.
@@ -69,13 +66,7 @@ class WebdatasetWriter:
         )
 
     def write(self, export: Export) -> dict[str, int]:
-        """Writes the shards, each of up to 10,000 images.
-
-        Args:
-            export: The rows, and where to.
-
-        Returns:
-            How many rows were left out, by reason: their images cannot be read any more.
+        """Writes shards of up to 10,000 images; returns how many rows were left out, by reason.
 
         Raises:
             StorageError: A source shard has changed since it was embedded, or cannot be read.
@@ -104,7 +95,7 @@ class WebdatasetWriter:
         return dict(left_out)
 
     def _samples(self, export: Export, part: Part) -> Iterator[_Sample]:
-        """The chosen rows of a partition with their images, in the order of the source."""
+        """Yields the chosen rows of a partition with their images, in the order of the source."""
         table = pa.Table.from_batches(list(export.batches(part)))
         vectors = np.frombuffer(b"".join(map(export.vectors, table.to_batches())), export.dtype)
         vectors = vectors.reshape(len(table), export.dim)
@@ -155,7 +146,7 @@ def _members(sample: _Sample) -> dict[str, bytes]:
 
 
 def _plain(columns: dict[str, Any]) -> dict[str, Any]:
-    """Columns as JSON has them: without bytes and NaN, and `meta_width` as `width`, as in the input."""
+    """Returns columns for JSON: without bytes and NaN, and `meta_width` as `width`, as in the input."""
     values = {}
     for name, value in columns.items():
         short = name.removeprefix(META_PREFIX)
@@ -166,7 +157,7 @@ def _plain(columns: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unique_key(key: object, number: int, taken: set[str]) -> str:
-    """The sample's own key, or a number where that cannot be a file name or is in the shard already."""
+    """Returns the sample's key, or a number if the key is no file name or is taken in the shard."""
     name = key if isinstance(key, str) and _KEY.fullmatch(key) else ""
     while not name or name in taken:
         name, number = f"{number:09}", number + 1

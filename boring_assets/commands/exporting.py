@@ -1,6 +1,6 @@
-"""`boring-assets export`: what is committed, in the layouts of other tools.
+"""`boring-assets export`: writes the embeddings in the formats of other tools.
 
-Every layout is written as a stream, batch by batch: memory does not grow with the dataset.
+Every format is written in batches: memory does not grow with the dataset.
 """
 
 import json
@@ -25,8 +25,8 @@ from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import open_root
 from partitions.own_files import EXPORT_MARKER
 
-MARK = "export.json"
-"""Written last: an export with it is whole."""
+COMPLETE_MARKER = "export.json"
+"""Written last: it marks an export as complete."""
 _TEXT = 1000
 _HF_CARD = """---
 configs:
@@ -38,7 +38,7 @@ CLIP embeddings, made by boring_assets.
 
 
 def _header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """The front of a `.npy` file (NEP 1)."""
+    """Writes the header of a `.npy` file (NEP 1)."""
     facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, facts)
 
@@ -74,7 +74,7 @@ def to_npy(export: Export) -> None:
 def to_npz(export: Export) -> None:
     """`{partition}.npz` with the arrays `embeddings`, `row`, `key`, `url` and `caption`.
 
-    A null becomes an empty text. NumPy gives each text of an array the room of the longest one, so texts are
+    A null becomes an empty text. In a NumPy array every text takes the space of the longest one, so texts are
     cut at 1,000 characters.
     """
     for part in export.parts:
@@ -102,7 +102,7 @@ def to_lance(export: Export) -> None:
         import lancedb
     except ImportError as error:
         raise SettingsError('Lance needs lancedb: pip install "boring_assets[lance]".') from error
-    # Lance has its own client of S3, which asks to be told that plain HTTP is meant.
+    # Lance's own S3 client needs an option for plain HTTP.
     plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
     options = {"allow_http": "true"} if plain and export.dest.uri.startswith("s3") else None
     # LanceDB cannot hold a column whose name has a dot or a backtick.
@@ -150,7 +150,7 @@ def export_all(
     no_near_duplicates: bool = False,
     settings: Settings | None = None,
 ) -> dict[str, Any]:
-    """Writes an output, or a part of it, in another layout.
+    """Writes an output, or a part of it, in another format; returns the content of `export.json`.
 
     Args:
         output_dir: URI or path of the output.
@@ -159,9 +159,6 @@ def export_all(
         where: A condition in SQL; only rows that fulfil it are exported.
         no_near_duplicates: Export only one row of each group of near duplicates.
         settings: Where the images are, for `webdataset`.
-
-    Returns:
-        What was written, as `export.json` has it.
 
     Raises:
         StorageError: One of the two cannot be read or written, or `dest_dir` is not empty.
@@ -187,7 +184,7 @@ def export_all(
         facts |= {"of_rows": export.of_rows, "where": where, "no_near_duplicates": no_near_duplicates}
     if images:
         facts |= {"rows": export.rows - sum((left_out or {}).values()), "left_out": left_out}
-    write_bytes(export.dest, MARK, json.dumps(facts, indent=2).encode())
-    if images:  # exports are no input, but this one is, once it is whole
+    write_bytes(export.dest, COMPLETE_MARKER, json.dumps(facts, indent=2).encode())
+    if images:  # other exports are not read as input; a complete webdataset export is
         export.dest.fs.rm_file(f"{export.dest.path}/{EXPORT_MARKER}")
     return facts

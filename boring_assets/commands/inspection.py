@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,11 +28,10 @@ from partitions.own_files import OUTPUT_MARKER, PARTS
 from partitions.shards import SUFFIX, check_key, uri_of
 
 DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
-"""Kinds of findings that only new files can repair."""
+"""Kinds of findings that are repaired only by new files."""
 _OURS = (
     "metadata.json",
     "near_duplicates.parquet",
-    ".counts.json",
     ".measures.parquet",
     OUTPUT_MARKER,
     PARTS,
@@ -45,7 +44,7 @@ Files = Mapping[str, Mapping[str, Any]]
 
 @dataclass
 class Report:
-    """What was found.
+    """The result of checking an output.
 
     Attributes:
         checked: Metadata of each committed partition, by key; empty where it cannot be read.
@@ -77,7 +76,7 @@ class Report:
         return bool(self.bad()) or any(one.severity is Severity.ERROR for one in self.output)
 
     def model(self) -> Mapping[str, Any]:
-        """The facts of one partition of the model that embedded most; empty where there is none."""
+        """Returns the facts of a partition of the most frequent model; empty without partitions."""
         models = Counter(json.dumps(identity(facts)) for facts in self.checked.values() if facts)
         if not models:
             return {}
@@ -85,23 +84,13 @@ class Report:
         return next(facts for facts in self.checked.values() if facts and json.dumps(identity(facts)) == most)
 
 
-def inspect(
-    root: Root,
-    found: Discovery | None,
-    progress: Callable[[], None] = lambda: None,
-    *,
-    source: Root | None = None,
-) -> Report:
-    """Checks every committed partition and everything else in an output.
+def inspect(root: Root, found: Discovery | None = None, source: Root | None = None) -> Report:
+    """Checks every committed partition and all other files of an output; returns what is wrong.
 
     Args:
         root: The output.
-        found: The shards of the input; None checks the output by itself.
-        progress: Called after each partition.
-        source: The input; None checks the output by itself.
-
-    Returns:
-        What is wrong.
+        found: The shards of the input; None checks the output only.
+        source: The input; None checks the output only.
 
     Raises:
         StorageError: The output cannot be read.
@@ -120,7 +109,6 @@ def inspect(
             checked.findings.extend(_check_source(checked.facts, key, origin))
         if checked.facts and not checked.findings:
             checked.findings.extend(_against_source(checked.facts, (shards or {}).get(key)))
-        progress()
         return checked
 
     local = isinstance(root.fs, LocalFileSystem)
@@ -151,7 +139,7 @@ def _list(root: Root) -> Files:
 
 
 def _sort(files: Files, root: Root) -> tuple[list[str], list[Finding]]:
-    """Keys of the partitions with an embeddings file, and the files that belong to none."""
+    """Returns the partitions with an embeddings file, and the files that belong to no partition."""
     keys, strays = [], []
     for path in files:
         kind, _, rest = path.partition("/")
@@ -186,7 +174,7 @@ def _stray(root: Root, path: str, why: str) -> Finding:
 
 
 def _check(root: Root, key: str, files: Files) -> Checked:
-    """Checks a partition; again where a run has replaced one of its files in the meantime."""
+    """Checks a partition, and again if a run has replaced one of its files in the meantime."""
     paths = [f"{kind}/{uri_of('', key)}" for kind in (EMBEDDINGS, FAILURES)]
     before = [version_of(files.get(path, {})) for path in paths]
     for _ in range(_TRIES):
@@ -225,7 +213,7 @@ def _check_input(root: Root, origin: Origin, source: Root) -> Iterator[Finding]:
 
 
 def _check_source(facts: Mapping[str, Any], key: str, origin: Origin) -> Iterator[Finding]:
-    """A partition was embedded from the shard of its own key, below the output's own input."""
+    """Checks that a partition was embedded from the shard of its key, below the output's input."""
     uri = str(facts.get("source_uri") or "an unknown shard")
     source = root_of(uri, key)
     if source is None:
@@ -264,7 +252,7 @@ def _compare_input(report: Report, found: Discovery) -> None:
 
 
 def _check_totals(root: Root, report: Report) -> Iterator[Finding]:
-    if report.bad(DAMAGE):  # what cannot be read cannot be counted, and the next run counts anew
+    if report.bad(DAMAGE):  # damaged files cannot be counted; the next run counts again
         return
     ours = list(report.checked.values())
     counted = {

@@ -23,7 +23,7 @@ from boring_assets.wording import some
 def list_pictures(folder: str, samples_per_shard: int) -> None:
     """List the image files below DIR in parquet shards, which `embed` can read.
 
-    The images stay where they are. The shards are pictures-00000.parquet and so on. A later call lists new
+    The images are not moved. The shards are pictures-00000.parquet and so on. A later call lists new
     images in new shards. A `.txt` file of the same name is an image's caption.
     """
     from boring_assets.commands.picture_lists import write_lists

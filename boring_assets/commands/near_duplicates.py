@@ -23,8 +23,8 @@ from boring_assets.wording import plain, some
 def near_duplicates(**options: Any) -> None:
     """Find groups of near-identical images in OUTPUT.
 
-    The index is updated first. With --input, images with almost equal embeddings are compared pixel by pixel,
-    to tell exact duplicates.
+    The index is updated first. With --input, images with almost equal embeddings are compared pixel by pixel
+    to find exact duplicates.
     """
     import polars as pl
 

@@ -1,4 +1,4 @@
-"""What the commands share: the form of their help, and the arguments and options that stand for settings."""
+"""Shared by the commands: the form of their help, and the arguments and options for settings."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class Command(click.Command):
         self.examples, self.terms = examples, terms
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the terms and the examples, each example on a line of its own, however long."""
+        """Writes the terms and the examples, each example in one line."""
         if self.terms:
             with formatter.section("States"):
                 formatter.write_dl(self.terms)
@@ -37,9 +37,9 @@ class Command(click.Command):
 
 
 def folder(name: str, *, required: bool = True) -> Decorator:
-    """The input or the output: a positional argument where a command needs it, else an option.
+    """Adds the input or the output: a positional argument if the command needs it, else an option.
 
-    Left out, the setting is used. The option of earlier versions (`--input`, `--output`) is still accepted.
+    The default is the setting. `--input` and `--output` are also accepted.
 
     Args:
         name: `input_dir` or `output_dir`.
@@ -65,7 +65,7 @@ def folder(name: str, *, required: bool = True) -> Decorator:
 
 
 def setting(name: str, *flags: str, **extra: Any) -> Decorator:
-    """An option that stands for a setting: the same name, the same help.
+    """Adds an option for a setting, with the same name and help.
 
     Args:
         name: The setting.
@@ -89,9 +89,9 @@ def columns(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def index_of(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that open a search index: output, input of the pictures, model, `--no-update`."""
+    """Adds the options of commands that search: output, input, model, `--no-update`."""
     for option in (
-        click.option("--no-update", is_flag=True, help="Use the index as it is, without new shards."),
+        click.option("--no-update", is_flag=True, help="Do not update the index first."),
         config,
         setting("device"),
         setting("pretrained"),
@@ -104,11 +104,7 @@ def index_of(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def server(port: int) -> Decorator:
-    """Adds the options of a web page: address, port, names.
-
-    Args:
-        port: The default port.
-    """
+    """Adds the options of a web server, with a default port."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in (
@@ -117,7 +113,7 @@ def server(port: int) -> Decorator:
                 "allowed_hosts",
                 metavar="NAME",
                 multiple=True,
-                help="Another host name that the page may be opened by; * allows all.",
+                help="Another host name under which the page may be opened; * allows all.",
             ),
             click.option(
                 "--port",
@@ -125,7 +121,7 @@ def server(port: int) -> Decorator:
                 show_default=True,
                 metavar="N",
                 type=click.IntRange(0, 65535),
-                help="Port to listen on; 0 takes a free one.",
+                help="Port to listen on; 0 uses a free one.",
             ),
             click.option(
                 "--host",
@@ -141,7 +137,7 @@ def server(port: int) -> Decorator:
 
 
 def apply(options: dict[str, Any]) -> Settings:
-    """All settings, with the options given put into the environment, where child processes find them too.
+    """Puts the given options into the environment, also for child processes, and returns all settings.
 
     Args:
         options: Values by setting; None where the option was not given.

@@ -1,8 +1,6 @@
-"""Several devices at once: each worker is a process with a Dagster run, a model and a device of its own.
+"""Uses several devices at once: each worker is a process with its own Dagster runs, model and device.
 
-Each takes its device by itself, see `boring_assets.engine.model.devices`.
-
-A worker reports its progress as JSON lines on its standard output.
+A worker takes a free device, see `boring_assets.engine.model.devices`, and prints its progress as JSON lines.
 """
 
 import json
@@ -31,7 +29,7 @@ Share = tuple[str, str, str]
 def run_in_workers(
     shares: Sequence[Sequence[Share]], progress: Progress, tags: Mapping[str, str] | None = None
 ) -> list[Outcome]:
-    """Runs each share of ranges in a process of its own, all at once.
+    """Runs each share of ranges in its own process, all at once; returns how each run ended.
 
     The CPU's cores are divided among the workers. Settings reach them by the environment.
 
@@ -39,9 +37,6 @@ def run_in_workers(
         shares: For each worker its ranges.
         progress: Counts the samples of all workers.
         tags: Further tags of the runs.
-
-    Returns:
-        How each run ended.
     """
     workers = [_start(share, tags or {}, _environment(len(shares))) for share in shares]
     with ThreadPoolExecutor(len(workers)) as pool:
@@ -51,7 +46,7 @@ def run_in_workers(
                 for outcomes in pool.map(partial(_follow, progress=progress), workers)
                 for outcome in outcomes
             ]
-        except BaseException:  # Ctrl-C, above all: no worker goes on without its parent
+        except BaseException:  # Ctrl-C, for example: no worker continues without its parent
             for worker in workers:
                 worker.terminate()
             raise
@@ -107,19 +102,19 @@ def main() -> None:
     stop.set()
     reporter.join()
     for outcome in outcomes:
-        _say(vars(outcome))
+        _print(vars(outcome))
 
 
 def _report(progress: Progress, stop: threading.Event) -> None:
     while not stop.wait(_TICK_SECONDS):
         try:
-            _say({"embedded": progress.embedded, "failed": progress.failed})
-        except BrokenPipeError:  # the command line was killed: its next call would meet this run
+            _print({"embedded": progress.embedded, "failed": progress.failed})
+        except BrokenPipeError:  # the command line was killed
             os._exit(1)
-    _say({"embedded": progress.embedded, "failed": progress.failed})
+    _print({"embedded": progress.embedded, "failed": progress.failed})
 
 
-def _say(line: dict[str, Any]) -> None:
+def _print(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 

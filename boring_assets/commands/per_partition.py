@@ -6,7 +6,6 @@ import click
 
 from boring_assets.commands import exit_codes
 from boring_assets.commands.runs import run_to_the_end
-from boring_assets.datasets import Dataset
 from boring_assets.errors import StorageError
 from boring_assets.instance.homes import open_instance
 from boring_assets.parts import get_parts, register_keys
@@ -23,7 +22,7 @@ def run_for_all(settings: Settings, job: str, verb: str, folder: str) -> None:
     Args:
         settings: The output and the rest.
         job: The job of an asset with the partitions of `image_embeddings`.
-        verb: What it has done, e.g. `scored`.
+        verb: For the message, e.g. `scored`.
         folder: The asset's folder in the output.
 
     Raises:
@@ -36,11 +35,10 @@ def run_for_all(settings: Settings, job: str, verb: str, folder: str) -> None:
         raise StorageError(
             f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
         )
-    dataset = Dataset.from_settings(settings)
     # The shards may have been embedded with another DAGSTER_HOME.
-    register_keys(instance, sorted(committed), settings, dataset)
+    register_keys(instance, sorted(committed), settings)
     failed: dict[str, str] = {}
-    for part in get_parts(settings, dataset):
+    for part in get_parts(settings):
         for first, last, _ in ranges(part.keys(instance), committed, settings.partitions_per_run):
             failed |= run_to_the_end(settings, part.local_name(job), range_tags(first, last))
     count = len(committed) - len(failed)

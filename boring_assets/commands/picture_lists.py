@@ -1,6 +1,6 @@
-"""`boring-assets list-pictures`: parquet shards that list a folder's pictures, which can then be embedded.
+"""`boring-assets list-pictures`: writes parquet shards that list a folder's pictures, for `embed`.
 
-The pictures stay where they are. A list that exists is never changed: new pictures get new lists.
+The pictures are not moved. Existing lists are never changed: new pictures get new lists.
 """
 
 import json
@@ -25,15 +25,12 @@ SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "capt
 
 
 def write_lists(uri: str, samples_per_shard: int) -> list[int]:
-    """Writes shards that list the pictures of a folder which no earlier list has.
+    """Writes shards that list the pictures of a folder which no earlier list has; returns their sizes.
 
     Args:
         uri: Path or URI of the folder; the lists are written to it. Names that begin with `.` or `_` are
             left out.
         samples_per_shard: Most pictures in one list.
-
-    Returns:
-        How many pictures each new list has.
 
     Raises:
         StorageError: The folder cannot be read or written, or holds no pictures.
@@ -55,7 +52,7 @@ def write_lists(uri: str, samples_per_shard: int) -> list[int]:
         pq.write_table(pa.table(rows, schema=SCHEMA), sink, compression="zstd")
         name = _NAME.format(number)
         write_bytes(folder, name, sink.getvalue())
-        # As img2dataset does, after the rest: with it the shard is whole, without it one would have to wait.
+        # Last, as img2dataset does: it marks the shard as complete.
         write_bytes(
             folder, name.replace(".parquet", "_stats.json"), json.dumps({"count": len(part)}).encode()
         )
@@ -67,7 +64,7 @@ def write_lists(uri: str, samples_per_shard: int) -> list[int]:
 
 
 def _known(folder: Root) -> tuple[set[str], int]:
-    """The pictures that the lists have already, and the number of the next list."""
+    """Returns the pictures of existing lists, and the number of the next list."""
     found: set[str] = set()
     number = 0
     while folder.fs.isfile(path := f"{folder.path}/{_NAME.format(number)}"):
@@ -81,7 +78,7 @@ def _known(folder: Root) -> tuple[set[str], int]:
 
 
 def _walk(folder: Root) -> Iterator[tuple[str, str]]:
-    """Path of each picture below the folder, and of the `.txt` beside it, or nothing; folder by folder."""
+    """Yields the path of each picture, and of the `.txt` beside it or an empty text."""
     start = len(folder.path.rstrip("/")) + 1
     try:
         for parent, folders, files in folder.fs.walk(folder.path, topdown=True):

@@ -20,7 +20,7 @@ class ProgressBar:
     """The progress bar: images done, images a second, time left, failures.
 
     Attributes:
-        counts: Give this to the runs, which add their samples to it.
+        counts: The runs add their samples to this.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ProgressBar:
         self._bar.stop()
 
     def _count(self) -> None:
-        """Reads the total from the shards' footers beside the run; estimates it until all are read."""
+        """Reads the total from the shards' footers during the run; estimates it until all are read."""
         rows = 0
         with ThreadPoolExecutor(4) as pool:
             for number, count in enumerate(pool.map(self._rows, self._shards), 1):

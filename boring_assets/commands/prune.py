@@ -1,4 +1,4 @@
-"""`boring-assets prune`: removes what left the input, and the images that must not be there."""
+"""`boring-assets prune`: removes shards that left the input, and excluded images."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -29,16 +29,18 @@ _SHOWN = 20
 @setting("allowed_url_prefixes", metavar="PREFIX,...")
 @config
 @click.option("--yes", is_flag=True, help="Remove it. Without this, nothing is changed.")
-@click.option("--read-images", is_flag=True, help="Also compare the SHA-256 of each image: reads the input.")
-@click.option("--all", "everything", is_flag=True, help="Also where no shard of the output is in the input.")
+@click.option(
+    "--read-images", is_flag=True, help="Also compare the SHA-256 of each image, which reads the input."
+)
+@click.option("--all", "everything", is_flag=True, help="Also if no shard of the output is in the input.")
 def prune(yes: bool, read_images: bool, everything: bool, **options: Any) -> None:
     """Remove from OUTPUT what left the input, and images that are excluded.
 
-    Of a shard that left the input, the output files and the partition are removed. An image on the list
-    of BORING_EXCLUDE moves from the embeddings to the failures, with the reason `excluded`. metadata.json
-    follows, and so do the index and the near duplicates where they exist.
+    For a shard that left the input, the output files and the partition are removed. An image on the list of
+    BORING_EXCLUDE moves from the embeddings to the failures, with the reason `excluded`. metadata.json, the
+    index and the near duplicates are updated.
 
-    Without --yes it only shows what it would remove, and the exit code is 4 if that is anything.
+    Without --yes, prune only shows what it would remove; the exit code is 4 if there is something to remove.
     """
     from boring_assets.commands.pruning import carry_out, make_plan
 

@@ -1,4 +1,4 @@
-"""What `boring-assets prune` does: finds what must leave the output, and removes it."""
+"""Finds and removes what `boring-assets prune` removes from an output."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,12 +42,12 @@ _CLOUD_THREADS, _LOCAL_THREADS = 16, 4
 
 @dataclass
 class Plan:
-    """What is to be removed.
+    """What to remove.
 
     Attributes:
         gone: Keys of the partitions whose shards left the input.
         excluded: The embedded rows that are excluded, by partition key, with the failure to record for each.
-        notes: What the user must know of how they were found.
+        notes: Messages for the user about the search.
     """
 
     gone: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Plan:
 
 
 def make_plan(settings: Settings, *, read_images: bool = False, everything: bool = False) -> Plan:
-    """Finds what must leave the output; nothing is changed.
+    """Finds what to remove from the output; nothing is changed.
 
     Args:
         settings: Input, output and list of excluded images.
@@ -108,13 +108,13 @@ def _find_gone(
     if held and not held & there and not everything:
         raise StorageError(
             f"None of the {some(len(held), 'shard')} of {root.uri} is in {source.uri}: it is empty, or the "
-            "wrong input. Nothing is removed. If all of them are to go, add --all."
+            "wrong input. Nothing is removed. To remove all of them, add --all."
         )
     return sorted(key for key in held - there if not _is_refused(f"{source.path}/{key}", found))
 
 
 def _is_refused(stem: str, found: Discovery) -> bool:
-    """Whether a shard may be there all the same, since it, or a folder that it lies in, cannot be read."""
+    """Returns whether a shard may still exist, because it or one of its folders cannot be read."""
     name = printable(stem)
     return any(path.startswith(f"{name}.") or f"{name}/".startswith(f"{path}/") for path in found.refused)
 
@@ -158,18 +158,13 @@ class _Reader:
 
 
 def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
-    """Removes what was found; a call that is killed is finished by the next one.
+    """Removes what is in the plan, and yields a line for each step.
 
-    Args:
-        settings: Input, output and the rest.
-        plan: What to remove.
-
-    Yields:
-        What was done, in lines for people.
+    A call that is killed is finished by the next one.
 
     Raises:
         StorageError: The output cannot be written.
-        RunError: The index or the near duplicates could not follow.
+        RunError: The index or the near duplicates could not be updated.
     """
     embeddings = EmbeddingsIOManager.from_settings(settings)
     root, instance = embeddings.root(), open_instance(settings.output_dir)
@@ -183,7 +178,7 @@ def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
     if plan.excluded:
         yield f"{some(sum(map(len, plan.excluded.values())), 'image')} removed."
     for key in plan.gone:
-        for kind in (EMBEDDINGS, FAILURES, *DERIVED):  # the embeddings first: they are the commit mark
+        for kind in (EMBEDDINGS, FAILURES, *DERIVED):  # the embeddings file first: it is the commit mark
             embeddings.remove(key, kind)
         if key in registered:
             instance.delete_dynamic_partition(str(registered[key].shards.name), key)
@@ -194,9 +189,8 @@ def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:
 
 
 def _parts_by_key(settings: Settings, instance: dg.DagsterInstance) -> dict[str, Dataset]:
-    """The part that each partition is in."""
-    parts = get_parts(settings, Dataset.from_settings(settings))
-    return {key: part for part in parts for key in part.keys(instance)}
+    """Returns the part of each partition."""
+    return {key: part for part in get_parts(settings) for key in part.keys(instance)}
 
 
 def _event(
@@ -208,7 +202,7 @@ def _event(
 
 
 def _update_derived(settings: Settings, instance: dg.DagsterInstance, root: Root) -> Iterator[str]:
-    """Brings the index and the near duplicates up to date, where they exist."""
+    """Updates the index and the near duplicates, if they exist."""
     for path, job, command in (
         (INDEX, INDEX_JOB, "index"),
         (NEAR_DUPLICATES, DUPLICATES_JOB, "near-duplicates"),

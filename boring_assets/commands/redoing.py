@@ -1,4 +1,4 @@
-"""What `embed --redo` finds beyond Dagster's record: the same settings, but another model than before."""
+"""For `embed --redo`: finds partitions with the same settings, but with another model than now."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from resources.embeddings_io import EmbeddingsIOManager
 
 
 def present_model(settings: Settings) -> dict[str, Any]:
-    """Digest, preprocess and precision of the model as a run here would have it; loads it on the CPU.
+    """Returns digest, preprocess and precision of the model for a run here; loads it on the CPU.
 
     Raises:
         ModelError: It cannot be loaded, or there is no such device.
@@ -28,11 +28,6 @@ def present_model(settings: Settings) -> dict[str, Any]:
 
 def find_other_weights(states: ShardStates, settings: Settings, embeddings: EmbeddingsIOManager) -> None:
     """Marks the finished partitions that another model embedded as embedded with other settings.
-
-    Args:
-        states: The state of each shard; changed.
-        settings: Which model.
-        embeddings: The output.
 
     Raises:
         ModelError: The model cannot be loaded.

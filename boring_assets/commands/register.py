@@ -18,7 +18,6 @@ def register(**options: Any) -> None:
 
     After that they can be selected in Dagster: in the UI, for a backfill, or by `dagster asset materialize`.
     """
-    from boring_assets.datasets import Dataset
     from boring_assets.instance.homes import open_instance
     from boring_assets.parts import get_parts, register_shards
     from resources.embeddings_io import EmbeddingsIOManager
@@ -28,12 +27,11 @@ def register(**options: Any) -> None:
     source = ShardSource.from_settings(settings)
     EmbeddingsIOManager.from_settings(settings).check(source.root())
     found = source.discover()
-    dataset = Dataset.from_settings(settings)
-    added = register_shards(open_instance(settings.output_dir), found, settings, dataset)
+    added = register_shards(open_instance(settings.output_dir), found, settings)
     known = len(found.shards) - len(added)
     click.echo(f"{some(len(added), 'shard')} registered" + (f", {known:,} known before." if known else "."))
     if settings.split:
-        click.echo(f"They are in {some(len(get_parts(settings, dataset)), 'part')}.")
+        click.echo(f"They are in {some(len(get_parts(settings)), 'part')}.")
     if found.growing:
         click.echo(f"{some(len(found.growing), 'shard')} still being written: {first_of(found.growing)}")
     for path, why in found.refused.items():

@@ -1,4 +1,4 @@
-"""What `boring-assets embed` prints besides its progress bar."""
+"""Prints the messages of `boring-assets embed`, besides the progress bar."""
 
 import os
 import shlex
@@ -19,7 +19,7 @@ from partitions.discovery import Discovery
 
 @dataclass
 class Summary:
-    """What one `embed` call did.
+    """The result of an `embed` or `retry` call.
 
     Attributes:
         shards: Shards committed.
@@ -42,23 +42,23 @@ class Summary:
     seconds: float = 0.0
 
 
-def made_by(settings: Settings) -> str:
+def describe_model(settings: Settings) -> str:
     """Returns the settings that determine the embeddings, as text."""
     tag = f" {settings.pretrained}" if settings.pretrained else ""
     return f"model {settings.model}{tag}, precision {settings.precision}, {settings.output_dtype}"
 
 
-def say_left_out(console: Console, stock: ShardStates, found: Discovery) -> None:
+def print_left_out(console: Console, states: ShardStates, found: Discovery) -> None:
     """Prints which shards of the input are left out, and why."""
     left_out = [f"{path}: {why}" for path, why in found.refused.items()]
     for state, why in ((State.GROWING, "still being written"), (State.RUNNING, "in another run now")):
-        if keys := [key for key, found_state in stock.states.items() if found_state is state]:
+        if keys := [key for key, one in states.states.items() if one is state]:
             left_out.append(f"{some(len(keys), 'shard')} {why}: {first_of(keys)}")
     for what in left_out:
         _line(console, "Left out", what, "yellow")
 
 
-def say_done(console: Console, settings: Settings, summary: Summary) -> None:
+def print_summary(console: Console, settings: Settings, summary: Summary) -> None:
     """Prints the counts, the output and the next commands."""
     failed = sum(summary.failed.values())
     bad = len(summary.failed_shards)
@@ -80,7 +80,7 @@ def say_done(console: Console, settings: Settings, summary: Summary) -> None:
 
 
 def _program(name: str) -> str:
-    """Returns how the shell finds a program of this environment: its name, or else its path."""
+    """Returns the command for a program of this environment: its name, or else its path."""
     beside = Path(sys.executable).with_name(name)
     found = shutil.which(name)
     if found and Path(found).parent.resolve() == beside.parent.resolve():
@@ -90,13 +90,13 @@ def _program(name: str) -> str:
 
 
 def _environment(settings: Settings) -> str:
-    """Returns the variables with which Dagster's UI shows the same partitions, quoted for a shell."""
+    """Returns the variables for Dagster's UI to show the same partitions, quoted for a shell."""
     variables = {"DAGSTER_HOME": os.environ["DAGSTER_HOME"]}
-    decisive = (
+    shown = (
         *("input_dir", "output_dir", "model", "pretrained", "precision", "output_dtype"),
         *("image_column", "key_column", "caption_column", "url_column"),
     )
-    for name in decisive:
+    for name in shown:
         value = getattr(settings, name)
         if value != Settings.model_fields[name].default:
             variables[PREFIX + name.upper()] = value

@@ -1,4 +1,4 @@
-"""`boring-assets retry`: embeds failed images again; the other rows of their shards stay as they are."""
+"""`boring-assets retry`: embeds failed images again; the other rows of their shards do not change."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from boring_assets.commands.options import Command, apply, config, folder, setti
 from boring_assets.engine.samples import Reason
 
 if TYPE_CHECKING:
-    from boring_assets.commands.retrying import Retried
+    from boring_assets.commands.report import Summary
 
 _NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
 
@@ -30,11 +30,9 @@ _NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
     "reasons",
     multiple=True,
     type=click.Choice([reason.value for reason in Reason]),
-    help=f"Only this reason; may be given several times. Without it, each reason but {_NOT_BY_DEFAULT}.",
+    help=f"Only this reason; can be repeated. The default is all reasons except {_NOT_BY_DEFAULT}.",
 )
-@click.option(
-    "--shard", "shards", multiple=True, metavar="KEY", help="Only this shard; may be given several times."
-)
+@click.option("--shard", "shards", multiple=True, metavar="KEY", help="Only this shard; can be repeated.")
 @setting("model")
 @setting("pretrained")
 @setting("batch_size", metavar="auto|N")
@@ -47,31 +45,31 @@ _NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
 def retry(reasons: tuple[str, ...], shards: tuple[str, ...], **options: Any) -> None:
     """Embed the failed images of OUTPUT again, and only those.
 
-    For a site that is back, a larger limit or a newly allowed format. Only the failed rows of embedded shards
-    are read. Each shard's files are replaced at once, with the rows in the order of the input; an image that
-    fails again keeps the new reason. The model must be the one that made the output, and shards that have
-    changed since are left to `embed`.
+    Use it when a site is back, after raising a limit or allowing a format. Only the failed rows of embedded
+    shards are read. Each shard's files are replaced at once, with the rows in the order of the input; an
+    image that fails again gets the new reason. The model must be that of the output. Shards that have changed
+    since are skipped: run `embed` for them.
     """
     from boring_assets.commands.retrying import retry_failed
 
-    retried = retry_failed(apply(options), [Reason(one) for one in reasons], shards)
-    _print(retried)
-    sys.exit(exit_codes.FAILED_SHARDS if retried.failed_shards else 0)
+    summary, changed = retry_failed(apply(options), [Reason(one) for one in reasons], shards)
+    _print(summary, changed)
+    sys.exit(exit_codes.FAILED_SHARDS if summary.failed_shards else 0)
 
 
-def _print(retried: "Retried") -> None:
+def _print(summary: "Summary", changed: list[str]) -> None:
     from boring_assets.wording import first_of, plain, some
 
-    if retried.changed:
-        count = some(len(retried.changed), "shard")
-        click.echo(plain(f"Changed since: {count}, which `embed` does: {first_of(retried.changed)}"))
-    if not retried.images and not retried.failed_shards:
+    if changed:
+        count = some(len(changed), "shard")
+        click.echo(plain(f"Changed since: {count}, which `embed` does: {first_of(changed)}"))
+    if not summary.retried and not summary.failed_shards:
         click.echo("Nothing to retry: no image has failed for these reasons.")
         return
-    again = retried.images - retried.recovered
+    again = summary.retried - summary.recovered
     click.echo(
-        f"{some(retried.images, 'failed image')} of {some(retried.shards, 'shard')} retried: "
-        f"{retried.recovered:,} embedded now, {again:,} failed again."
+        f"{some(summary.retried, 'failed image')} of {some(summary.shards, 'shard')} retried: "
+        f"{summary.recovered:,} embedded now, {again:,} failed again."
     )
-    for key, why in retried.failed_shards.items():
+    for key, why in summary.failed_shards.items():
         click.echo(plain(f"Failed: {key}: {why}"))

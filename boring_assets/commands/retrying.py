@@ -1,108 +1,70 @@
-"""What `boring-assets retry` does: finds the shards with failed images, and runs the job over them."""
+"""For `boring-assets retry`: finds the shards with failed images, and runs the job over them."""
 
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
 
 from boring_assets.assets.retry import RETRIED_REASONS
-from boring_assets.commands.embedding import alive, discover_input, run_shards
+from boring_assets.commands.embedding import open_dataset, run_shards
 from boring_assets.commands.progress_bar import ProgressBar
-from boring_assets.commands.report import made_by
-from boring_assets.datasets import Dataset
+from boring_assets.commands.report import Summary, describe_model
 from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import SettingsError
-from boring_assets.instance.homes import open_instance
-from boring_assets.live_runs import fail_dead_runs
 from boring_assets.output.files import EMBEDDINGS, committed_facts
-from boring_assets.parts import get_parts, register_shards
 from boring_assets.settings import Settings
-from boring_assets.shard_states import State, get_shard_states
+from boring_assets.shard_states import State
 from boring_assets.storage.root import Root
 from boring_assets.tags import RETRY_TAG
 from boring_assets.wording import first_of, some
 from partitions.shards import uri_of
 from resources.embeddings_io import EmbeddingsIOManager
-from resources.source import ShardSource
 
 _READERS = 16
 
 
-@dataclass
-class Retried:
-    """What one `retry` call did.
-
-    Attributes:
-        shards: Shards that were committed again.
-        images: Failed images of these shards that were tried.
-        recovered: How many of them are embedded now.
-        changed: Keys of the shards that were left out, since they have changed.
-        failed_shards: Why each shard failed that did; its files are as they were.
-    """
-
-    shards: int = 0
-    images: int = 0
-    recovered: int = 0
-    changed: list[str] = field(default_factory=list)
-    failed_shards: dict[str, str] = field(default_factory=dict)
-
-
 def retry_failed(
-    settings: Settings,
-    reasons: Collection[Reason] = (),
-    only: Collection[str] = (),
-    console: Console | None = None,
-) -> Retried:
+    settings: Settings, reasons: Collection[Reason], only: Collection[str]
+) -> tuple[Summary, list[str]]:
     """Embeds the failed images of committed shards again.
 
     Args:
         settings: Input, output, model and the rest.
         reasons: Only images that failed for one of these; empty is `RETRIED_REASONS`.
-        only: Keys of the only shards to look at; empty is all.
-        console: Where the progress bar goes; the terminal by default.
+        only: Keys of shards; empty is all.
+
+    Returns:
+        What was done, and the keys of the shards that were left out since they have changed.
 
     Raises:
         SettingsError: A setting is wrong, a shard of `only` is not embedded, or other settings made it.
         StorageError: The input or the output cannot be read, or the output cannot be written.
-        RunError: A run could not go on; what was committed before stays.
+        RunError: A run failed; what was committed before stays.
     """
-    console = console or Console(highlight=False)
     reasons = frozenset(reasons) or RETRIED_REASONS
     settings = settings.model_copy(update={"max_samples": 0})  # it would cut shards off
-    found = discover_input(settings)
     embeddings = EmbeddingsIOManager.from_settings(settings)
-    embeddings.check(ShardSource.from_settings(settings).root())
-    instance, dataset = open_instance(settings.output_dir), Dataset.from_settings(settings)
-    with alive(instance):
-        fail_dead_runs(instance)
-        register_shards(instance, found, settings, dataset)
-        version, parts = settings.embedding_version(), get_parts(settings, dataset)
-        stock = get_shard_states(instance, found, version, embeddings.committed, parts)
+    with open_dataset(settings, embeddings) as (instance, _, states):
         committed = embeddings.committed()
-        if unknown := sorted(set(only) - (committed & stock.shards.keys())):
+        if unknown := sorted(set(only) - (committed & states.shards.keys())):
             raise SettingsError(f"--shard names {first_of(unknown)}, which the output does not hold.")
         keys = [
             key
-            for key in stock.order
+            for key in states.order
             if key in committed
-            and key in stock.shards
-            and stock.states[key] is not State.RUNNING
+            and key in states.shards
+            and states.states[key] is not State.RUNNING
             and (not only or key in only)
         ]
-        counts, changed = _count_failures(embeddings.root(), stock.shards, keys, reasons, settings)
-        retried = Retried(changed=changed)
+        counts, changed = _count_failures(embeddings.root(), states.shards, keys, reasons, settings)
         wanted = [key for key in keys if counts.get(key)]
         if not wanted:
-            return retried
-        shards = [stock.shards[key] for key in wanted]
+            return Summary(), changed
+        shards = [states.shards[key] for key in wanted]
         tags = {RETRY_TAG: ",".join(sorted(reasons))}
-        with ProgressBar(console, shards, sum(counts.values())) as bar:
-            summary = run_shards(settings, instance, stock, wanted, bar, tags)
-    retried.shards, retried.failed_shards = summary.shards, summary.failed_shards
-    retried.images, retried.recovered = summary.retried, summary.recovered
-    return retried
+        with ProgressBar(Console(highlight=False), shards, sum(counts.values())) as bar:
+            return run_shards(settings, instance, states, wanted, bar, tags), changed
 
 
 def _count_failures(
@@ -128,7 +90,8 @@ def _count_failures(
     if other:
         raise SettingsError(
             f"{root.uri} holds {some(len(other), 'shard')} made by other settings than "
-            f"{made_by(settings)}: {first_of(other)}. A retry needs the settings that they were made with."
+            f"{describe_model(settings)}: {first_of(other)}. A retry needs the settings that they were "
+            "made with."
         )
     return counts, changed
 

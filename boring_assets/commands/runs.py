@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +15,7 @@ from boring_assets.engine.results import Progress
 from boring_assets.errors import ERROR_NAMES, RunError, without_class_name
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
+from boring_assets.live_runs import fail_unfinished, mark_alive
 from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings
 from boring_assets.tags import EMBEDS_TAG, FAILED_SHARDS, MAX_SAMPLES_TAG, range_tags
@@ -21,11 +23,11 @@ from boring_assets.tags import EMBEDS_TAG, FAILED_SHARDS, MAX_SAMPLES_TAG, range
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
         error: Why it failed; empty where it succeeded.
-        failed_shards: Why each shard failed that did, where the run itself went on.
+        failed_shards: Why shards failed, if the run continued without them.
         run_id: Dagster's id of the run.
     """
 
@@ -35,7 +37,7 @@ class Outcome:
 
     @property
     def stops(self) -> bool:
-        """Whether it failed for a reason that further runs would meet too."""
+        """Whether it failed for a reason that would also fail further runs."""
         return bool(self.error) and not self.failed_shards
 
 
@@ -50,10 +52,10 @@ def run_range(
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Runs the job over one range of partitions, in this process.
+    """Runs the embedding job over one range of partitions in this process; returns how the run ended.
 
     Args:
-        settings: What the resources are made with.
+        settings: Settings of the resources.
         instance: Dagster's instance.
         first: First partition key, in Dagster's order.
         last: Last partition key.
@@ -62,11 +64,8 @@ def run_range(
         tags: Further tags of the run, such as `REDO_TAG`.
         progress: Counts the samples of the run.
 
-    Returns:
-        How it ended.
-
     Raises:
-        KeyboardInterrupt: SIGINT came in the middle of it.
+        KeyboardInterrupt: The run was interrupted.
     """
     dataset = replace(Dataset.from_settings(settings), part=part)
     asset = dataset.embeddings.to_user_string()
@@ -83,34 +82,29 @@ def run_job(
     config: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Runs a job in this process.
-
-    Args:
-        settings: What the resources are made with.
-        instance: Dagster's instance.
-        name: Name of the job.
-        tags: Tags of the run.
-        config: Run config, besides its logging.
-        progress: Counts the samples of the run.
-
-    Returns:
-        How it ended.
+    """Runs a job in this process; returns how the run ended.
 
     Raises:
-        KeyboardInterrupt: SIGINT came in the middle of it.
+        KeyboardInterrupt: The run was interrupted.
     """
     job = build_definitions(settings, progress).resolve_job_def(name)
-    # The command line says what happened; Dagster's own log is in the UI.
+    # The command prints what happened; Dagster's log is in the UI.
     silence = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     quiet = silence if settings.log_format == "text" else {}
-    result = job.execute_in_process(
-        instance=instance, tags=tags, run_config=quiet | (config or {}), raise_on_error=False
-    )
+    run_config, run_id = quiet | (config or {}), str(uuid.uuid4())
+    with mark_alive(instance, run_id):
+        try:
+            result = job.execute_in_process(
+                run_config, instance, raise_on_error=False, run_id=run_id, tags=tags
+            )
+        except BaseException:  # Ctrl-C outside of a step
+            fail_unfinished(instance, run_id)
+            raise
     return Outcome(run_id=result.run_id) if result.success else explain(result)
 
 
 def explain(result: dg.ExecuteInProcessResult) -> Outcome:
-    """Returns how a failed run ended: the reason that the asset gave, or else the exception that it raised.
+    """Returns how a failed run ended: the asset's reason, or else the exception.
 
     Raises:
         KeyboardInterrupt: The run was interrupted.
@@ -131,12 +125,7 @@ def explain(result: dg.ExecuteInProcessResult) -> Outcome:
 
 
 def _cause(error: Any, run_id: str) -> str:
-    """Returns the project's own error, or else the innermost cause and where its trace is.
-
-    Args:
-        error: Dagster's `SerializableErrorInfo`, or None.
-        run_id: The run that failed.
-    """
+    """Returns the project's own error, or else the innermost cause and where its trace is."""
     text = "The step failed without an error."
     while error:
         text = without_secrets(" ".join(error.message.split()))
@@ -157,7 +146,7 @@ def _where(run_id: str) -> str:
 def run_to_the_end(
     settings: Settings, name: str, tags: dict[str, str] | None = None, config: dict[str, Any] | None = None
 ) -> dict[str, str]:
-    """Runs a job in this process and returns the shards that failed, where the run went on without them.
+    """Runs a job in this process; returns the shards that failed, if the run continued without them.
 
     Raises:
         RunError: The run stopped.

@@ -130,11 +130,6 @@ def _print(hits: "list[Hit]") -> None:
 def open_searcher(settings: Settings, *, update: bool, pictures: bool) -> "Searcher":
     """Returns the search index of the output; prints what was left out of it.
 
-    Args:
-        settings: The output and the rest.
-        update: Whether to update the index first.
-        pictures: Whether pictures of the input are shown.
-
     Raises:
         SettingsError: Pictures are shown, and the output belongs to another input than that of the settings.
         StorageError: There is no index, or it cannot be read.

@@ -1,4 +1,4 @@
-"""The ranges that one command line embeds, while others may embed the same dataset on other machines."""
+"""Chooses the ranges of one command line, while others may embed the same dataset on other machines."""
 
 import random
 import time
@@ -13,8 +13,8 @@ from boring_assets.datasets import Dataset
 from boring_assets.shard_states import ranges
 from boring_assets.tags import DATA_VERSION_TAG, EMBEDS_TAG
 
-_LOOK_SECONDS = 10.0
-# The database has another clock than this machine.
+_CHECK_SECONDS = 10.0
+# The clocks of the database and of this machine may differ.
 _CLOCKS_DIFFER = timedelta(minutes=1)
 
 
@@ -27,31 +27,28 @@ def ranges_left(
     since: int,
     mine: Collection[str],
 ) -> Iterator[tuple[str, str]]:
-    """Yields the ranges of partitions to embed; what other runs have taken or done meanwhile is left out.
+    """Yields first and last key of each range to embed, without what other runs have taken meanwhile.
 
-    With other runs at work, the next range is any of those that are left, so that two machines rarely take
-    the same one.
+    While other runs embed, the next range is a random one of the rest, so that two machines rarely take the
+    same.
 
     Args:
         instance: Dagster's instance.
         dataset: The names of the dataset, or of the part.
         order: Its partitions in Dagster's order.
-        wanted: Keys of the partitions to embed; those of other parts are passed over.
+        wanted: Keys of the partitions to embed, of any part.
         most: Most partitions in one range.
         since: Number of the last event of the instance when the partitions were chosen.
         mine: The ids of the caller's own runs; the caller adds each.
-
-    Yields:
-        First and last key of a range.
     """
     left = deque(ranges(order, wanted, most))
-    looked, moment = time.monotonic(), datetime.now(UTC)
+    checked, moment = time.monotonic(), datetime.now(UTC)
     while left:
         first, last, _ = left.popleft()
         yield first, last
-        if not left or time.monotonic() - looked < _LOOK_SECONDS:
+        if not left or time.monotonic() - checked < _CHECK_SECONDS:
             continue
-        before, looked, moment = moment, time.monotonic(), datetime.now(UTC)
+        before, checked, moment = moment, time.monotonic(), datetime.now(UTC)
         if _others_run(instance, dataset, before, mine):
             keys = [key for begin, end, _ in left for key in order[order.index(begin) : order.index(end) + 1]]
             left = deque(ranges(order, set(keys) - _taken(instance, dataset, keys, since), most))
@@ -61,15 +58,15 @@ def ranges_left(
 def _others_run(
     instance: dg.DagsterInstance, dataset: Dataset, since: datetime, mine: Collection[str]
 ) -> bool:
-    """Whether another run embeds, or has done so lately."""
+    """Returns whether another run embeds, or did so recently."""
     tags = {EMBEDS_TAG: dataset.embeddings.to_user_string()}
-    lately = instance.get_runs(dg.RunsFilter(tags=tags, updated_after=since - _CLOCKS_DIFFER))
-    going = instance.get_runs(dg.RunsFilter(tags=tags, statuses=UNFINISHED))
-    return any(run.run_id not in mine for run in (*lately, *going))
+    recent = instance.get_runs(dg.RunsFilter(tags=tags, updated_after=since - _CLOCKS_DIFFER))
+    unfinished = instance.get_runs(dg.RunsFilter(tags=tags, statuses=UNFINISHED))
+    return any(run.run_id not in mine for run in (*recent, *unfinished))
 
 
 def _taken(instance: dg.DagsterInstance, dataset: Dataset, keys: list[str], since: int) -> set[str]:
-    """The keys that a run has now, or that were reported since."""
+    """Returns the keys that a run has now, or that were reported since."""
     statuses = instance.get_status_by_partition(dataset.embeddings, keys, dataset.shards) or {}
     running = {key for key, status in statuses.items() if getattr(status, "value", "") == "IN_PROGRESS"}
     done = instance.event_log_storage.get_latest_tags_by_partition(

@@ -44,8 +44,7 @@ def status(as_json: bool, **options: Any) -> None:
 
     The exit code is 0 when everything is done, and 4 when there is work to do.
     """
-    from boring_assets.commands.report import made_by
-    from boring_assets.datasets import Dataset
+    from boring_assets.commands.report import describe_model
     from boring_assets.instance.homes import open_instance
     from boring_assets.parts import get_parts
     from boring_assets.shard_states import PENDING, State, get_shard_states
@@ -57,7 +56,7 @@ def status(as_json: bool, **options: Any) -> None:
     embeddings.check_input(source.root())
     instance = open_instance(settings.output_dir)
     found = source.discover()
-    version, parts = settings.embedding_version(), get_parts(settings, Dataset.from_settings(settings))
+    version, parts = settings.embedding_version(), get_parts(settings)
     committed = cache(embeddings.committed)
     shards = get_shard_states(instance, found, version, committed, parts)
     count = shards.count()
@@ -73,7 +72,9 @@ def status(as_json: bool, **options: Any) -> None:
         for path, why in found.refused.items():
             click.echo(plain(f"Refused: {path}: {why}"))
         if count[State.OTHER_SETTINGS]:
-            hint = f"Other settings than {made_by(settings)}. Give those that the shards were made with."
+            hint = (
+                f"Other settings than {describe_model(settings)}. Give those that the shards were made with."
+            )
             click.echo(plain(hint), err=True)
         unknown = sum(state is State.NEW and key in committed() for key, state in shards.states.items())
         if unknown:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from boring_assets.commands import exit_codes
 from boring_assets.commands.options import Command, apply, config, folder, setting
 from boring_assets.settings import Settings
 from boring_assets.wording import first_of, plain, some
+
+if TYPE_CHECKING:
+    from boring_assets.commands.inspection import Report
 
 _SHOWN = 20
 
@@ -50,10 +53,10 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
     """
     from rich.console import Console
 
-    from boring_assets.commands.verifying import look, repair_all
+    from boring_assets.commands.verifying import check_output, repair_all
 
     settings = apply(options)
-    report = look(settings)
+    report = check_output(settings)
     if as_json:
         click.echo(json.dumps(_as_json(report)))
     else:
@@ -65,7 +68,7 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
     console = Console(highlight=False, stderr=as_json)
     if repair_all(settings, report, console):
         sys.exit(exit_codes.FAILED_SHARDS)
-    left = look(settings)
+    left = check_output(settings)
     if left.has_errors():
         if not as_json:
             _print(left, settings)
@@ -73,7 +76,7 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
     console.print("Repaired: everything is sound now.")
 
 
-def _print(report: Any, settings: Settings) -> None:
+def _print(report: "Report", settings: Settings) -> None:
     """Prints the findings, errors first, and what to type next."""
     bad = report.bad()
     lines = [
@@ -104,7 +107,7 @@ def _print(report: Any, settings: Settings) -> None:
     click.echo(plain(f"Repair it: boring-assets verify {settings.output_dir} --input ... --repair"))
 
 
-def _as_json(report: Any) -> dict[str, Any]:
+def _as_json(report: "Report") -> dict[str, Any]:
     findings = [
         {"partition": key, **vars(finding)}
         for key, found in sorted(report.partitions.items())

@@ -1,57 +1,43 @@
-"""What `boring-assets verify` does: checks an output, and embeds again what is wrong."""
-
-from typing import Any
+"""For `boring-assets verify`: checks an output, and embeds again what is wrong."""
 
 from rich.console import Console
 
+from boring_assets.commands.embedding import embed_all
+from boring_assets.commands.inspection import DAMAGE, Report, inspect
+from boring_assets.commands.redoing import present_model
 from boring_assets.errors import SettingsError
+from boring_assets.output.totals import refresh_totals
 from boring_assets.settings import Settings
+from boring_assets.storage.root import check_readable
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 
 
-def look(settings: Settings) -> Any:
-    """Checks an output, and against its input where one is set; returns an `inspection.Report`.
+def check_output(settings: Settings) -> Report:
+    """Checks an output, and compares it with its input where one is set.
 
     Raises:
         SettingsError: No output is set, or a URI is wrong.
         StorageError: The output, or the input, cannot be read.
     """
-    from boring_assets.commands.inspection import inspect
-    from boring_assets.storage.root import check_readable
-    from resources.embeddings_io import EmbeddingsIOManager
-    from resources.source import ShardSource
-
     root = EmbeddingsIOManager.from_settings(settings).root()
     check_readable(root)
     if not settings.input_dir:
-        return inspect(root, None)
+        return inspect(root)
     source = ShardSource.from_settings(settings)
-    return inspect(root, source.discover(), source=source.root())
+    return inspect(root, source.discover(), source.root())
 
 
-def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, str]:
-    """Embeds again what is wrong.
+def repair_all(settings: Settings, report: Report, console: Console) -> dict[str, str]:
+    """Embeds again what is wrong; returns the shards that failed, and why.
 
     A damaged file is removed first, so that any later run can finish the repair.
-
-    Args:
-        settings: Input, output, model and the rest.
-        report: What is wrong.
-        console: Where to print.
-
-    Returns:
-        The shards that failed, and why.
 
     Raises:
         SettingsError: No input is set, or the settings are not those that made the output.
         StorageError: The output cannot be written.
-        RunError: A run could not go on.
+        RunError: A run failed.
     """
-    from boring_assets.commands.embedding import embed_all
-    from boring_assets.commands.inspection import DAMAGE
-    from boring_assets.output.totals import refresh_totals
-    from resources.embeddings_io import EmbeddingsIOManager
-    from resources.source import ShardSource
-
     if report.shards is None:
         raise SettingsError(
             "--repair needs the input to embed from. Set BORING_INPUT_DIR to the folder or bucket prefix "
@@ -69,10 +55,8 @@ def repair_all(settings: Settings, report: Any, console: Console) -> dict[str, s
     return failed
 
 
-def _check_same_model(settings: Settings, report: Any) -> None:
+def _check_same_model(settings: Settings, report: Report) -> None:
     """Refuses other settings than those of the output before anything is removed."""
-    from boring_assets.commands.redoing import present_model
-
     most = report.model()
     if not most:
         return

@@ -10,7 +10,7 @@
       │ in order
     the caller
 
-With more than four decoders, several processes each have a reader and decoders (`front_ends.py`).
+With more than four decoders, several processes each have a reader and decoders (`reader_processes.py`).
 
 Each row gets exactly one answer, an embedding or a failure. A shard is finished when its last row has one.
 Shards share batches, so many small shards cost as much as one large shard.
@@ -25,10 +25,10 @@ from typing import Any, TypeVar, overload
 
 from boring_assets.engine.batcher import Batcher
 from boring_assets.engine.channel import Channel, Closed
-from boring_assets.engine.front_ends import THREADS, FrontEnds
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.reader import Assignment, Chunk, Reader
+from boring_assets.engine.reader_processes import THREADS, ReaderProcesses
 from boring_assets.engine.results import EmbeddedShard, FailedShard, Options, Progress
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
@@ -103,7 +103,7 @@ def embed_shards(
     # With `max_rows`, how many rows of a shard are taken depends on the shard before.
     if options.decode_workers > THREADS and options.max_rows is None:
         chunks = Channel(options.read_ahead_bytes // 2)
-        read = partial(FrontEnds(options, fetcher, encoder, chunks).read, assignments)
+        read = partial(ReaderProcesses(options, fetcher, encoder, chunks).read, assignments)
     else:
         chunks = Channel(options.read_ahead_bytes)
         reader = Reader(options, fetcher, encoder.target(), encoder.batch_size, chunks)

@@ -14,7 +14,7 @@ from boring_assets.errors import ShardError
 
 @dataclass(frozen=True)
 class Options:
-    """How much of the machine the pipeline uses.
+    """Options of the pipeline: how much of the machine it uses.
 
     Attributes:
         decode_workers: Images decoded at the same time. Above 4, processes read and decode.

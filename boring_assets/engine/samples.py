@@ -33,7 +33,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class ColumnNames:
-    """Where a shard's image, key, caption and URL are, as the user's settings name it.
+    """The columns of a shard's image, key, caption and URL that the settings name.
 
     In a parquet these are columns; in a TFRecord file, features; in a tar, the extension of members
     (`left.png` of `0001.left.png`) or a name in their JSON. An empty name is found by the usual names.

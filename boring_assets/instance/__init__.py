@@ -1,4 +1,4 @@
-"""What `dagster.yaml` names: the launchers of runs, how many runs go at once, and the Dagster home.
+"""Classes that `dagster.yaml` names (launchers, run queue), and the Dagster home.
 
 Dagster's private modules (`dagster._...`) are imported in this package only.
 """

@@ -43,8 +43,8 @@ from boring_assets.instance.homes import (
     keep_connections_open,
 )
 from boring_assets.instance.pool import set_pool_limit
-from boring_assets.instance.worker import ACCEPTED, DONE, is_alive
-from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
+from boring_assets.instance.worker import ACCEPTED, DONE
+from boring_assets.live_runs import has_died, is_alive
 from boring_assets.settings import load_settings
 
 _REPLY_SECONDS = 120.0
@@ -151,9 +151,6 @@ class WarmRunLauncher(DefaultRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Sends a run to a worker; returns when the run has started, or up to `linger_seconds` later.
 
-        Args:
-            context: The run.
-
         Raises:
             DagsterError: The new worker process ended before it accepted the run.
         """
@@ -188,9 +185,6 @@ class WarmRunLauncher(DefaultRunLauncher):
     def terminate(self, run_id: str) -> bool:
         """Marks a run as canceling, from any process; its worker sees that within a second and stops it.
 
-        Args:
-            run_id: The run.
-
         Returns:
             False where the run has ended already.
         """
@@ -216,13 +210,13 @@ class WarmRunLauncher(DefaultRunLauncher):
             run: A run that has started and not ended.
 
         Returns:
-            RUNNING or FAILED. RUNNING also where this home cannot tell: a run that Dagster's own launcher
-            started, and a run of another home.
+            RUNNING or FAILED; RUNNING also if this home has no lock of the run, such as for a run of another
+            home.
         """
         here = belongs_to_home(self._instance, run)
-        if here and is_of_command_line(run) and not is_alive(self._home() / ALIVE_LOCK):
-            return CheckRunHealthResult(WorkerStatus.FAILED, "its command line has ended")
         if WORKER_TAG not in run.tags:
+            if here and has_died(self._instance, run.run_id):
+                return CheckRunHealthResult(WorkerStatus.FAILED, "its process has ended")
             return CheckRunHealthResult(WorkerStatus.RUNNING, "launched without a worker")
         worker = run.tags[WORKER_TAG]
         if not here:
@@ -242,15 +236,12 @@ class WarmRunLauncher(DefaultRunLauncher):
         for worker in workers:
             worker.stop()
 
-    def _home(self) -> Path:
-        return Path(self._instance.root_directory)
-
     def _folder(self) -> Path:
-        return self._home() / "workers"
+        return Path(self._instance.root_directory) / "workers"
 
     def _is_alive(self, run: dg.DagsterRun) -> bool:
         name = Path(run.tags[WORKER_TAG].rpartition("-")[2]).name
-        return is_alive(self._folder() / f"{name}.lock")
+        return bool(is_alive(self._folder() / f"{name}.lock"))
 
     def _take_idle(self, origin: RepositoryPythonOrigin) -> _Worker | None:
         """Takes an idle worker with the same code, if there is one."""
@@ -309,11 +300,11 @@ class PromptRunCoordinator(QueuedRunCoordinator):
     """Dagster's run queue with a shorter interval, and with connections to PostgreSQL that stay open."""
 
     def register_instance(self, instance: dg.DagsterInstance) -> None:
-        """Called by Dagster, in the daemon when it starts."""
+        """Called by Dagster when the daemon starts."""
         super().register_instance(instance)
         keep_connections_open(instance)
 
     @property
     def dequeue_interval_seconds(self) -> float:  # type: ignore[override]
-        """Seconds between two looks at the queue; Dagster's minimum of 1 delays short runs."""
+        """Seconds between two checks of the queue; Dagster's minimum of 1 delays short runs."""
         return 0.2

@@ -8,12 +8,7 @@ _CURSOR = "boring_assets/pool"
 
 
 def set_pool_limit(instance: dg.DagsterInstance, runs: int) -> None:
-    """Sets the limit of the pool, unless a user has set it to something else.
-
-    Args:
-        instance: Dagster's instance.
-        runs: How many runs may go at once.
-    """
+    """Sets the limit of the pool, unless a user has set it to something else."""
     storage = instance.event_log_storage
     limit = next((one for one in storage.get_pool_limits() if one.name == POOL), None)
     last_set = instance.daemon_cursor_storage.get_cursor_values({_CURSOR}).get(_CURSOR)

@@ -16,7 +16,6 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -27,8 +26,8 @@ from pydantic import SecretStr
 from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import belongs_to_home
 from boring_assets.instance.pool import set_pool_limit
-from boring_assets.instance.worker import is_alive
-from boring_assets.jobs import ALIVE_LOCK, is_of_command_line
+from boring_assets.jobs import is_of_command_line
+from boring_assets.live_runs import has_died
 from boring_assets.settings import PREFIX, Settings
 from boring_assets.tags import POOL
 
@@ -70,9 +69,6 @@ class ClusterRunLauncher(RayRunLauncher):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Submits a run to the cluster.
 
-        Args:
-            context: The run.
-
         Raises:
             DagsterUserCodeUnreachableError: The cluster does not answer; the run stays in the queue.
             SettingsError: The run's tag `dagster-ray/config` has an unknown field.
@@ -87,11 +83,7 @@ class ClusterRunLauncher(RayRunLauncher):
         super().launch_run(LaunchRunContext(run, context.workspace))
 
     def resume_run(self, context: ResumeRunContext) -> None:
-        """Submits a run again whose job ended early, as often as `max_resume_run_attempts` says.
-
-        Args:
-            context: The run.
-        """
+        """Submits a run again whose job ended early, as often as `max_resume_run_attempts` says."""
         run = self._with_request(context.dagster_run)
         super().resume_run(ResumeRunContext(run, context.workspace, context.resume_attempt_number))
 
@@ -102,17 +94,16 @@ class ClusterRunLauncher(RayRunLauncher):
             run: A run that has started and not ended.
 
         Returns:
-            FAILED where the job has ended or Ray has none. RUNNING also for a command line of another home,
-            whose lock cannot be seen from here, and where Ray answers with a server error.
+            FAILED if the job has ended or is unknown to Ray. RUNNING also for a command line of another home,
+            whose lock cannot be read here, and if Ray answers with a server error.
 
         Raises:
             ConnectionError: The cluster does not answer.
         """
         if is_of_command_line(run):
-            alive = is_alive(Path(self._instance.root_directory) / ALIVE_LOCK)
-            if alive or not belongs_to_home(self._instance, run):
-                return CheckRunHealthResult(WorkerStatus.RUNNING, "executed by a command line")
-            return CheckRunHealthResult(WorkerStatus.FAILED, "its command line has ended")
+            if belongs_to_home(self._instance, run) and has_died(self._instance, run.run_id):
+                return CheckRunHealthResult(WorkerStatus.FAILED, "its command line has ended")
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "executed by a command line")
         if time.monotonic() - self._pool_updated > _POOL_SECONDS:
             self._update_pool()  # a node may have joined or been lost
         health = super().check_run_worker_health(run)

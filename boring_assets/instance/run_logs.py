@@ -1,7 +1,7 @@
 """Makes runs log JSON lines where `BORING_LOG_FORMAT` is `json`.
 
-Dagster's own processes have the option `--log-format json`. A run has none: it logs through Dagster's
-coloured logger unless each run's configuration has a `loggers` section. That default is replaced here.
+Dagster's own processes have the option `--log-format json`. Runs have no such option: they log through
+Dagster's coloured logger unless their configuration has a `loggers` section. That default is replaced here.
 """
 
 import logging

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-_MOST_FILES = 16  # a run has a file of its own; the three files that all runs share are used most
+_MOST_FILES = 16  # each run has its own file; the three shared files are used most
 _lock = Lock()
 _open: OrderedDict[str, sqlite3.Connection] = OrderedDict()
 _homes: set[str] = set()

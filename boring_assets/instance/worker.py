@@ -49,21 +49,6 @@ def main() -> None:
             Path(lock).unlink(missing_ok=True)
 
 
-def is_alive(lock: Path) -> bool:
-    """Returns whether the process that holds a lock file is alive; False where the file is missing.
-
-    The kernel releases the lock when the process ends, also at a reboot. Not for use by the process itself.
-    """
-    try:
-        with lock.open("r+b") as probe:
-            fcntl.lockf(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except (BlockingIOError, PermissionError):  # POSIX allows either for a held lock
-        return True
-    return False
-
-
 def _serve(connection: socket.socket, idle_seconds: float) -> None:
     loaded: dict[str, int] = {}
     opened: tuple[Any, Callable[[str], bool]] | None = None

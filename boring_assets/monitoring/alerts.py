@@ -4,12 +4,12 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import dagster as dg
 
-from boring_assets.datasets import Dataset
+from boring_assets.datasets import Dataset, materializations
 from boring_assets.engine.samples import NOT_COUNTED
 from boring_assets.monitoring.webhook import post
 from boring_assets.output.judgement import Committed, failure_rate
@@ -17,9 +17,8 @@ from boring_assets.output.measures import Measures
 from boring_assets.settings import Settings
 
 _EVERY_SECONDS = 30
-_PAGE = 1000
-# A tick has a minute; the next one continues after so many pages.
-_PAGES = 10
+# A tick may take a minute; the next tick continues after this many events.
+_MOST_EVENTS = 10_000
 _NAMED = 3
 
 
@@ -39,49 +38,49 @@ def define_failure_rate_alert(
     )
     def failure_rate_alert(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         assets = {part.embeddings.to_user_string(): part.embeddings for part in parts}
-        memory = _Memory(json.loads(context.cursor or "{}"), minutes, assets)
-        new = list(memory.look(context.instance, assets))
-        whole = failure_rate(Committed([memory.total()], max_failure_rate=limit))
-        summary = f"{memory.summary()}; the limit is {limit:.0%}."
+        state = _State(json.loads(context.cursor or "{}"), minutes, assets)
+        new = list(state.count(context.instance, assets))
+        whole = failure_rate(Committed([state.total()], max_failure_rate=limit))
+        summary = f"{state.summary()}; the limit is {limit:.0%}."
         events = []
-        if whole.problems and not memory.alerting:
+        if whole.problems and not state.alerting:
             worst = failure_rate(Committed(new, max_failure_rate=limit)).problems
             named = "; ".join(f"{key}: {why}" for key, why in list(worst.items())[:_NAMED])
             text = f"Too many images fail: {summary}{f' E.g. {named}.' if named else ''}"
             rate = whole.numbers["failure_rate"]
-            facts = {"failure_rate": rate, "limit": limit, "minutes": minutes, **memory.reasons()}
+            facts = {"failure_rate": rate, "limit": limit, "minutes": minutes, **state.reasons()}
             events.append(dg.AssetObservation(parts[0].embeddings, description=text, metadata=facts))
             context.log.warning(text)
-            memory.unsent = {"text": text, **facts} if webhook else None
-        memory.alerting = bool(whole.problems)
-        if memory.unsent:
-            problem = post(webhook, memory.unsent) if webhook else ""
+            state.unsent = {"text": text, **facts} if webhook else None
+        state.alerting = bool(whole.problems)
+        if state.unsent:
+            problem = post(webhook, state.unsent) if webhook else ""
             if problem:
                 summary += f" The alert was not delivered, and will be sent again: {problem}."
                 context.log.warning(summary)
             else:
-                memory.unsent = None
-        state = "Alerted before, and still too many" if memory.alerting and not events else "No alert"
+                state.unsent = None
+        result = "Alerted before, and still too many" if state.alerting and not events else "No alert"
         return dg.SensorResult(
-            skip_reason=dg.SkipReason(f"{'Alerted' if events else state}: {summary}"),
-            cursor=memory.cursor(),
+            skip_reason=dg.SkipReason(f"{'Alerted' if events else result}: {summary}"),
+            cursor=state.cursor(),
             asset_events=events,
         )
 
     return failure_rate_alert
 
 
-class _Memory:
-    """What the sensor keeps in its cursor from one tick to the next.
+class _State:
+    """The state that the sensor keeps in its cursor.
 
     Attributes:
         alerting: Whether too many failed at the last tick.
-        unsent: The alert that was not delivered yet.
+        unsent: The alert that is not delivered yet.
     """
 
     def __init__(self, cursor: dict[str, Any], minutes: int, assets: Iterable[str]) -> None:
         after = cursor.get("after") or {}
-        # Earlier releases knew of one asset, and wrote a number.
+        # Earlier versions had one asset, and wrote a number.
         self._after: dict[str, int] = after if isinstance(after, dict) else dict.fromkeys(assets, after)
         # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
         self._ticks: list[tuple[float, int, dict[str, int]]] = [tuple(one) for one in cursor.get("ticks", [])]
@@ -96,12 +95,14 @@ class _Memory:
             {"after": self._after, "ticks": self._ticks, "alerting": self.alerting, "unsent": self.unsent}
         )
 
-    def look(self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey]) -> Iterator[Measures]:
+    def count(self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey]) -> Iterator[Measures]:
         """Counts what was embedded since the last tick, and yields each partition's counts."""
         rows, reasons = 0, Counter[str]()
         for event in chain.from_iterable(self._events(instance, *one) for one in assets.items()):
             metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
-            if "rows" not in metadata or "adopted" in metadata:  # reported by others, or counted before
+            if (
+                "rows" not in metadata or "adopted" in metadata
+            ):  # reported by another program, or counted before
                 continue
             failed = Counter(metadata.get("failed_by_reason", {}))
             rows += metadata["rows"]
@@ -118,21 +119,13 @@ class _Memory:
     def _events(
         self, instance: dg.DagsterInstance, name: str, asset: dg.AssetKey
     ) -> Iterator[dg.AssetMaterialization]:
-        for _ in range(_PAGES):
-            # Without a cursor it begins with what the window holds already.
-            after = self._after.get(name)
-            since = None if after is not None else self._start
-            records = instance.fetch_materializations(
-                dg.AssetRecordsFilter(asset, after_storage_id=after, after_timestamp=since),
-                limit=_PAGE,
-                ascending=True,
-            ).records
-            for record in records:
-                self._after[name] = record.storage_id
-                if record.asset_materialization:
-                    yield record.asset_materialization
-            if len(records) < _PAGE:
-                return
+        # Without a cursor it begins with what the window holds already.
+        after = self._after.get(name)
+        since = None if after is not None else self._start
+        for record in islice(materializations(instance, asset, after=after, since=since), _MOST_EVENTS):
+            self._after[name] = record.storage_id
+            if record.asset_materialization:
+                yield record.asset_materialization
 
     def reasons(self) -> dict[str, int]:
         """Returns how many images failed in the window, by reason."""

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as a JSON object: `time`, `level`, `logger`, `message`, and what Dagster knows of its run."""
+    """Formats a record as a JSON object: `time`, `level`, `logger`, `message`, and the Dagster run."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object in one line, without the secrets that others may have written into it."""
+        """Returns the object in one line, without secrets."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -42,12 +42,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def _of_event(event: "DagsterEvent") -> dict[str, Any]:
-    """What stands in a line for an event: no texts of its metadata, which can be whole pages."""
+    """Returns the fields of an event: of its metadata only numbers, since texts can be whole pages."""
     line: dict[str, Any] = {"event": event.event_type_value}
     if event.is_step_materialization:
-        made = event.step_materialization_data.materialization
-        line |= {"asset": made.asset_key.to_user_string(), "partition": made.partition}
-        numbers = {name: value.value for name, value in made.metadata.items()}
+        materialization = event.step_materialization_data.materialization
+        line |= {"asset": materialization.asset_key.to_user_string(), "partition": materialization.partition}
+        numbers = {name: value.value for name, value in materialization.metadata.items()}
         line["metadata"] = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
     error = getattr(event.event_specific_data, "error", None)
     if error is not None:
@@ -56,10 +56,10 @@ def _of_event(event: "DagsterEvent") -> dict[str, Any]:
 
 
 def set_up_process(settings: Settings | None = None) -> None:
-    """Has a process of the project's own write all that it logs, warns of and dies of as the settings say.
+    """Sets the format of logs, warnings and uncaught errors of this process.
 
     Args:
-        settings: The settings; None reads them, and leaves it to others to say that they are wrong.
+        settings: The settings; None reads them, and ignores wrong ones, which the run reports.
     """
     try:
         settings = settings or load_settings()
@@ -74,8 +74,8 @@ def set_up_process(settings: Settings | None = None) -> None:
     threading.excepthook = lambda end: _log_uncaught(end.exc_type, end.exc_value, end.exc_traceback)
 
 
-def say_error(text: str) -> None:
-    """Says why the command line ends: as JSON where this process's logs are, else in red."""
+def print_error(text: str) -> None:
+    """Prints why a command failed: as JSON if this process logs JSON, else in red."""
     if any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers):
         logging.getLogger("boring_assets").error(text)
     else:
@@ -90,7 +90,7 @@ def _log_uncaught(
 
 
 def json_handler() -> logging.Handler:
-    """A handler that writes JSON lines to standard error."""
+    """Returns a handler that writes JSON lines to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     return handler

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 GONE_SECONDS = 60.0
-"""A run that has not been heard of for so long is gone: its process was killed."""
+"""A run without an update for this long was killed."""
 _PREFIX = "boring_assets_"
 
 COUNTERS = {
@@ -20,7 +20,7 @@ COUNTERS = {
     "shards_committed": "Shards committed.",
     "shards_failed": "Shards that could not be embedded at all.",
     "runs": "Runs that ended, by outcome; one in which a shard failed is a failure.",
-    "run_seconds": "Seconds that runs have taken, those of runs at once added up.",
+    "run_seconds": "Seconds that runs have taken; parallel runs are added up.",
     "wait_seconds": "Seconds that the model waited in runs: to be loaded, for decoded pixels, for writing.",
 }
 """Text of each counter, by its name without prefix and `_total`."""
@@ -29,18 +29,15 @@ LABELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "runs": ("outcome", ("success", "failure")),
     "wait_seconds": ("stage", ("load", "pixels", "writing")),
 }
-"""The label that a counter has besides `output`, and its values."""
+"""Labels of counters besides `output`, and their values."""
 
 
 def families(output: str, state: Mapping[str, Any]) -> "CollectorRegistry":
-    """The metrics of an output.
+    """Returns a registry with the metrics of an output.
 
     Args:
         output: URI of the output, the label of everything.
-        state: What is remembered of its runs on this machine.
-
-    Returns:
-        A registry that holds just them.
+        state: The stored state of its runs on this machine.
     """
     from prometheus_client import CollectorRegistry
     from prometheus_client.registry import Collector
@@ -56,7 +53,7 @@ def families(output: str, state: Mapping[str, Any]) -> "CollectorRegistry":
 
 
 def _counters(output: str, counters: Mapping[str, Mapping[str, float]]) -> Iterator[Any]:
-    """Yields every counter with all labels from the start: in a new one, Prometheus sees no increase."""
+    """Yields every counter with all labels from the start: Prometheus sees no increase in a new one."""
     from prometheus_client.core import CounterMetricFamily
 
     for name, text in COUNTERS.items():
@@ -78,7 +75,7 @@ def _gauges(output: str, state: Mapping[str, Any]) -> Iterator[Any]:
 
     runs = [one for one in state.get("runs", {}).values() if time.time() - one["time"] < GONE_SECONDS]
     yield gauge("runs_in_progress", "Runs that embed now.", len(runs))
-    yield gauge("last_update_timestamp_seconds", "When a run was last heard of.", state.get("time", 0.0))
+    yield gauge("last_update_timestamp_seconds", "Time of the last update by a run.", state.get("time", 0.0))
     yield gauge(
         "last_success_timestamp_seconds", "When a run last succeeded; 0 is never.", state.get("success", 0.0)
     )
@@ -99,11 +96,11 @@ def _by_device(output: str, devices: Mapping[str, int], runs: list[dict[str, Any
 
     labels = ("output", "device")
     rate = GaugeMetricFamily(
-        f"{_PREFIX}images_per_second", "Images a second now; 0 where no run is.", labels=labels
+        f"{_PREFIX}images_per_second", "Images a second now; 0 without a run.", labels=labels
     )
     memory = GaugeMetricFamily(
         f"{_PREFIX}device_memory_peak_bytes",
-        "Most memory that the device's last run took of it; for cpu, of the machine's.",
+        "Peak memory of the last run on the device; for cpu, of the machine.",
         labels=labels,
     )
     for device, peak in devices.items():

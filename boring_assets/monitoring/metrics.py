@@ -40,14 +40,14 @@ _JOB = "boring_assets"
 
 @dataclass(frozen=True)
 class Metrics:
-    """Where metrics are written: `BORING_METRICS_DIR` and `BORING_METRICS_PUSHGATEWAY`; each may be empty."""
+    """Targets of metrics: `BORING_METRICS_DIR` and `BORING_METRICS_PUSHGATEWAY`; each may be empty."""
 
     folder: str = ""
     gateway: str = ""
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Metrics":
-        """Where the settings send metrics. Not a resource: Dagster would store and show the gateway's URL."""
+        """Returns the targets of the settings. Not a resource: Dagster would store and show the URL."""
         return cls(settings.metrics_dir, settings.metrics_pushgateway.get_secret_value())
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ class Metrics:
 
 
 class RunMetrics:
-    """Counts of one run since they were last taken; safe to use from several threads."""
+    """Counts of one run since the last `take`; safe to use from several threads."""
 
     def __init__(self, progress: Progress) -> None:
         """Starts to count."""
@@ -118,7 +118,7 @@ class RunMetrics:
         Args:
             name: Its name, without prefix and suffix.
             value: How much.
-            label: The value of its own label, where it has one.
+            label: The value of the counter's label, if it has one.
         """
         with self._lock:
             self._counts[name, label] += value
@@ -127,7 +127,7 @@ class RunMetrics:
         """Counts a shard that was committed.
 
         Args:
-            facts: What its embeddings file says of itself, and `image_bytes`.
+            facts: Metadata of its embeddings file, and `image_bytes`.
         """
         self.add("shards_committed")
         self.add("samples_embedded", facts["embedded"])
@@ -152,7 +152,7 @@ class RunMetrics:
         return counts
 
     def put_back(self, counts: Mapping[tuple[str, str], float]) -> None:
-        """Adds counts again that could not be written."""
+        """Adds counts back that could not be written."""
         for (name, label), value in counts.items():
             self.add(name, value, label)
 
@@ -179,7 +179,7 @@ class _Keeper:
         self._state, self._lock = folder / f".{stem}.json", folder / f".{stem}.lock"
 
     def update(self, run: RunMetrics, ended: str = "") -> None:
-        """Adds a run's counts; what cannot be written is warned of once, and written the next time."""
+        """Adds a run's counts; if they cannot be written, warns once and adds them the next time."""
         counts = run.take()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -213,7 +213,7 @@ class _Keeper:
     def _read(self) -> dict[str, Any]:
         try:
             state = json.loads(self._state.read_text())
-        except (FileNotFoundError, ValueError):  # a counter that begins again at 0 is nothing to Prometheus
+        except (FileNotFoundError, ValueError):  # Prometheus copes with a counter that restarts at 0
             state = {}
         return state if isinstance(state, dict) else {}
 

@@ -14,7 +14,7 @@ _TOO_MANY = 429
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Refuses redirects: the server must not choose where else the message goes."""
+    """Refuses redirects: the server must not choose another receiver."""
 
     def redirect_request(
         self,
@@ -29,16 +29,16 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def post(url: str, body: Mapping[str, Any]) -> str:
-    """Posts a JSON object; an address that does not answer or is in trouble is tried three times.
+    """Posts a JSON object; if the server does not answer or has an error, tries three times.
 
-    Not with urllib3, which logs the paths of URLs, and Slack's are the secret.
+    Without urllib3, which logs the paths of URLs: Slack's paths are secret.
 
     Args:
         url: The address.
         body: What to send; Slack and most others show its `text`.
 
     Returns:
-        Why it could not be delivered, without the address; empty where it was.
+        Why it could not be delivered, without the address; empty if it was delivered.
     """
     opener = urllib.request.build_opener(_NoRedirects)
     data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""The commit of one partition: two files that belong together, also when runs write it at the same time."""
+"""Commits a partition: two files that belong together, also if two runs write them at the same time."""
 
 import random
 import time
@@ -16,28 +16,25 @@ _PAUSE_SECONDS = 0.5
 File = tuple[str, pa.Buffer]
 
 
-def write_pair(root: Root, failures: File, embeddings: File) -> int:
-    """Writes a partition's files; again where another run has written its failures in between.
+def write_pair(root: Root, failures: File, embeddings: File) -> None:
+    """Writes a partition's files, and again if another run has written its failures in between.
 
-    Each run checks after both of its writes, so the last one leaves two files that belong together.
+    Each run checks after both of its writes, so the last run leaves two files that belong together.
 
     Args:
         root: The output.
         failures: Path of the failures file below it, and its bytes.
         embeddings: Path and bytes of the embeddings file, which is the commit mark.
 
-    Returns:
-        Size of the embeddings file in bytes.
-
     Raises:
-        StorageError: The output cannot be written, or others write the same partition again and again.
+        StorageError: The output cannot be written, or other runs keep writing the same partition.
     """
     path, wanted = failures[0], failures[1].to_pybytes()
     for _ in range(_TRIES):
         write_bytes(root, *failures)
         write_bytes(root, *embeddings)
         if _read(root, path) == wanted:
-            return int(embeddings[1].size)
+            return
         time.sleep(random.uniform(0, _PAUSE_SECONDS))
     raise StorageError(
         f"{root.uri}/{path} was written by another run {_TRIES} times while this one wrote it. Let one run "

@@ -24,24 +24,20 @@ _IDENTITY = ("model", "pretrained", "weights_digest", "precision", "dtype", "sou
 
 
 def source_facts(embedded: Mapping[str, Any]) -> dict[str, Any]:
-    """What a derived file says of the embeddings file that it was computed from.
-
-    Args:
-        embedded: Metadata of the embeddings file.
-    """
-    # The failures tell two files of one shard apart that have as many rows.
+    """Returns the facts that a derived file stores about its embeddings file, whose metadata is given."""
+    # Two files of one shard with the same number of rows differ in their failures.
     return {name: embedded.get(name) for name in (*_IDENTITY, FAILURES_DIGEST)}
 
 
 def belongs_to(facts: Mapping[str, Any], embedded: Mapping[str, Any]) -> bool:
-    """Whether a derived file, by its metadata, was computed from an embeddings file, by its own."""
+    """Returns whether a derived file was computed from an embeddings file, by the metadata of both."""
     wanted = source_facts(embedded)
     return bool(facts) and {name: facts.get(name) for name in wanted} == wanted
 
 
 @dataclass(frozen=True)
 class Derived:
-    """Which derived files of an output there are.
+    """The derived files of an output.
 
     Attributes:
         versions: Version of each partition's file by key, for each folder of `DERIVED`.
@@ -59,22 +55,17 @@ class Derived:
         return cls({folder: file_versions(root, folder) for folder in DERIVED})
 
     def version(self, key: str) -> str:
-        """The versions of all derived files of a partition; empty where it has none."""
-        found = [f"{folder}={its[key]}" for folder, its in self.versions.items() if key in its]
+        """Returns the versions of all derived files of a partition; empty if it has none."""
+        found = [f"{folder}={files[key]}" for folder, files in self.versions.items() if key in files]
         return " ".join(found)
 
     def paths(self, key: str) -> Iterable[str]:
         """The paths of a partition's derived files below the output."""
-        return [f"{folder}/{uri_of('', key)}" for folder, its in self.versions.items() if key in its]
+        return [f"{folder}/{uri_of('', key)}" for folder, files in self.versions.items() if key in files]
 
 
 def derived_schema(root: Root, paths: Iterable[str], embedded: Mapping[str, Any]) -> pa.Schema:
     """The columns that a partition's derived files add.
-
-    Args:
-        root: The output.
-        paths: See `Derived.paths`.
-        embedded: Metadata of the partition's embeddings file.
 
     Raises:
         StorageError: A file cannot be read.

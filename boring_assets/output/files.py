@@ -30,14 +30,7 @@ __all__ = [
 
 
 def committed_facts(root: Root, path: str) -> dict[str, Any]:
-    """Reads the metadata of a committed file.
-
-    Args:
-        root: The output.
-        path: The file's path below it.
-
-    Returns:
-        The facts; empty where there is no file, or none that this project wrote.
+    """Returns the metadata of a committed file; empty where this project wrote no such file.
 
     Raises:
         StorageError: The output cannot be read.
@@ -48,20 +41,19 @@ def committed_facts(root: Root, path: str) -> dict[str, Any]:
     except (FileNotFoundError, pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError):
         return {}
     except Exception as error:
-        if type(error) is OSError and error.errno is None:  # how pyarrow says that a footer is damaged
+        if type(error) is OSError and error.errno is None:  # pyarrow's error for a damaged footer
             return {}
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
 
 
 def file_versions(root: Root, folder: str) -> dict[str, str]:
-    """Lists the parquet files of a folder of the output.
+    """Returns the version of each parquet file in a folder of the output, by partition key.
+
+    The version is the ETag, or size, time and inode.
 
     Args:
         root: The output.
         folder: `image_embeddings`, say.
-
-    Returns:
-        The version of each partition's file, by key: its ETag, or size, time and inode.
 
     Raises:
         StorageError: The output cannot be listed.
@@ -111,28 +103,18 @@ def _local_files(base: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _local_version(entry: os.DirEntry[str]) -> str:
-    """What `version_of` makes of fsspec's facts of a local file; a link has the size of what it names."""
+    """Returns the same version as `version_of` for a local file; a link has the size of its target."""
     own, size = entry.stat(follow_symlinks=False), entry.stat().st_size
     return f"{size}-{own.st_mtime}-{own.st_ctime}-{own.st_ino}"
 
 
-def write_table(root: Root, path: str, table: pa.Table) -> int:
-    """Writes a parquet file whole or not at all.
-
-    Args:
-        root: The output.
-        path: The file's path below it.
-        table: Its rows.
-
-    Returns:
-        Its size in bytes.
+def write_table(root: Root, path: str, table: pa.Table) -> None:
+    """Writes a parquet file atomically.
 
     Raises:
-        StorageError: It cannot be written; what was there before is untouched.
+        StorageError: It cannot be written; an existing file is unchanged.
     """
-    data = to_parquet(table)
-    write_bytes(root, path, data)
-    return data.size
+    write_bytes(root, path, to_parquet(table))
 
 
 def to_parquet(table: pa.Table) -> pa.Buffer:
@@ -154,5 +136,5 @@ def to_parquet(table: pa.Table) -> pa.Buffer:
 
 
 def _flat(schema: pa.Schema) -> bool:
-    """Whether each column but the vectors is one leaf, so that its name is also its path in parquet."""
+    """Returns whether no column but the vectors is nested, so that its name is its path in parquet."""
     return not any(pa.types.is_nested(field.type) for field in schema if field.name != "embedding")

@@ -1,4 +1,4 @@
-"""What can be wrong with an output: the kinds of findings of `verify`."""
+"""The findings of `verify`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
 
 class Severity(StrEnum):
-    """`error` needs a repair; `note` is left as it is."""
+    """`error` needs a repair; `note` does not."""
 
     ERROR = "error"
     NOTE = "note"
@@ -39,7 +39,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: its kind, and what exactly, as a sentence."""
+    """One problem: its kind, and a sentence about it."""
 
     kind: Kind
     text: str
@@ -48,11 +48,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in one partition.
+    """The result of checking one partition.
 
     Attributes:
         facts: Metadata of its embeddings file; empty where that cannot be read.
-        findings: What is wrong with it.
+        findings: Its problems.
     """
 
     facts: Mapping[str, Any]

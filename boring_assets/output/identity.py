@@ -1,4 +1,4 @@
-"""Which model embedded a partition, and which partitions another model embedded."""
+"""Identifies the model of a partition, and finds partitions of other models."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,26 +16,26 @@ NAMES = ("model", "pretrained", "weights_digest", "precision", "dim", "preproces
 
 
 def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that say how a partition was embedded.
+    """Returns the facts that identify how a partition was embedded.
 
     Args:
         facts: Metadata of an embeddings file, or the content of `metadata.json`.
 
     Returns:
-        The value of each of `NAMES`, as JSON gives it back; None where it is not there.
+        The value of each of `NAMES`, as read from JSON; None if it is missing.
     """
     return {name: json.loads(json.dumps(facts.get(name))) for name in NAMES}
 
 
 def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """The facts in which two identities differ, for people: `precision bf16 instead of fp32`."""
+    """Returns the differences of two identities as text: `precision bf16 instead of fp32`."""
     return ", ".join(
         f"{name} {theirs[name]} instead of {mine[name]}" for name in NAMES if theirs[name] != mine[name]
     )
 
 
 def is_all_of(root: Root, mine: Mapping[str, Any]) -> bool:
-    """Whether `metadata.json` says that one model embedded everything; False where there is no such file."""
+    """Returns whether one model embedded everything, by `metadata.json`; False if there is no such file."""
     try:
         totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
     except (FileNotFoundError, ValueError):
@@ -46,16 +46,15 @@ def is_all_of(root: Root, mine: Mapping[str, Any]) -> bool:
 def find_other_models(
     root: Root, folder: str, keys: Sequence[str], same: Callable[[Mapping[str, Any]], bool]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Finds the partitions that another model embedded; reads only as many as its caller takes.
+    """Yields key and facts of each partition that another model embedded.
+
+    It reads only as many files as its caller takes. A file without readable facts is skipped.
 
     Args:
         root: The output.
         folder: Folder of the embeddings files below it.
-        keys: The partitions to look at.
+        keys: The partitions to read.
         same: Whether a partition's facts are those of the one model.
-
-    Yields:
-        Key and facts of each that another model embedded. A file without readable facts is skipped.
 
     Raises:
         StorageError: The output cannot be read.

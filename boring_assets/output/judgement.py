@@ -11,9 +11,9 @@ import numpy as np
 from boring_assets.output.measures import Measures
 
 Value = TypeVar("Value")
-# Fewer embeddings than this may all be equal by chance.
+# Fewer embeddings than this may be equal by chance.
 _FEW = 10
-# Real images are never this similar; a model that gives the same vector for every image is.
+# Real images are never this similar; embeddings of a broken model are.
 _COLLAPSED_SPREAD = 1e-3
 
 
@@ -61,7 +61,7 @@ class Found:
 
 
 def rows_accounted_for(committed: Committed) -> Found:
-    """Each input row is embedded or failed, in the files as in their own account; no file is lost."""
+    """Each input row is embedded or failed, in the files and in their metadata; no file is lost."""
     problems = {key: "reported to Dagster, but its file is gone" for key in committed.reported}
     rows = 0
     for partition in committed.measures:
@@ -85,7 +85,7 @@ def _unaccounted(partition: Measures) -> str:
 
 
 def failure_rate(committed: Committed) -> Found:
-    """Of the images that there were to embed, no more than BORING_MAX_FAILURE_RATE failed."""
+    """Of the downloaded images, no more than BORING_MAX_FAILURE_RATE failed."""
     problems: dict[str, str] = {}
     failed = there = 0
     for partition in committed.readable():
@@ -135,9 +135,8 @@ def collapsed(committed: Committed) -> Found:
 def drift(committed: Committed) -> Found:
     """The mean of a partition's embeddings is near that of all partitions registered before it.
 
-    The distance of the two means is counted in units of the embeddings' own spread. Chance alone gives two
-    samples of n and N rows of one population a distance of about sqrt(1/n + 1/N); twice that is allowed, and
-    BORING_MAX_DRIFT on top.
+    The distance of the two means is measured in units of the embeddings' spread. Two random samples of n and
+    N rows have a distance of about sqrt(1/n + 1/N). Twice that plus BORING_MAX_DRIFT is allowed.
     """
     problems: dict[str, str] = {}
     largest, rows = 0.0, 0
@@ -194,7 +193,7 @@ def stale(committed: Committed) -> Found:
 
 
 def _spread(mean: np.ndarray) -> float:
-    """Mean squared distance of unit vectors to their mean: 1 where they are all over, 0 where equal."""
+    """Returns the mean squared distance of unit vectors to their mean: 1 if scattered, 0 if equal."""
     return max(0.0, 1 - float(mean @ mean))
 
 
@@ -213,4 +212,4 @@ CHECKS: dict[str, tuple[dg.AssetCheckSeverity, Callable[[Committed], Found]]] = 
     "duplicates": (_WARN, duplicates),
     "stale": (_WARN, stale),
 }
-"""The checks by name: how bad it is when one fails, and what finds it. A docstring is its text in the UI."""
+"""The checks by name: severity and function. The function's docstring is the description in the UI."""

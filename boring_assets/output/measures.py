@@ -51,11 +51,11 @@ class Measures:
         bad_vectors: Embeddings that are null, not finite, or not of length 1.
         largest_group: How many rows share the embedding that most rows share.
         repeated_keys: Rows whose `key` an earlier row has.
-        digest: Of all embeddings, in order.
+        digest: Digest of all embeddings, in order.
         mean: Their mean, as the bytes of float16 [dim]; the bad ones are left out.
         source_version: Version of the shard that it was embedded from.
         settings: The settings that decided the embeddings' numbers.
-        weights_digest: Of the model's weights.
+        weights_digest: Digest of the model's weights.
     """
 
     key: str
@@ -84,22 +84,19 @@ class Measures:
 
 
 def measure_all(root: Root, part: str = "", only: Container[str] | None = None) -> list[Measures]:
-    """Measures every committed partition; only those that changed since the last time are read.
+    """Returns the measures of every committed partition, sorted by key; reads only what has changed.
 
     Args:
         root: The output.
-        part: Name of a part of a split dataset, whose measures are kept by themselves.
+        part: Name of a part of a split dataset; each part has its own cache.
         only: Its partitions; None is all.
-
-    Returns:
-        Their measures, sorted by partition key.
 
     Raises:
         StorageError: The output cannot be listed, or the measures cannot be written.
     """
     versions = {key: one for key, one in _versions(root).items() if only is None or key in only}
     cache = f"{CACHES}/{part}.parquet" if part else _CACHE
-    # What could not be read is tried again: the storage may have been at fault, and not the file.
+    # Files that could not be read are tried again: it may have been an error of the storage.
     known = {
         one.key: one
         for one in _read_cache(root, cache)
@@ -107,7 +104,7 @@ def measure_all(root: Root, part: str = "", only: Container[str] | None = None) 
     }
     changed = [key for key in versions if key not in known]
     with ThreadPoolExecutor(2 if isinstance(root.fs, LocalFileSystem) else 8, "measure") as pool:
-        # Measuring a large output takes long; if the run is killed, what it measured is kept.
+        # Measuring a large output takes long; a killed run keeps what it has measured.
         for start in range(0, len(changed), _KEEP_AFTER):
             some = changed[start : start + _KEEP_AFTER]
             known |= {one.key: one for one in pool.map(lambda key: measure(root, key, versions[key]), some)}
@@ -116,16 +113,7 @@ def measure_all(root: Root, part: str = "", only: Container[str] | None = None) 
 
 
 def measure(root: Root, key: str, version: str = "") -> Measures:
-    """Measures one committed partition by reading its files.
-
-    Args:
-        root: The output.
-        key: The partition key.
-        version: Of its files.
-
-    Returns:
-        Its measures; a file that cannot be read gives an `error`, and raises nothing.
-    """
+    """Measures one committed partition by reading its files; one that cannot be read gets an `error`."""
     try:
         path = f"{root.path}/{EMBEDDINGS}/{key}.parquet"
         with root.fs.open(path, "rb", block_size=_READ_BYTES) as file:
@@ -133,7 +121,7 @@ def measure(root: Root, key: str, version: str = "") -> Measures:
             facts = read_facts(parquet.schema_arrow.metadata)
             numbers = _of_facts(facts) | _of_rows(parquet)
         return Measures(key, version, failures=_count_failures(root, key, facts), **numbers)
-    except Exception as error:  # filesystems raise their libraries' own; each costs this partition alone
+    except Exception as error:  # of any library; it concerns only this partition
         return Measures(key, version, without_secrets(f"{type(error).__name__}: {error}")[:300])
 
 
@@ -182,7 +170,7 @@ def _of_rows(parquet: pq.ParquetFile) -> dict[str, Any]:
 
 
 def _hash_rows(vectors: np.ndarray) -> np.ndarray:
-    """uint64 [n]: equal for rows of equal bits, and all but never for others."""
+    """Returns uint64 [n], a hash of the bits of each row."""
     bits = vectors.view({2: np.uint16, 4: np.uint32}[vectors.dtype.itemsize])
     factors = np.random.default_rng(0).integers(1, 2**63, vectors.shape[1], np.uint64) | np.uint64(1)
     return bits.astype(np.uint64) @ factors

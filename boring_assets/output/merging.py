@@ -1,4 +1,4 @@
-"""A partition's committed rows: how a retry is merged into them, and how excluded rows are taken out."""
+"""Reads a partition's committed rows, merges a retry into them, and removes excluded rows."""
 
 import json
 from collections import Counter
@@ -32,17 +32,17 @@ from boring_assets.storage.root import Root
 from partitions.shards import uri_of
 
 IDENTIFYING = {"key": "key", "url": "url", "sha256": "meta_sha256"}
-"""What a row is excluded by, and the column of an embeddings file that holds it."""
+"""The columns by which rows are excluded, and their names in an embeddings file."""
 _READ_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class CommittedRows:
-    """What is committed of one partition.
+    """The committed rows of one partition.
 
     Attributes:
         uri: URI of the embeddings file.
-        facts: What its metadata says.
+        facts: Its metadata.
         table: Its rows, or only some of its columns.
         rows: int64 [n], the shard's row of each row of `table`, in rising order.
         failed: The rows of the failures file that are not embedded.
@@ -113,24 +113,24 @@ def read_committed(root: Root, key: str, columns: list[str] | None = None) -> Co
 
 
 def merge_retried(
-    result: EmbeddedShard, committed: CommittedRows, made_by: Mapping[str, Any], exclusions: Exclusions
+    result: EmbeddedShard, committed: CommittedRows, model_facts: Mapping[str, Any], exclusions: Exclusions
 ) -> EmbeddedShard:
     """Merges the rows of a retry into what is committed, in the order of the input.
 
     Args:
-        result: What `shard.only_rows` gave.
-        committed: The partition as it is committed now, with all its columns.
-        made_by: Facts of the model that made `result`.
+        result: The result of embedding `shard.only_rows`.
+        committed: The committed partition, with all its columns.
+        model_facts: Facts of the model of `result`.
         exclusions: Images that must not stay embedded either.
 
     Returns:
         The whole shard, as if all of it had been embedded at once.
 
     Raises:
-        ShardError: The committed rows were made from another version of the shard, by another model, or with
-            settings by which the shard had other rows.
+        ShardError: The committed rows are of another version of the shard, of another model, or of settings
+            with which the shard had other rows.
     """
-    _check_same(result, committed, made_by)
+    _check_same(result, committed, model_facts)
     new = np.isin(result.embedded, committed.rows, invert=True)  # another run may have been faster
     rows = np.concatenate([committed.rows, result.embedded[new]])
     vectors = np.concatenate([vectors_of(committed.table), result.embeddings[new]])
@@ -161,15 +161,12 @@ def find_excluded(committed: CommittedRows, exclusions: Exclusions) -> dict[int,
 
 
 def remove_rows(root: Root, key: str, excluded: Mapping[int, Failure]) -> dict[str, Any]:
-    """Moves embedded rows of a partition to its failures, and commits both files.
+    """Moves embedded rows of a partition to its failures; returns the embeddings file's new metadata.
 
     Args:
         root: The output.
         key: The partition key.
         excluded: Which rows, and the failure to record for each.
-
-    Returns:
-        What the embeddings file says of itself now.
 
     Raises:
         ShardError: The partition's files do not hold all of its rows.
@@ -210,11 +207,11 @@ def remove_rows(root: Root, key: str, excluded: Mapping[int, Failure]) -> dict[s
     return facts
 
 
-def _check_same(result: EmbeddedShard, committed: CommittedRows, made_by: Mapping[str, Any]) -> None:
+def _check_same(result: EmbeddedShard, committed: CommittedRows, model_facts: Mapping[str, Any]) -> None:
     facts, shard = committed.facts, result.shard
     if facts["source_version"] != shard.version:
         raise ShardError(f"{committed.uri} was made from another version of {shard.uri}. Run it again.")
-    if message := differences(identity(facts), identity(made_by)):
+    if message := differences(identity(facts), identity(model_facts)):
         raise ShardError(f"{committed.uri} has {message}. Give the settings that it was made with.")
     same = facts["rows"] == result.rows.num_rows
     for name in ("key", "url"):

@@ -1,4 +1,4 @@
-"""Which input an output belongs to: a marker file at the output's root names it.
+"""Records which input an output belongs to, in a marker file at the output's root.
 
 Shards of two inputs may have the same names, and would replace each other's rows.
 """
@@ -17,18 +17,18 @@ from partitions.own_files import EMBEDDINGS, OUTPUT_MARKER
 from partitions.shards import uri_of
 
 _LOCAL = "file://"
-# Files of an output without a marker that are asked for their source.
+# Number of files that are read to find the input of an output without a marker.
 _SAMPLED = 24
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What an output says of its input.
+    """The input of an output.
 
     Attributes:
-        inputs: URI of its input. Several where an output of an earlier version was embedded from several;
-            none where the output is new, or its files do not say it.
-        moved_from: URIs at which the input lay earlier.
+        inputs: URI of its input. Several if an earlier version embedded the output from several; none if the
+            output is new, or its files name no input.
+        moved_from: Earlier URIs of the input.
     """
 
     inputs: list[str]
@@ -41,7 +41,7 @@ class Origin:
 
 
 def origin_of(output: Root) -> Origin:
-    """Reads which input an output belongs to; of one without a marker, some of its files are asked.
+    """Returns the input that an output belongs to, from its marker or else from some of its files.
 
     Raises:
         StorageError: The output cannot be read.
@@ -56,11 +56,7 @@ def origin_of(output: Root) -> Origin:
 
 
 def check_input(output: Root, source: Root) -> None:
-    """Refuses to embed another input into an output than the one that it belongs to.
-
-    Args:
-        output: The output.
-        source: The input.
+    """Refuses an input that an output does not belong to.
 
     Raises:
         SettingsError: The output belongs to another input.
@@ -71,16 +67,12 @@ def check_input(output: Root, source: Root) -> None:
         raise SettingsError(
             f"{output.uri} was embedded from {origin.inputs[0]}, not from {source.uri}. An output belongs to "
             "one input, since shards of the same name would replace each other. Give another output. If the "
-            f"input was moved, say so once: boring-assets set-input {output.uri} {source.uri}"
+            f"input was moved, record it once: boring-assets set-input {output.uri} {source.uri}"
         )
 
 
 def claim(output: Root, source: Root) -> None:
-    """Notes in a new output which input it belongs to, and refuses another one.
-
-    Args:
-        output: The output; it can be written.
-        source: The input.
+    """Records the input of a new output, and refuses another one.
 
     Raises:
         SettingsError: The output belongs to another input.
@@ -97,14 +89,7 @@ def claim(output: Root, source: Root) -> None:
 
 
 def set_input(output: Root, source: Root) -> str:
-    """Notes that the input of an output lies somewhere else now.
-
-    Args:
-        output: The output.
-        source: The input as it is now.
-
-    Returns:
-        URI of the input until now; empty where none was noted.
+    """Records that the input of an output was moved; returns its earlier URI, empty where none is known.
 
     Raises:
         StorageError: The output cannot be read or written.
@@ -125,7 +110,7 @@ def is_same(one: str, other: str) -> bool:
 
 
 def root_of(source_uri: str, key: str) -> str | None:
-    """The input that a shard's URI is below; None where the URI is not that of the key."""
+    """Returns the input that a shard's URI is below; None if the URI does not end in the key."""
     found = re.fullmatch(rf"(.*)/{re.escape(key)}(\.parquet|\.t[\w.-]*)?", source_uri, re.DOTALL)
     return found[1] if found else None
 

@@ -13,7 +13,7 @@ from boring_assets.secrets import without_secrets
 
 META_PREFIX = "meta_"
 ROW = "row"
-"""The column that says which row of the input shard an embedding or a failure belongs to."""
+"""The column with the row of the input shard of an embedding or a failure."""
 METADATA_KEY = b"boring_assets"
 FAILURES_DIGEST = "failures_sha256"
 FAILURES_SCHEMA = pa.schema(
@@ -76,7 +76,7 @@ def failures_table(result: EmbeddedShard) -> pa.Table:
 
 
 def input_rows(embedded: pa.Table, failed: pa.Table | None, facts: Mapping[str, Any]) -> pa.Array | None:
-    """The row of the input shard that each embedding of a partition belongs to.
+    """Returns the row of the input shard of each embedding of a partition.
 
     Args:
         embedded: The embeddings file's rows. Files of earlier versions have no column `row`.
@@ -118,7 +118,7 @@ def row_hashes(keys: pa.Array | pa.ChunkedArray, urls: pa.Array | pa.ChunkedArra
 
 
 def count_repeated(hashes: Iterable[np.ndarray]) -> int:
-    """Counts the rows that are the same as an earlier one, by their `row_hashes`."""
+    """Counts the rows that repeat an earlier one, by their `row_hashes`."""
     parts = list(hashes)
     every = np.concatenate(parts) if parts else np.empty(0, np.uint64)
     return len(every) - len(np.unique(every))
@@ -135,7 +135,7 @@ def repeated_rows(result: EmbeddedShard) -> int:
 
 
 def digest(failures: bytes | pa.Buffer) -> str:
-    """The digest by which an embeddings file names its failures file."""
+    """Returns the digest that an embeddings file stores of its failures file."""
     return hashlib.sha256(failures).hexdigest()
 
 
@@ -150,7 +150,7 @@ def belongs(failures: bytes | pa.Buffer, facts: Mapping[str, object]) -> bool:
 
 
 def read_facts(metadata: Mapping[bytes, bytes] | None) -> dict[str, object]:
-    """The facts in an embeddings file's metadata; empty where this project did not write it."""
+    """Returns the facts in an embeddings file's metadata; empty if this project did not write it."""
     raw = (metadata or {}).get(METADATA_KEY)
     facts = json.loads(raw) if raw else {}
     return facts if isinstance(facts, dict) else {}

@@ -1,7 +1,7 @@
-"""Small JSON files of an output that any number of runs change at once, none losing another's change.
+"""Small JSON files of an output, which several runs may change at the same time without losing a change.
 
-On a local disk the runs take turns by a lock on the output's folder. On S3 a write is refused when the file
-has changed since it was read. Elsewhere each run reads again what it has written.
+On a local disk, the runs lock the output's folder. S3 refuses a write if the file has changed since it was
+read. On other storages each run reads the file again after it has written it.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ Json = dict[str, Any]
 
 @contextmanager
 def locked(root: Root) -> Iterator[None]:
-    """Lets one run after another change an output's state, where its folder can be locked."""
+    """Locks an output's folder, if it is on a local disk, so that one run at a time changes its state."""
     folder = None
     if isinstance(root.fs, LocalFileSystem):
         root.fs.makedirs(root.path, exist_ok=True)
@@ -38,7 +38,7 @@ def locked(root: Root) -> Iterator[None]:
 
 
 def read_json(root: Root, path: str) -> Json:
-    """The JSON object in a file; empty where there is no such file, or none that can be read as one."""
+    """Returns the JSON object in a file; empty if there is no such file, or it is not a JSON object."""
     try:
         found = json.loads(root.fs.cat_file(f"{root.path}/{path}"))
     except (FileNotFoundError, ValueError):
@@ -47,17 +47,14 @@ def read_json(root: Root, path: str) -> Json:
 
 
 def update_json(root: Root, path: str, change: Callable[[Json], Json], *, indent: int | None = None) -> Json:
-    """Changes a JSON file, again and again where other runs write it at the same time.
+    """Changes a JSON file, again where another run writes it at the same time; returns its content.
 
     Args:
         root: The output, `locked`.
         path: The file's path below it.
-        change: Gives the new content for the present one, which is empty where there is no file. Nothing is
-            written where it is the same.
-        indent: For people who read the file.
-
-    Returns:
-        The content now.
+        change: Returns the new content for the present one, which is empty if there is no file. An unchanged
+            file is not written.
+        indent: Indentation of the JSON.
 
     Raises:
         StorageError: It cannot be written.
@@ -82,7 +79,7 @@ def update_json(root: Root, path: str, change: Callable[[Json], Json], *, indent
 
 
 def _conditions(root: Root, path: str) -> dict[str, str]:
-    """On S3, what the file must still be when it is written."""
+    """Returns the conditions of a write to S3: the file must not have changed."""
     if "s3" not in root.fs.protocol:
         return {}
     try:
@@ -92,6 +89,6 @@ def _conditions(root: Root, path: str) -> dict[str, str]:
 
 
 def _is_refused(error: BaseException | None) -> bool:
-    """Whether S3 has refused a write by its condition."""
+    """Returns whether S3 has refused a write because of its condition."""
     response = getattr(getattr(error, "__cause__", None), "response", {})
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (409, 412)

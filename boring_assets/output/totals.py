@@ -1,4 +1,4 @@
-"""`metadata.json`: what an output holds in all, derived from what is committed.
+"""`metadata.json`: the totals of an output, computed from the committed files.
 
 The counts of the partitions are kept in `.counts/`, in up to 256 files by a hash of the partition key, and
 the sums of those files in `.counts/sums.json`. A run that committed some partitions reads and writes only the
@@ -11,7 +11,6 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,9 +26,8 @@ from boring_assets.storage.root import Root
 from partitions.shards import uri_of
 
 COUNTS = ".counts"
-"""Folder of the remembered counts."""
+"""Folder of the stored counts."""
 _TOTALS, _SUMS = "metadata.json", f"{COUNTS}/sums.json"
-_OLD_CACHE = ".counts.json"
 _BUCKETS = 256
 _FORMAT = 1
 
@@ -41,15 +39,12 @@ A file that this project did not write has only a version.
 
 
 def refresh_totals(root: Root, changed: Collection[str] | None = None) -> dict[str, Any]:
-    """Brings `metadata.json` up to date.
+    """Brings `metadata.json` up to date and returns its content.
 
     Args:
         root: The output.
         changed: Keys of the partitions that were committed or removed. None lists the whole output and looks
             at every file that changed since it was counted; it is also what a first call does.
-
-    Returns:
-        What `metadata.json` says now.
 
     Raises:
         StorageError: The output cannot be read or written.
@@ -67,7 +62,7 @@ def refresh_totals(root: Root, changed: Collection[str] | None = None) -> dict[s
 
 
 def _count(root: Root, keys: Collection[str]) -> None:
-    """Counts some partitions anew, whether their files are there or not."""
+    """Counts some partitions again; files that are gone count as removed."""
     buckets: dict[str, list[str]] = defaultdict(list)
     for key in keys:
         buckets[_bucket_of(key)].append(key)
@@ -76,30 +71,24 @@ def _count(root: Root, keys: Collection[str]) -> None:
 
 
 def _count_all(root: Root) -> None:
-    """Counts every partition whose file changed since it was counted, and forgets those that are gone."""
+    """Counts every partition whose file has changed, and removes the entries of files that are gone."""
     listed: dict[str, dict[str, str]] = defaultdict(dict)
     for key, version in file_versions(root, EMBEDDINGS).items():
         listed[_bucket_of(key)][key] = version
-    old = _read_old_cache(root)
-    buckets = {*listed, *_noted_buckets(root)}
+    buckets = {*listed, *_stored_buckets(root)}
 
     def compare(bucket: str) -> None:
         there, known = listed[bucket], _read_bucket(root, bucket)
-        seed = {} if known else {key: old[key] for key in there if key in old}
-        known |= seed
         changed = [key for key in {*there, *known} if known.get(key, [None])[0] != there.get(key)]
-        if changed or seed:
-            _update_bucket(root, bucket, changed, seed)
+        if changed:
+            _update_bucket(root, bucket, changed)
 
     _in_threads(root, compare, buckets)
     _sum_up(root, buckets)
-    if old:
-        with suppress(FileNotFoundError):
-            root.fs.rm_file(f"{root.path}/{_OLD_CACHE}")
 
 
-def _noted_buckets(root: Root) -> list[str]:
-    """The buckets that have a file."""
+def _stored_buckets(root: Root) -> list[str]:
+    """Returns the buckets that have a file."""
     try:
         paths = root.fs.ls(f"{root.path}/{COUNTS}", detail=False)
     except FileNotFoundError:
@@ -108,13 +97,11 @@ def _noted_buckets(root: Root) -> list[str]:
     return [name.removesuffix(".json") for name in names if name != _SUMS.rpartition("/")[2]]
 
 
-def _update_bucket(
-    root: Root, bucket: str, keys: Collection[str], seed: Mapping[str, Entry] | None = None
-) -> None:
-    """Reads the files of some partitions and notes what they say; `seed` is what was known before."""
+def _update_bucket(root: Root, bucket: str, keys: Collection[str]) -> None:
+    """Counts some partitions of a bucket from their files."""
 
     def change(before: Json) -> Json:
-        after = {**(seed or {}), **_decode(before)}
+        after = _decode(before)
         for key in keys:
             entry = _entry(root, key)
             if entry is None:
@@ -127,17 +114,14 @@ def _update_bucket(
 
 
 def _entry(root: Root, key: str) -> Entry | None:
-    """What one partition's file says; None where there is none."""
+    """Returns the entry of one partition's file; None if there is no file."""
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
     try:
         version = version_of(root.fs.info(f"{root.path}/{path}"))
     except FileNotFoundError:
         return None
-    # Read after its version: a file that is replaced in between is read once more by the next full count.
-    return _entry_of(version, committed_facts(root, path))
-
-
-def _entry_of(version: str, facts: Mapping[str, Any]) -> Entry:
+    # The version first: a file that is replaced in between is read again by the next full count.
+    facts = committed_facts(root, path)
     if facts.get("embedded") is None:
         return [version]
     model = {name: facts.get(name) for name in NAMES}
@@ -145,7 +129,7 @@ def _entry_of(version: str, facts: Mapping[str, Any]) -> Entry:
 
 
 def _sum_up(root: Root, buckets: Iterable[str]) -> None:
-    """Adds up some buckets as they are now, and notes their sums beside those of the others."""
+    """Adds up some buckets, and stores their sums with the sums of the others."""
 
     def change(before: Json) -> Json:
         names = list(buckets)
@@ -194,7 +178,7 @@ def _totals(buckets: Mapping[str, Json]) -> Json:
 
 
 def _shared(values: list[Any]) -> Any:
-    """The value that all models share; a list where they differ, and None where none has it."""
+    """Returns the value that all models share; a list if they differ, and None if none has it."""
     texts = {json.dumps(value, sort_keys=True) for value in values if value is not None}
     different = [json.loads(text) for text in sorted(texts, key=lambda text: (len(text), text))]
     return different[0] if len(different) == 1 else different or None
@@ -213,7 +197,7 @@ def _read_bucket(root: Root, bucket: str) -> dict[str, Entry]:
 
 
 def _encode(entries: Mapping[str, Entry]) -> Json:
-    """A bucket as its file holds it: each model once, and its number in the entries."""
+    """Returns the content of a bucket's file: each model once, and its number in the entries."""
     models = sorted({entry[3] for entry in entries.values() if len(entry) > 1})
     numbers = {model: number for number, model in enumerate(models)}
     shards = {key: [*entry[:3], *(numbers[model] for model in entry[3:])] for key, entry in entries.items()}
@@ -221,7 +205,7 @@ def _encode(entries: Mapping[str, Entry]) -> Json:
 
 
 def _decode(bucket: Json) -> dict[str, Entry]:
-    """The entries of a bucket; empty for a damaged file, whose partitions are then read again."""
+    """Returns the entries of a bucket; empty for a damaged file, whose partitions are then read again."""
     try:
         models = bucket["models"]
         return {
@@ -231,17 +215,6 @@ def _decode(bucket: Json) -> dict[str, Entry]:
         }
     except (KeyError, TypeError, IndexError, AttributeError):
         return {}
-
-
-def _read_old_cache(root: Root) -> dict[str, Entry]:
-    """What earlier versions remembered, in one file."""
-    facts = ("version", "embedded", "failed", *NAMES)
-    known = read_json(root, _OLD_CACHE)
-    return {
-        key: _entry_of(one["version"], one)
-        for key, one in known.items()
-        if isinstance(one, dict) and one.keys() == set(facts)
-    }
 
 
 def _in_threads(root: Root, work: Any, items: Iterable[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Whether one partition's committed files are sound: they open, add up, and hold unit vectors.
+"""Checks the committed files of one partition: they open, add up, and hold unit vectors.
 
 `check_rows` is a pure function over rows and facts; `check_files` reads them, a batch at a time, with the
 checksum that each page of our parquet files carries.
@@ -38,15 +38,12 @@ _TEXTS = ("url", "key", "caption")
 def check_rows(
     embedded: Iterable[pa.RecordBatch], failed: Iterable[pa.RecordBatch], facts: Mapping[str, Any]
 ) -> list[Finding]:
-    """Checks a partition's rows against each other and against what its metadata says.
+    """Returns what is wrong with a partition's rows, compared with each other and with its metadata.
 
     Args:
         embedded: Rows of the embeddings file, with the columns of the output contract.
         failed: Rows of the failures file.
         facts: Metadata of the embeddings file; see `check_facts`.
-
-    Returns:
-        What is wrong; empty where all is well.
     """
     vectors, hashes, failed_rows, reasons = _Vectors(), [], [], Counter[str]()
     embedded_rows: list[np.ndarray] = []
@@ -178,14 +175,13 @@ def _check_repeated(repeated: int, facts: Mapping[str, Any]) -> Iterator[Finding
 
 
 def check_facts(facts: Mapping[str, Any], schema: pa.Schema) -> list[Finding]:
-    """Checks that an embeddings file has our metadata and the columns of the output contract.
+    """Returns what is wrong with the metadata and the columns of an embeddings file.
+
+    The rows can only be checked where this finds nothing.
 
     Args:
-        facts: What its metadata says; empty where it has none of ours.
+        facts: Its metadata; empty if this project did not write it.
         schema: Its columns.
-
-    Returns:
-        What is wrong; its rows can only be checked where nothing is.
     """
     if not facts:
         return [
@@ -223,14 +219,6 @@ def check_facts(facts: Mapping[str, Any], schema: pa.Schema) -> list[Finding]:
 
 def check_files(root: Root, embeddings: str, failures: str) -> Checked:
     """Reads and checks the two files of one partition, a batch of rows at a time.
-
-    Args:
-        root: The output.
-        embeddings: Path of the embeddings file below it.
-        failures: Path of the failures file.
-
-    Returns:
-        Its metadata, and what is wrong with it.
 
     Raises:
         StorageError: The storage cannot be read. A damaged file raises nothing; it is a finding.
@@ -271,7 +259,7 @@ def check_files(root: Root, embeddings: str, failures: str) -> Checked:
 
 
 def _open(root: Root, path: str) -> pq.ParquetFile:
-    # The footer alone may be read by the first request; the default of some filesystems is 50 MB.
+    # Enough for the first request, which reads only the footer; some filesystems read 50 MB by default.
     file = root.fs.open(f"{root.path}/{path}", "rb", block_size=_READ_BYTES)
     return pq.ParquetFile(file, buffer_size=_READ_BYTES, page_checksum_verification=True)
 

@@ -1,1 +1,1 @@
-"""Search over what is embedded: the index, questions to it, pictures, and a web page."""
+"""Search over the embeddings: index, queries, pictures, web page, near duplicates."""

@@ -1,8 +1,8 @@
 """Groups of near-identical images: rows of the index whose embeddings are closer than a threshold.
 
-Groups are the connected parts of "is that close to": two images of one group may be less alike than the
-threshold where others lie between them. Below `INDEXED_FROM` rows every pair is compared; above, the index is
-asked for the neighbours of each row, and finds nearly all of them.
+Groups are connected components: two images of one group may be less similar than the threshold if others
+connect them. Below `INDEXED_FROM` rows every pair is compared; above, the index finds nearly all neighbours
+of each row.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from boring_assets.search.index import has_vector_index
 from boring_assets.search.rows import VECTOR
 
 FILE = "near_duplicates.parquet"
-"""The output's file of them, written by the asset `near_duplicates`."""
+"""Name of the file in the output, written by the asset `near_duplicates`."""
 SHA256 = "meta_sha256"
 SCHEMA = pa.schema(
     [
@@ -31,13 +31,13 @@ SCHEMA = pa.schema(
         ("kind", pa.string()),
     ]
 )
-# Embeddings of equal pixels differ by rounding alone; from here on the images themselves are compared.
+# Embeddings of equal pixels differ only by rounding; from this cosine on, the images are compared.
 _SAME = 0.9995
 _BLOCK = 2048
 _QUERIES = 64
 _NEIGHBOURS = 16
 _MOST_NEIGHBOURS = 1024
-_GATHERED = 1_000_000
+_MERGED = 1_000_000
 
 Pairs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
 Digest = Callable[[str, str | None, int], str | None]
@@ -49,8 +49,8 @@ def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.T
     Args:
         table: The index's; its vectors are held in memory, 4 bytes a number.
         threshold: Least cosine of near duplicates.
-        digest: Gives what equal pixels share, by partition, key and row, or None where the source is gone.
-            Asked only for images whose embeddings are all but equal; None asks for none.
+        digest: Returns a digest of an image's pixels, by partition, key and row, or None if it is gone.
+            Called only for images with almost equal embeddings; None skips the comparison.
 
     Returns:
         `SCHEMA`, one row an image that is in a group: `score` is its highest cosine with another of the
@@ -69,21 +69,21 @@ def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.T
     pairs = _by_index(table, matrix, rows, threshold) if has_vector_index(table) else _all(matrix, threshold)
     groups = _Groups(len(matrix))
     best = np.full(len(matrix), -1, np.float32)
-    for left, right, scores in _gathered(pairs):
+    for left, right, scores in _merge_batches(pairs):
         np.maximum.at(best, left, scores)
         np.maximum.at(best, right, scores)
         groups.join(left, right)
     return _table(rows.drop_columns([VECTOR]), groups.members(), best, digest)
 
 
-def _gathered(pairs: Pairs) -> Pairs:
+def _merge_batches(pairs: Pairs) -> Pairs:
     """Yields the same pairs in fewer, larger arrays."""
     waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     count = 0
     for piece in pairs:
         waiting.append(piece)
         count += len(piece[0])
-        if count >= _GATHERED:
+        if count >= _MERGED:
             yield _joined(waiting)
             waiting, count = [], 0
     if waiting:
@@ -138,8 +138,8 @@ def _by_index(table: Any, matrix: np.ndarray, rows: pa.Table, threshold: float) 
             ].tolist()
             apart = left != right
             yield left[apart], right[apart], 1 - found["_distance"].to_numpy()[apart]
-        # Rows with more neighbours than were asked for are asked again, for more. The nearest thousand link a
-        # row to its group; all pairs of a group of many thousands would be too many.
+        # Rows with more neighbours than the limit are searched again with a higher one. The nearest thousand
+        # connect a row to its group; all pairs of a group of many thousands would be too many.
         asked, limit = crowded, limit * 8
 
 
@@ -171,20 +171,20 @@ class _Groups:
         """Returns each group of two or more rows, ordered by their first members."""
         order = np.argsort(self._label, kind="stable")
         cuts = np.flatnonzero(np.diff(self._label[order])) + 1
-        return [its.tolist() for its in np.split(order, cuts) if len(its) > 1]
+        return [rows.tolist() for rows in np.split(order, cuts) if len(rows) > 1]
 
 
 def _table(rows: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Digest | None) -> pa.Table:
-    members = [one for its in groups for one in its]
+    members = [row for group in groups for row in group]
     picked = rows.take(pa.array(members, pa.int64()))
     kinds = ["exact" if same else "near" for same in _are_copies(picked, groups, best[members], digest)]
-    numbers = [number for number, its in enumerate(groups) for _ in its]
-    made = {
+    numbers = [number for number, group in enumerate(groups) for _ in group]
+    computed = {
         "group": pa.array(numbers, pa.int64()),
         "score": pa.array(best[members]),
         "kind": pa.array(kinds, pa.string()),
     }
-    columns = [made[field.name] if field.name in made else picked[field.name] for field in SCHEMA]
+    columns = [computed[field.name] if field.name in computed else picked[field.name] for field in SCHEMA]
     return pa.table(columns, schema=SCHEMA)
 
 
@@ -196,9 +196,9 @@ def _are_copies(
     places = [picked[name].to_pylist() for name in ("partition", "key", "row")]
     same = [False] * picked.num_rows
     start = 0
-    for its in groups:
+    for group in groups:
         shared: dict[str, list[int]] = defaultdict(list)
-        for at in range(start, start + len(its)):
+        for at in range(start, start + len(group)):
             if sums[at]:
                 shared[f"bytes {sums[at]}"].append(at)
             if digest and best[at] >= _SAME and (pixels := digest(*(column[at] for column in places))):
@@ -206,5 +206,5 @@ def _are_copies(
         for copies in shared.values():
             for at in copies if len(copies) > 1 else ():
                 same[at] = True
-        start += len(its)
+        start += len(group)
     return same

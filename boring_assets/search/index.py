@@ -1,8 +1,8 @@
 """The nearest-neighbour index: one LanceDB table over all committed embeddings, updated by what changed.
 
-Each row says which version of which file it came from, so the table itself knows what it holds: an update
-adds what is new and then removes what is superseded, each in one atomic commit. One that is killed in between
-leaves a table that the next one mends, and two at once end in the same state.
+Each row has the version of its file in the column `load`, so the table itself shows what it holds. An update
+adds new rows and then removes old ones, each in an atomic commit. If it is killed in between, the next update
+repairs the table. Two updates at the same time end in the same state.
 """
 
 import json
@@ -18,22 +18,23 @@ import pyarrow as pa
 
 from boring_assets.errors import StorageError
 from boring_assets.output.schema import read_facts
+from boring_assets.search.filters import quote
 from boring_assets.search.lance import TABLE, connect, open_table, storage_errors
 from boring_assets.search.rows import (
     OWN,
     VECTOR,
-    Peek,
+    Footers,
     Source,
     list_sources,
     load_rows,
-    peek,
+    read_footers,
     schema_of,
     widest,
 )
 from boring_assets.storage.root import Root
 
 INDEXED_FROM = 50_000
-"""Rows from which on there is an approximate index; below, LanceDB looks at every vector."""
+"""Number of rows from which a vector index is built; below, LanceDB compares every vector."""
 _RETRAIN = 4  # times as many rows as the index was trained on
 _GROUP_BYTES = 128 * 2**20
 _AT_ONCE = 200
@@ -44,20 +45,20 @@ _KEEP = timedelta(hours=1)
 _NAME = "vector_"
 _FIXED = {*(column.name for column in OWN), VECTOR}
 _ROWS = "input"
-"""What `row` counts, in the table's metadata."""
+"""Marks in the table's metadata that `row` is the row of the input."""
 
 
 @dataclass
 class Update:
-    """What an update did.
+    """The result of an update.
 
     Attributes:
-        added: Shards read anew.
+        added: Shards that were read.
         removed: Shards whose earlier rows were removed: changed, gone, or loaded twice.
         rows: Rows of the index afterwards.
         failed: Why a shard could not be read, by key; the others are in the index.
         other_model: Shards left out because another model made them than the index's.
-        rebuilt: Whether all rows were read anew.
+        rebuilt: Whether all rows were read.
         columns: Columns that the index has under another name or not at all, and why, by name.
     """
 
@@ -72,7 +73,7 @@ class Update:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which loads stay, which go, and which shards are missing, with their files."""
+    """The partitions that stay, the loads to remove, and the files of missing partitions."""
 
     kept: set[str]
     superfluous: dict[str, str]
@@ -82,15 +83,7 @@ class _Plan:
 def update_index(
     root: Root, *, rebuild: bool = False, say: Callable[[str], None] = lambda text: None
 ) -> Update:
-    """Brings the index up to date with the committed embeddings.
-
-    Args:
-        root: The output.
-        rebuild: Read everything anew.
-        say: Told what is under way.
-
-    Returns:
-        What was done.
+    """Brings the index up to date with the committed embeddings; returns what was done.
 
     Raises:
         SettingsError: LanceDB is not installed, or cannot write to such a storage.
@@ -99,25 +92,25 @@ def update_index(
     current = list_sources(root)
     table = None if rebuild else open_table(root)
     if table is not None and model_of(table.schema).get("rows") != _ROWS:
-        table = None  # an earlier version counted the rows of the embeddings file
+        table = None  # `row` counted the rows of the embeddings file in an earlier version
     if table is None and not current:
         raise StorageError(f"Nothing is embedded below {root.uri} yet. Run `boring-assets embed` first.")
     done = Update(rebuilt=table is None)
     plan = _plan(root, table, current)
-    peeks = _peek(root, plan.missing, done)
-    if table is not None and peeks and _needs_rebuild(table.schema, plan, peeks):
+    footers = _read_all_footers(root, plan.missing, done)
+    if table is not None and footers and _needs_rebuild(table.schema, plan, footers):
         done = Update(rebuilt=True)
         table, plan = None, _plan(root, None, current)
-        peeks = _peek(root, plan.missing, done)
+        footers = _read_all_footers(root, plan.missing, done)
     if table is None:
-        table = _create(root, peeks)
+        table = _create(root, footers)
     if table is None:
         return done
-    _keep_the_models(table.schema, peeks, done)
-    _add(root, table, {key: plan.missing[key] for key in peeks}, peeks, done, say)
+    _leave_out_other_models(table.schema, footers, done)
+    _add(root, table, {key: plan.missing[key] for key in footers}, footers, done, say)
     _remove(root, table, _plan(root, table, current).superfluous, done)
-    if not plan.kept and peeks:
-        _drop_columns(root, table, peeks)
+    if not plan.kept and footers:
+        _drop_columns(root, table, footers)
     if done.added or done.removed or done.rebuilt:
         _write(root, table, lambda: _optimize(table, say))
     with storage_errors(root, "read"):
@@ -126,12 +119,12 @@ def update_index(
 
 
 def model_of(schema: pa.Schema) -> dict[str, Any]:
-    """What the index's model is: `model`, `pretrained`, `weights_digest`, `dim`."""
+    """Returns the index's model: `model`, `pretrained`, `weights_digest`, `dim`."""
     return read_facts(schema.metadata)
 
 
 def has_vector_index(table: Any) -> bool:
-    """Whether a search is approximate."""
+    """Returns whether searches are approximate."""
     return any(index.name.startswith(_NAME) for index in table.list_indices())
 
 
@@ -139,17 +132,17 @@ def _plan(root: Root, table: Any, current: dict[str, Source]) -> _Plan:
     loads = _loads(root, table) if table is not None else {}
     kept: set[str] = set()
     superfluous: dict[str, str] = {}
-    for partition, its in loads.items():
+    for partition, present in loads.items():
         source = current.get(partition)
-        right = sorted(load for load in its if source and load.rpartition(" ")[0] == source.version)
-        # Whoever else updates the index at this moment makes the same choice.
-        superfluous |= {load: partition for load in its if load not in right[:1]}
+        right = sorted(load for load in present if source and load.rpartition(" ")[0] == source.version)
+        # Another update at the same time makes the same choice.
+        superfluous |= {load: partition for load in present if load not in right[:1]}
         kept |= {partition} if right else set()
     return _Plan(kept, superfluous, {key: source for key, source in current.items() if key not in kept})
 
 
 def _loads(root: Root, table: Any) -> dict[str, set[str]]:
-    """The loads of each partition that the table has rows of."""
+    """Returns the loads of each partition in the table."""
     loads: dict[str, set[str]] = defaultdict(set)
     columns = ["partition", "load"]
     with storage_errors(root, "read"):
@@ -160,12 +153,12 @@ def _loads(root: Root, table: Any) -> dict[str, set[str]]:
     return loads
 
 
-def _peek(root: Root, sources: dict[str, Source], done: Update) -> dict[str, Peek]:
-    """The footers of some partitions; which cannot be read is noted."""
+def _read_all_footers(root: Root, sources: dict[str, Source], done: Update) -> dict[str, Footers]:
+    """Reads the footers of some partitions; errors go into `done`."""
 
-    def one(key: str) -> Peek | StorageError:
+    def one(key: str) -> Footers | StorageError:
         try:
-            return peek(root, key, sources[key].derived)
+            return read_footers(root, key, sources[key].derived)
         except StorageError as error:
             return error
 
@@ -175,40 +168,40 @@ def _peek(root: Root, sources: dict[str, Source], done: Update) -> dict[str, Pee
     return {
         key: answer
         for key, answer in answers.items()
-        # A shard without embeddings has no rows to be known by, and needs none.
-        if isinstance(answer, Peek) and answer.facts.get("embedded") != 0
+        # A shard without embeddings has no rows in the index.
+        if isinstance(answer, Footers) and answer.facts.get("embedded") != 0
     }
 
 
-def _needs_rebuild(schema: pa.Schema, plan: _Plan, peeks: dict[str, Peek]) -> bool:
-    """Whether all rows are of another model now, or the index's columns cannot hold those of some files."""
+def _needs_rebuild(schema: pa.Schema, plan: _Plan, footers: dict[str, Footers]) -> bool:
+    """Returns whether all rows have another model now, or some columns need a wider type."""
     about = model_of(schema)
-    other_model = _most(peeks) != (about["weights_digest"], about["dim"])
+    other_model = _most(footers) != (about["weights_digest"], about["dim"])
     if not plan.kept and other_model:
         return True
     there = {column.name: column.type for column in schema if column.name not in _FIXED}
-    wanted = widest([there, *(each.kinds for each in peeks.values())])
+    wanted = widest([there, *(each.kinds for each in footers.values())])
     return any(wanted[name] != kind for name, kind in there.items())
 
 
-def _most(peeks: dict[str, Peek]) -> tuple[str, int]:
-    """The model that made most of some files; see `Peek.weights`."""
-    return Counter(each.weights for each in peeks.values()).most_common(1)[0][0]
+def _most(footers: dict[str, Footers]) -> tuple[str, int]:
+    """Returns the model of most files; see `Footers.weights`."""
+    return Counter(each.weights for each in footers.values()).most_common(1)[0][0]
 
 
-def _drop_columns(root: Root, table: Any, peeks: dict[str, Peek]) -> None:
-    """Drops the columns that no file has, e.g. those of a head that is gone."""
-    kept = _FIXED | widest(each.kinds for each in peeks.values()).keys()
+def _drop_columns(root: Root, table: Any, footers: dict[str, Footers]) -> None:
+    """Drops the columns that no file has any more, e.g. those of a removed head."""
+    kept = _FIXED | widest(each.kinds for each in footers.values()).keys()
     if gone := [name for name in table.schema.names if name not in kept]:
         _write(root, table, lambda: table.drop_columns(gone))
 
 
-def _create(root: Root, peeks: dict[str, Peek]) -> Any:
-    """An empty table for the model that made most of the files; an earlier table is replaced."""
-    if not peeks:
+def _create(root: Root, footers: dict[str, Footers]) -> Any:
+    """Creates an empty table for the model of most files; an earlier table is replaced."""
+    if not footers:
         return None
-    weights = _most(peeks)
-    same = [each for each in peeks.values() if each.weights == weights]
+    weights = _most(footers)
+    same = [each for each in footers.values() if each.weights == weights]
     facts = same[0].facts
     about = {name: facts.get(name) for name in ("model", "pretrained", "weights_digest", "dim")}
     about["rows"] = _ROWS
@@ -217,27 +210,27 @@ def _create(root: Root, peeks: dict[str, Peek]) -> Any:
         return connect(root).create_table(TABLE, schema=schema, mode="overwrite")
 
 
-def _keep_the_models(schema: pa.Schema, peeks: dict[str, Peek], done: Update) -> None:
-    """Leaves out what another model made: its vectors mean something else."""
+def _leave_out_other_models(schema: pa.Schema, footers: dict[str, Footers], done: Update) -> None:
+    """Leaves out shards of other models: their vectors cannot be compared."""
     about = model_of(schema)
     done.other_model = [
-        key for key, each in peeks.items() if each.weights != (about["weights_digest"], about["dim"])
+        key for key, each in footers.items() if each.weights != (about["weights_digest"], about["dim"])
     ]
     for key in done.other_model:
-        del peeks[key]
+        del footers[key]
 
 
 def _add(
     root: Root,
     table: Any,
     missing: dict[str, Source],
-    peeks: dict[str, Peek],
+    footers: dict[str, Footers],
     done: Update,
     say: Callable[[str], None],
 ) -> None:
     there = set(table.schema.names)
-    columns = widest(each.kinds for each in peeks.values())
-    for each in peeks.values():
+    columns = widest(each.kinds for each in footers.values())
+    for each in footers.values():
         done.columns |= each.columns.notes
     if new := [pa.field(name, kind) for name, kind in columns.items() if name not in there]:
         _write(root, table, lambda: table.add_columns(new))
@@ -278,7 +271,7 @@ def _remove(root: Root, table: Any, superfluous: dict[str, str], done: Update) -
 
 
 def _write(root: Root, table: Any, work: Callable[[], object]) -> None:
-    """Commits to the table; what another update has overtaken is tried again on what that one left."""
+    """Commits to the table, and tries again after a conflict with another update."""
     with storage_errors(root, "write"):
         for left in reversed(range(_TRIES)):
             try:
@@ -290,13 +283,8 @@ def _write(root: Root, table: Any, work: Callable[[], object]) -> None:
                 table.checkout_latest()
 
 
-def quote(text: str) -> str:
-    """A text as a literal of LanceDB's SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _optimize(table: Any, say: Callable[[str], None]) -> None:
-    """Joins small files, brings the vector index up to date, and trains it again once it is far outgrown."""
+    """Joins small files, updates the vector index, and trains it again when the table has grown much."""
     from lancedb.index import IvfRq, IvfSq
 
     rows = table.count_rows()
@@ -305,7 +293,7 @@ def _optimize(table: Any, say: Callable[[str], None]) -> None:
     table.optimize(cleanup_older_than=_KEEP)
     if rows >= max(INDEXED_FROM, trained * _RETRAIN):
         say(f"indexing {rows:,} vectors")
-        # One bit a number and a look at the best ones' vectors: right for many numbers, too coarse for few.
+        # One bit per dimension, with exact distances for the best rows: too coarse for few dimensions.
         kind = IvfRq if table.schema.field(VECTOR).type.list_size >= _MANY else IvfSq
         table.create_index(VECTOR, config=kind(distance_type="cosine"), name=f"{_NAME}{rows}")
         for name in names:

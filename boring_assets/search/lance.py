@@ -20,13 +20,10 @@ TABLE = "images"
 def connect(root: Root) -> "lancedb.DBConnection":
     """Opens the output's LanceDB database. Nothing is written.
 
-    Args:
-        root: The output.
-
     Raises:
         SettingsError: LanceDB is not installed, or does not support the storage.
     """
-    # It warns that a table which it is to create does not exist.
+    # LanceDB warns about a table that does not exist before it creates it.
     os.environ.setdefault("LANCEDB_LOG", "error")
     try:
         import lancedb
@@ -97,7 +94,7 @@ def _gcs_options() -> dict[str, str] | None:
 
 
 def open_table(root: Root) -> Any:
-    """Returns the index's table, or None if there is none yet.
+    """Returns the index's table, or None if it does not exist yet.
 
     Raises:
         SettingsError: LanceDB is not installed, or does not support the storage.
@@ -115,12 +112,7 @@ def open_table(root: Root) -> Any:
 
 @contextmanager
 def storage_errors(root: Root, doing: str) -> Iterator[None]:
-    """Raises LanceDB's errors as a StorageError that names the index.
-
-    Args:
-        root: The output.
-        doing: What was tried: `read` or `write`.
-    """
+    """Raises LanceDB's errors as a StorageError that names the index."""
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:

@@ -4,10 +4,9 @@ import base64
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import SettingsError
-from boring_assets.search.pictures import Pictures
+from boring_assets.search.pictures import Pictures, picture_limits
 from boring_assets.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,15 +17,11 @@ PLACEHOLDER = (
     b'<rect width="224" height="224" fill="#8884"/><path d="M72 72l80 80M152 72l-80 80" stroke="#888" '
     b'stroke-width="6"/></svg>'
 )
-"""What stands for a picture that cannot be read any more."""
+"""Shown instead of a picture that cannot be read any more."""
 
 
 def render(name: str, **values: Any) -> str:
-    """A template with its values.
-
-    Args:
-        name: `search.html` or `results.html`.
-        values: The template's.
+    """Returns a template with its values.
 
     Raises:
         SettingsError: Jinja2 is not installed.
@@ -46,30 +41,19 @@ def render(name: str, **values: Any) -> str:
 
 
 def open_pictures(settings: Settings) -> Pictures:
-    """The pictures of the input."""
+    """Returns the pictures of the input."""
     from resources.source import ShardSource
 
-    limits = Limits(
-        settings.max_image_pixels,
-        settings.max_image_bytes,
-        extra_formats=check_formats(settings.extra_image_formats),
-    )
-    return Pictures(ShardSource.from_settings(settings), limits)
+    return Pictures(ShardSource.from_settings(settings), picture_limits(settings))
 
 
 def results_page(settings: Settings, asked: str, hits: "list[Hit]") -> str:
-    """A page that needs nothing but itself: the pictures are in it.
-
-    Args:
-        settings: Where the pictures are.
-        asked: What was asked for.
-        hits: What was found.
-    """
+    """Returns a page of search results, with the pictures in it."""
     pictures = open_pictures(settings)
 
     def inline(hit: "Hit") -> str:
-        made = pictures.thumbnail(hit.partition, hit.key, hit.row)
-        kind, data = ("svg+xml", PLACEHOLDER) if isinstance(made, Failure) else ("jpeg", made)
+        jpeg = pictures.thumbnail(hit.partition, hit.key, hit.row)
+        kind, data = ("svg+xml", PLACEHOLDER) if isinstance(jpeg, Failure) else ("jpeg", jpeg)
         return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
     style = (Path(__file__).parent / "static" / "style.css").read_text()

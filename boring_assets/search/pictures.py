@@ -6,12 +6,13 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TypeVar
 
-from boring_assets.engine.decoding.decode import Limits
+from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.decoding.thumbnail import thumbnail
 from boring_assets.engine.inputs.lookup import Lookup
 from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError
+from boring_assets.settings import Settings
 from resources.source import ShardSource
 
 _OPEN_SHARDS = 32
@@ -20,6 +21,12 @@ _SHARD_SECONDS = 60.0
 
 Name = TypeVar("Name")
 Thing = TypeVar("Thing")
+
+
+def picture_limits(settings: Settings) -> Limits:
+    """Returns the limits for one image."""
+    formats = check_formats(settings.extra_image_formats)
+    return Limits(settings.max_image_pixels, settings.max_image_bytes, extra_formats=formats)
 
 
 class Pictures:
@@ -41,7 +48,7 @@ class Pictures:
 
         Args:
             partition: Its partition key.
-            key: Its key; None where the input has none.
+            key: Its key; None if the input has none.
             row: Its row in the partition's input shard.
             side: Longest side in pixels; None is a thumbnail, which is kept in memory.
         """
@@ -60,11 +67,11 @@ class Pictures:
         return small
 
     def read(self, partition: str, key: str | None, row: int) -> bytes | Failure:
-        """The encoded picture as its shard has it, or why it cannot be read."""
+        """Returns the encoded picture from its shard, or why it cannot be read."""
         with self._lock:  # two threads must not use one file handle
             try:
                 shard = self._open(partition)
-                # A shard that was written anew may have the key in another row.
+                # A shard that was written again may have the key in another row.
                 place = row if key is None or shard.key(row) == key else shard.keys.get(key)
             except BoringError as error:
                 return Failure(Reason.MISSING_IMAGE, str(error))

@@ -2,24 +2,24 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from boring_assets.engine.decoding.decode import decode
-from boring_assets.engine.decoding.limits import Limits, check_formats
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
-from boring_assets.search.index import has_vector_index, model_of, quote
+from boring_assets.search.filters import quote
+from boring_assets.search.index import has_vector_index, model_of
 from boring_assets.search.lance import open_table, storage_errors
+from boring_assets.search.pictures import picture_limits
 from boring_assets.search.rows import VECTOR
 from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from boring_assets.engine.model.load import ClipModel
     from boring_assets.engine.model.text import TextEncoder
 
-Operator = Literal["=", "!=", ">=", "<=", "contains"]
 _OWN = ("partition", "row", "key", "url", "caption")
 _HIDDEN = ("load", VECTOR)
 # Partitions of the index that are searched, and candidates for each result whose exact distance is computed.
@@ -46,9 +45,9 @@ class Hit:
     """One result of a search.
 
     Attributes:
-        key: Its key; null where the input has none.
+        key: Its key; None if the input has none.
         caption: Its caption, from the data: not trusted.
-        score: Cosine of its embedding with what was asked for, -1 to 1.
+        score: Cosine of its embedding and the query, -1 to 1.
         url: Its URL, from the data: not trusted.
         partition: Its partition.
         row: Its row in that partition's input shard, from 0.
@@ -99,7 +98,7 @@ class Searcher:
             raise StorageError(f"There is no index below {root.uri} yet. Run `boring-assets index` first.")
 
     def refresh(self) -> None:
-        """Reads the latest version of the index; searches else use the version that was opened."""
+        """Opens the latest version of the index; without this, searches use the version that was opened."""
         with storage_errors(self._root, "read"):
             self._table.checkout_latest()
 
@@ -141,10 +140,6 @@ class Searcher:
     def sample_vectors(self, limit: int, where: str = "") -> pa.Table:
         """Returns rows from all over the dataset: `columns` and `VECTOR`, float32 [rows, dim].
 
-        Args:
-            limit: Most rows.
-            where: A condition in LanceDB's SQL.
-
         Raises:
             SettingsError: The condition is wrong.
             StorageError: The index cannot be read.
@@ -157,10 +152,6 @@ class Searcher:
 
     def count_values(self, column: str, most: int = 20) -> list[tuple[Any, int]]:
         """Returns the most frequent values of a column with their counts, over the first million rows.
-
-        Args:
-            column: One of `columns`.
-            most: Most values.
 
         Raises:
             SettingsError: There is no such column.
@@ -175,19 +166,15 @@ class Searcher:
         return [(pair["values"], pair["counts"]) for pair in ordered[:most]]
 
     def of_text(self, text: str) -> np.ndarray:
-        """float32 [dim], the embedding of a text."""
+        """Returns the embedding of a text, float32 [dim]."""
         with self._lock:
             return self._texts.encode([text])[0]
 
     def of_picture(self, data: bytes) -> np.ndarray | Failure:
-        """float32 [dim], the embedding of an encoded picture, or why there is none."""
+        """Returns the embedding of an encoded picture, float32 [dim], or why there is none."""
         from boring_assets.engine.model.encoder import bad_vectors
 
-        limits = Limits(
-            self._settings.max_image_pixels,
-            self._settings.max_image_bytes,
-            extra_formats=check_formats(self._settings.extra_image_formats),
-        )
+        limits = picture_limits(self._settings)
         with self._lock:
             pixels = decode(data, self._model.preprocess, limits)
             if isinstance(pixels, Failure):
@@ -196,11 +183,7 @@ class Searcher:
             return self._images.bad_vector() if bad_vectors(vectors)[0] else vectors[0]
 
     def of_key(self, key: str, partition: str | None = None) -> tuple[np.ndarray, Hit]:
-        """The embedding of a picture that is in the index, and the picture.
-
-        Args:
-            key: Its key.
-            partition: Its partition, where several have that key.
+        """Returns the embedding of a picture of the index by its key, and the picture.
 
         Raises:
             SettingsError: There is none, or several and no partition was given.
@@ -216,7 +199,7 @@ class Searcher:
         return vector, _hit(found.drop_columns(list(_HIDDEN)).to_pylist()[0], 1.0)
 
     def of_row(self, partition: str, row: int) -> np.ndarray:
-        """float32 [dim], the embedding of a picture that is in the index.
+        """Returns the embedding of a picture of the index, float32 [dim].
 
         Raises:
             SettingsError: There is none.
@@ -241,12 +224,12 @@ class Searcher:
         where: str = "",
         least_score: float = -1.0,
     ) -> list[Hit]:
-        """The nearest pictures, the best first.
+        """Returns the nearest pictures, the best first.
 
         Args:
             vector: float32 [dim], L2-normalized.
             limit: Most results.
-            offset: Results passed over before them.
+            offset: Results to skip.
             where: A condition in LanceDB's SQL, e.g. `meta_width >= 512`.
             least_score: Results with a lower score are left out.
 
@@ -256,7 +239,7 @@ class Searcher:
         """
         ask = self._table.search(vector, vector_column_name=VECTOR).distance_type("cosine")
         if has_vector_index(self._table):
-            # Where a filter leaves too few candidates in the first parts, it goes on to others.
+            # If a filter leaves too few candidates, LanceDB searches further parts.
             ask = ask.minimum_nprobes(_PROBES).maximum_nprobes(0).refine_factor(_REFINE)
         if where:
             ask = ask.where(where)
@@ -282,20 +265,20 @@ class Searcher:
 
     @cached_property
     def _model(self) -> "ClipModel":
-        made_by = model_of(self._table.schema)
+        index_model = model_of(self._table.schema)
         chosen = {"model", "pretrained"} & self._settings.model_fields_set
-        name = self._settings.model if chosen else str(made_by["model"])
-        tag = self._settings.pretrained if chosen else str(made_by["pretrained"])
+        name = self._settings.model if chosen else str(index_model["model"])
+        tag = self._settings.pretrained if chosen else str(index_model["pretrained"])
         if not chosen and "://" in (tag or name):
             raise ModelError(
                 f"The embeddings were made with {tag or name}, and a URI inside data is not fetched. Set "
                 "BORING_MODEL and BORING_PRETRAINED to the model that they were made with."
             )
         model = find_model_files(name, tag, self._settings.weights_sha256 if chosen else "").load()
-        if model.digest != made_by["weights_digest"]:
+        if model.digest != index_model["weights_digest"]:
             raise ModelError(
-                f"The embeddings were made with {made_by['model']} {made_by['pretrained']} (weights "
-                f"{made_by['weights_digest']}), but {name} has other weights ({model.digest}). Set "
+                f"The embeddings were made with {index_model['model']} {index_model['pretrained']} (weights "
+                f"{index_model['weights_digest']}), but {name} has other weights ({model.digest}). Set "
                 "BORING_MODEL and BORING_PRETRAINED to the model that they were made with."
             )
         return model
@@ -314,7 +297,7 @@ class Searcher:
 
 
 def _spread(count: int, offset: int, limit: int) -> list[int]:
-    """Row numbers from all over a table: each row once, neighbours far apart (steps of the golden ratio)."""
+    """Returns row numbers from all over a table: each row once, in steps of the golden ratio."""
     step = max(1, round(count * 0.618))
     while math.gcd(step, count) > 1:
         step += 1
@@ -324,39 +307,3 @@ def _spread(count: int, offset: int, limit: int) -> list[int]:
 def _hit(row: dict[str, Any], score: float) -> Hit:
     meta = {name: value for name, value in row.items() if name not in _OWN}
     return Hit(score=score, meta=meta, **{name: row[name] for name in _OWN})
-
-
-def condition(
-    columns: dict[str, pa.DataType], filters: Sequence[tuple[str, str, str]], word: str = "AND"
-) -> str:
-    """Returns filters as SQL, for values that are not trusted.
-
-    Args:
-        columns: The index's; see `Searcher.columns`.
-        filters: Column, operator and value of each.
-        word: What joins them.
-
-    Raises:
-        SettingsError: There is no such column or operator, or the value is none of the column's.
-    """
-    return f" {word} ".join(_one(columns, *each) for each in filters)
-
-
-def _one(columns: dict[str, pa.DataType], name: str, operator: str, value: str) -> str:
-    if name not in columns:
-        raise SettingsError(f"There is no column {name!r}; there are {', '.join(columns)}.")
-    if operator not in get_args(Operator):
-        raise SettingsError(f"There is no operator {operator!r}; there are {', '.join(get_args(Operator))}.")
-    quoted = "`" + name.replace("`", "``") + "`"
-    kind = columns[name]
-    if operator == "contains":
-        return f"contains(lower(CAST({quoted} AS STRING)), {quote(value.lower())})"
-    if pa.types.is_string(kind):
-        return f"{quoted} {operator} {quote(value)}"
-    if pa.types.is_boolean(kind):
-        if value.lower() not in ("true", "false"):
-            raise SettingsError(f"{name} is true or false, not {value!r}.")
-        return f"{quoted} {operator} {value.lower()}"
-    if not re.fullmatch(r"[+-]?\d{1,18}(\.\d{1,18})?", value.strip()):
-        raise SettingsError(f"{name} is a number, not {value!r}.")
-    return f"{quoted} {operator} {value.strip()}"

@@ -4,7 +4,7 @@ The columns of `image_labels` and `clip_scores` are joined to them by the input 
 
 Shards may have different types in a column of one name. Numbers become int64, uint64 or float64; dates, UUIDs
 and other texts become strings; where two shards differ, the wider type wins. Nested and binary columns are
-left out, and so is a column whose values do not convert: one column never costs a shard its vectors.
+left out, and so is a column whose values do not convert: the vectors of a shard are always indexed.
 """
 
 import re
@@ -32,7 +32,7 @@ OWN = (
     pa.field("url", pa.string()),
     pa.field("caption", pa.string()),
 )
-"""The index's own columns. `load` says which version of its file a row came from, and by which read of it."""
+"""The index's own columns. `load` is the version of a row's file, and an id of the read."""
 VECTOR = "vector"
 # LanceDB takes a dot for a path into a struct, and cannot quote the others.
 _NOT_IN_A_NAME = re.compile(r"[.`\x00-\x1f\x7f]")
@@ -40,7 +40,7 @@ _NOT_IN_A_NAME = re.compile(r"[.`\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Source:
-    """What the rows of one partition are read from.
+    """The files of one partition's rows.
 
     Attributes:
         version: Changes with the embeddings file and with the files of `derived`.
@@ -52,7 +52,7 @@ class Source:
 
 
 def list_sources(root: Root) -> dict[str, Source]:
-    """What the rows of each committed partition are read from, by key.
+    """Returns the files of each committed partition's rows, by key.
 
     Raises:
         StorageError: The output cannot be listed.
@@ -80,8 +80,8 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Peek:
-    """What the footers of a partition's files say: metadata and columns.
+class Footers:
+    """Metadata and columns of a partition's files, from their footers.
 
     Attributes:
         facts: Metadata of its embeddings file.
@@ -104,13 +104,8 @@ class Peek:
         return str(self.facts["weights_digest"]), int(self.facts["dim"])
 
 
-def peek(root: Root, key: str, derived: Iterable[str] = ()) -> Peek:
+def read_footers(root: Root, key: str, derived: Iterable[str] = ()) -> Footers:
     """Reads the footers of a partition's files.
-
-    Args:
-        root: The output.
-        key: The partition key.
-        derived: Paths of its derived files.
 
     Raises:
         StorageError: One cannot be read, or this project did not write it.
@@ -125,13 +120,13 @@ def peek(root: Root, key: str, derived: Iterable[str] = ()) -> Peek:
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
     more = {each.name: _kind(each.type) for each in derived_schema(root, derived, facts)}
-    return Peek(facts, columns_of(schema), {name: kind for name, kind in more.items() if kind is not None})
+    return Footers(facts, columns_of(schema), {name: kind for name, kind in more.items() if kind is not None})
 
 
 def columns_of(schema: pa.Schema) -> Columns:
     """The `meta_*` columns of a file that the index takes, each under a name that LanceDB can hold."""
     columns = Columns()
-    # A name that can stay as it is comes before one that has to be changed to the same.
+    # Valid names first, so that they keep their name.
     for number, column in sorted(
         enumerate(schema), key=lambda each: each[1].name != valid_name(each[1].name)
     ):
@@ -157,7 +152,7 @@ def valid_name(name: str) -> str:
 
 
 def _kind(kind: pa.DataType) -> pa.DataType | None:
-    """The index's type for a column's, or None where it takes no such column."""
+    """Returns the index's type for a type of a column, or None if such columns are left out."""
     if pa.types.is_dictionary(kind):
         return _kind(kind.value_type)
     if isinstance(kind, pa.UuidType):
@@ -185,7 +180,7 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def widest(columns: Iterable[dict[str, pa.DataType]]) -> dict[str, pa.DataType]:
-    """The columns of some files in types that hold all of their values."""
+    """Returns the columns of some files, with types that can hold all values."""
     found: dict[str, pa.DataType] = {}
     for each in columns:
         for name, kind in each.items():
@@ -280,7 +275,7 @@ def _input_rows(root: Root, key: str, table: pa.Table) -> pa.Array:
 
 
 def _converted(values: pa.ChunkedArray, column: pa.Field, notes: dict[str, str]) -> pa.Array:
-    """A column in the index's type; nulls and a note where its values do not convert."""
+    """Returns a column in the index's type; nulls and a note if its values do not convert."""
     try:
         if isinstance(values.type, pa.UuidType):
             return pa.array([None if one is None else str(one) for one in values.to_pylist()], pa.string())

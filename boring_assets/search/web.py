@@ -1,8 +1,8 @@
-"""The search page's server, by default for this machine only.
+"""The server of the search page, by default only for this machine.
 
-Other web pages must not use it through a visitor's browser: the Host header must be an allowed name (against
-DNS rebinding), uploads must come from the page's own origin, and the content security policy allows only the
-page's own files. Pictures come from the input's shards and are encoded again.
+It is protected against other web pages in a visitor's browser: the Host header must be an allowed name
+(against DNS rebinding), uploads must come from the page's own origin, and the content security policy allows
+only the page's own files. Pictures come from the input's shards and are encoded again.
 """
 
 import io
@@ -19,9 +19,10 @@ import numpy as np
 
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError, SettingsError
+from boring_assets.search.filters import condition
 from boring_assets.search.page import PLACEHOLDER, open_pictures
 from boring_assets.search.pictures import Pictures
-from boring_assets.search.query import Hit, Searcher, condition, to_json
+from boring_assets.search.query import Hit, Searcher, to_json
 from boring_assets.search.request import SearchRequest, Term, pack_vector, unpack_vector
 from boring_assets.settings import Settings
 
@@ -221,12 +222,7 @@ def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) 
 
 
 class SecurityHeaders:
-    """Adds the security headers to every response.
-
-    Args:
-        app: The application.
-        policy: Its content security policy.
-    """
+    """Adds the security headers to every response."""
 
     def __init__(self, app: Any, policy: str) -> None:
         self._app, self._headers = app, _HEADERS | {"Content-Security-Policy": policy}
@@ -247,13 +243,6 @@ def listen(
     settings: Settings, searcher: Searcher, host: str, port: int, more_hosts: tuple[str, ...] = ()
 ) -> None:
     """Serves the page until Ctrl-C.
-
-    Args:
-        settings: See `build_app`.
-        searcher: See `build_app`.
-        host: See `run_server`.
-        port: See `run_server`.
-        more_hosts: Allowed host names besides `host` and the loopback names.
 
     Raises:
         SettingsError: The web server is not installed, or cannot listen there.

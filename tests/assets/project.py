@@ -20,8 +20,9 @@ from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import EMBED_JOB
+from boring_assets.parts import register_shards
 from boring_assets.settings import Settings
-from boring_assets.shard_states import State, get_shard_states, register
+from boring_assets.shard_states import State, get_shard_states
 from boring_assets.tags import RANGE_END_TAG, RANGE_START_TAG
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
@@ -44,7 +45,9 @@ class Project:
         if keys:
             self.instance.add_dynamic_partitions("shards", list(keys))
             return list(keys)
-        return register(self.instance, ShardSource.from_settings(self.settings).discover())
+        return register_shards(
+            self.instance, ShardSource.from_settings(self.settings).discover(), self.settings
+        )
 
     def run(self, first: str, last: str | None = None, max_samples: int = 0) -> Outcome:
         """Runs a range as the sensor and the command line do: what is committed already is taken over."""

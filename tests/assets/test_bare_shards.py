@@ -52,7 +52,7 @@ def asked(project: Project) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("write", "suffix"), [(tar, ".tar"), (tfrecord, ".tfrecord")])
-def test_a_folder_of_them_from_the_sensor_to_the_change_of_one(
+def test_the_sensor_embeds_lone_tars_and_a_changed_one_again(
     project: Project, write: Write, suffix: str
 ) -> None:
     folder = Path(project.settings.input_dir)

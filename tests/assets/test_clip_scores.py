@@ -24,7 +24,7 @@ def call(tmp_path: Path) -> CommandLine:
     return call
 
 
-def test_scores(call: CommandLine, tmp_path: Path) -> None:
+def test_captions_are_scored_and_scores_follow_the_embeddings(call: CommandLine, tmp_path: Path) -> None:
     import open_clip
     import torch
 

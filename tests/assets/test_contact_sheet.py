@@ -55,7 +55,7 @@ def test_each_picture_is_above_its_own_caption(tmp_path: Path, monkeypatch: pyte
         assert np.asarray(picture).std() > 5, "a picture, not a blank"
 
 
-def test_none_is_shown_where_none_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_contact_sheet_without_preview_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_sample_data(tmp_path / "in", 1, 8, "webdataset", image_size=64)
     project = Project(tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out", preview_images=0)
     project.register()

@@ -38,7 +38,7 @@ def test_the_materialization_has_the_counts(project: Project) -> None:
         assert event["output_uri"] == f"file://{project.settings.output_dir}/embedding_index"
 
 
-def test_without_lancedb_it_is_there_and_names_the_extra(
+def test_without_lancedb_the_asset_loads_and_names_the_extra(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lancedb", None)
@@ -64,7 +64,7 @@ def test_the_automation_requests_one_run_after_embedding(project: Project) -> No
     assert requested(result.cursor).total_requested == 1
 
 
-def test_what_is_embedded_while_the_index_is_made_is_indexed_after_it(project: Project) -> None:
+def test_shards_embedded_during_an_index_run_are_indexed_by_the_next(project: Project) -> None:
     definitions = build_definitions(project.settings)
     result = dg.evaluate_automation_conditions(defs=definitions, instance=project.instance)
     assert not project.run("a").error

@@ -64,7 +64,7 @@ def test_attempts_that_embed_a_shard_are_not_counted(instance: dg.DagsterInstanc
         run = embeds_a_shard(instance, lost(instance, run))
 
 
-def test_attempts_that_get_no_further_come_to_an_end(instance: dg.DagsterInstance) -> None:
+def test_attempts_without_progress_end(instance: dg.DagsterInstance) -> None:
     run = embeds_a_shard(instance, lost(instance, lost(instance)))
     for _ in range(5):
         assert is_retried(instance, run)

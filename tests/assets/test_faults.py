@@ -57,7 +57,7 @@ def test_a_source_that_changes_while_it_is_read_is_never_a_mixture(
         assert set(mine.states().values()) == {State.DONE}
 
 
-def test_what_is_taken_over_names_its_failures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adopted_shards_name_their_failures_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards(tmp_path / "in", 1)
     mine = Project(tmp_path / "home", monkeypatch, tmp_path / "in", tmp_path / "out")
     mine.register()
@@ -169,7 +169,9 @@ def test_a_storage_error_fails_the_shard_and_records_no_image_as_failed(
     assert mine.events() == []
 
 
-def test_nothing_to_do_mends_the_totals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embed_repairs_the_totals_even_with_nothing_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that was killed after its last event and before its totals leaves no work, and old totals."""
     from boring_assets.commands.embedding import embed_all
 

@@ -46,7 +46,7 @@ def totals(project: Project) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def test_each_partition_gets_its_numbers(tmp_path: Path, project: NewProject) -> None:
+def test_each_materialization_has_the_counts_of_its_partition(tmp_path: Path, project: NewProject) -> None:
     shards(tmp_path, 2)
     mine = project()
     keys = mine.register()
@@ -67,7 +67,7 @@ def test_each_partition_gets_its_numbers(tmp_path: Path, project: NewProject) ->
     assert mine.states() == {"00000": State.DONE, "00001": State.DONE}
 
 
-def test_what_is_committed_is_taken_over(tmp_path: Path, project: NewProject) -> None:
+def test_committed_shards_are_adopted(tmp_path: Path, project: NewProject) -> None:
     shards(tmp_path, 2)
     mine = project()
     mine.register()
@@ -94,7 +94,7 @@ def test_what_is_committed_is_taken_over(tmp_path: Path, project: NewProject) ->
     assert written_at(mine, "00001") == before[1]
 
 
-def test_what_changed_or_went_away_is_computed_again(tmp_path: Path, project: NewProject) -> None:
+def test_changed_and_lost_shards_are_embedded_again(tmp_path: Path, project: NewProject) -> None:
     shards(tmp_path, 3)
     mine = project()
     mine.register()
@@ -122,7 +122,7 @@ def test_a_changed_tar_is_a_changed_shard(tmp_path: Path, project: NewProject) -
     assert "adopted" not in mine.events()[-1].metadata
 
 
-def test_other_settings_make_other_embeddings(tmp_path: Path, project: NewProject) -> None:
+def test_shards_of_other_settings_are_embedded_again(tmp_path: Path, project: NewProject) -> None:
     shards(tmp_path, 1)
     project().register()
     project().run("00000")
@@ -134,7 +134,7 @@ def test_other_settings_make_other_embeddings(tmp_path: Path, project: NewProjec
     assert project().states() == {"00000": State.OTHER_SETTINGS}
 
 
-def test_a_trial_with_few_samples_is_completed_later(tmp_path: Path, project: NewProject) -> None:
+def test_shards_cut_by_max_samples_are_completed_later(tmp_path: Path, project: NewProject) -> None:
     shards(tmp_path, 3, broken=0)
     mine = project()
     mine.register()
@@ -151,7 +151,7 @@ def test_a_trial_with_few_samples_is_completed_later(tmp_path: Path, project: Ne
     assert set(mine.states().values()) == {State.DONE}
 
 
-def test_bad_shards_fail_alone(tmp_path: Path, project: NewProject) -> None:
+def test_bad_shards_do_not_fail_the_others(tmp_path: Path, project: NewProject) -> None:
     paths = shards(tmp_path, 4)
     mine = project()
     mine.register()

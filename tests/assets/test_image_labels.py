@@ -11,10 +11,10 @@ from safetensors.numpy import save_file
 
 from boring_assets.datasets import Dataset
 from boring_assets.errors import SettingsError
+from boring_assets.parts import register_shards
 from boring_assets.sample_data import write_sample_data
 from boring_assets.search.query import Searcher
 from boring_assets.settings import Settings, load_settings
-from boring_assets.shard_states import register
 from boring_assets.storage.root import open_root
 from boring_assets.tiny.pictures import COLOURS, OUTLINES
 from resources.source import ShardSource
@@ -219,7 +219,8 @@ def test_a_component_with_heads_labels_in_the_run_that_embeds(tmp_path: Path) ->
     write_sample_data(tmp_path / "in", 2, 6, "webdataset", image_size=32)
     defs = component(tmp_path, dataset="laion", heads={"kind": {"labels": ["circle", "square"]}})
     instance = dg.DagsterInstance.ephemeral()
-    register(instance, ShardSource.from_settings(Settings(input_dir=str(tmp_path / "in"))).discover(), names)
+    settings = Settings(input_dir=str(tmp_path / "in"), dataset="laion")
+    register_shards(instance, ShardSource.from_settings(settings).discover(), settings)
     job = defs.resolve_implicit_job_def_def_for_assets([names.embeddings, labels])
     assert job is not None
     done = job.execute_in_process(

@@ -91,7 +91,7 @@ def test_another_home_and_other_settings_in_the_same_output(
     assert mine.run_anew("00000", "00002").success
 
 
-def test_what_a_run_adopts_is_compared_too(
+def test_adopted_partitions_are_compared_with_the_model_too(
     project: Project, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With another home every partition is new to Dagster, and those that are committed are adopted."""

@@ -10,9 +10,9 @@ from boring_assets.datasets import ASSET_KEY
 from boring_assets.definitions import build_definitions
 from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import EMBED_JOB
+from boring_assets.parts import register_shards
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
-from boring_assets.shard_states import register
 from boring_assets.tags import EMBEDS_TAG, range_tags
 from resources.source import ShardSource
 
@@ -45,7 +45,7 @@ def embedded(instance: dg.DagsterInstance) -> set[str]:
 
 def test_shards_of_an_earlier_run_are_left_to_it(settings: Settings) -> None:
     instance = open_instance(settings.output_dir)
-    register(instance, ShardSource.from_settings(settings).discover())
+    register_shards(instance, ShardSource.from_settings(settings).discover(), settings)
     other = create_run(settings, instance, "00001", "00002")
     assert not run_range(settings, instance, "00000", "00003").error
     assert embedded(instance) == {"00000", "00003"}
@@ -57,7 +57,7 @@ def test_shards_of_an_earlier_run_are_left_to_it(settings: Settings) -> None:
 
 def test_a_run_of_another_dataset_takes_nothing(settings: Settings) -> None:
     instance = open_instance(settings.output_dir)
-    register(instance, ShardSource.from_settings(settings).discover())
+    register_shards(instance, ShardSource.from_settings(settings).discover(), settings)
     job = build_definitions(settings).resolve_job_def(EMBED_JOB)
     tags = range_tags("00000", "00003") | {EMBEDS_TAG: "laion/image_embeddings"}
     instance.create_run_for_job(job, status=dg.DagsterRunStatus.STARTED, tags=tags)

@@ -94,7 +94,7 @@ def test_a_wrong_price_file_is_named_with_the_error(run: CommandLine, text: str,
     assert all(part in output for part in [str(file), *said]), output
 
 
-def test_what_is_not_known_is_asked_for(run: CommandLine) -> None:
+def test_a_missing_speed_is_asked_for(run: CommandLine) -> None:
     options = ("cost", 1, "--prices", run.folder / "prices.toml")
     assert "--images-per-second" in run(*options, code=1).output
     both = (*options, "--images-per-second", 1, "--benchmark", "gpu.json")

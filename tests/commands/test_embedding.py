@@ -20,7 +20,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     return CommandLine(tmp_path)
 
 
-def test_each_call_does_what_is_new_changed_or_lost_and_no_more(cli: CommandLine) -> None:
+def test_each_call_embeds_only_new_changed_and_lost_shards(cli: CommandLine) -> None:
     cli.sample_data("in", shards=3)
     out = Path("out")
     said = cli("embed", "in", out).stdout
@@ -59,7 +59,7 @@ def test_each_call_does_what_is_new_changed_or_lost_and_no_more(cli: CommandLine
     assert json.loads((out / "metadata.json").read_bytes())["precision"] == "bf16"
 
 
-def test_max_samples_stops_there_and_the_next_call_goes_on(cli: CommandLine) -> None:
+def test_the_next_call_continues_after_max_samples(cli: CommandLine) -> None:
     cli.sample_data("in", shards=3)
     assert "Shards    2 embedded\nImages    10: " in cli("embed", "in", "out", "--max-samples", 10).stdout
     assert sorted(cli.stamps(Path("out"))) == ["00000", "00001"]
@@ -82,7 +82,9 @@ def test_settings_from_a_file_and_who_wins(cli: CommandLine) -> None:
     assert "Images    5: " in said
 
 
-def test_a_corrupt_shard_fails_alone_and_is_embedded_once_it_is_repaired(cli: CommandLine) -> None:
+def test_a_corrupt_shard_does_not_fail_the_others_and_is_embedded_once_it_is_repaired(
+    cli: CommandLine,
+) -> None:
     cli.sample_data("in", shards=3)
     good = Path("in/00001.parquet").read_bytes()
     Path("in/00001.parquet").write_bytes(good[:-50])
@@ -128,7 +130,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(cli: CommandLine) -> 
         assert f"Failed    {name}: {cli.folder}/in/{name}.parquet cannot be read" in said
 
 
-def test_s3_in_and_out(cli: CommandLine, s3_env: Seaweed) -> None:
+def test_embed_from_s3_to_s3(cli: CommandLine, s3_env: Seaweed) -> None:
     local = cli.sample_data("in", "--broken", 2, shards=2)
     source, out = s3_env.new_prefix(), s3_env.new_prefix()
     fs = s3_env.filesystem()

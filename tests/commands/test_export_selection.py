@@ -145,10 +145,10 @@ def test_an_interrupted_export_is_no_input(gallery: Gallery, tmp_path: Path) -> 
         (tmp_path / "away").rename(gallery.input / "00001.parquet")
     assert not (tmp_path / "part" / "export.json").exists()
     said = gallery.call("embed", tmp_path / "part", tmp_path / "none", code=1)
-    assert "outputs or exports of boring_assets, and no input" in said.stderr
+    assert "outputs or exports of boring_assets, not inputs" in said.stderr
 
 
-def test_a_key_that_is_no_file_name_or_comes_twice_gets_a_number(
+def test_keys_that_are_no_file_names_or_repeated_become_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.search.conftest import HELD_OUT
@@ -204,7 +204,7 @@ def test_one_of_each_group_of_near_duplicates(tmp_path: Path) -> None:
         ("nothing > 3", "no column nothing. The columns are"),
         ("colour = ", "unable to parse"),
         ("colour", "neither true nor false"),
-        ("clip_score > avg(clip_score)", "avg looks at several rows"),
+        ("clip_score > avg(clip_score)", "avg uses several rows"),
         ("clip_score > 'x'", "cannot compare"),
         ("colour = 'nothing'", "No row of .* There are 56 rows"),
     ],

@@ -160,7 +160,7 @@ def test_hf_datasets_loads_it(output: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["clip-retrieval", "npy", "npz", "lance", "hf"])
-def test_to_and_from_s3(layout: str, s3_env: Seaweed, tmp_path: Path) -> None:
+def test_export_from_s3_to_s3(layout: str, s3_env: Seaweed, tmp_path: Path) -> None:
     prefix = s3_env.new_prefix()
     commit(f"{prefix}/out")
     facts = export_all(f"{prefix}/out", f"{prefix}/{layout}", layout)
@@ -177,7 +177,7 @@ def test_to_and_from_s3(layout: str, s3_env: Seaweed, tmp_path: Path) -> None:
         assert len(pl.read_parquet(tmp_path / "copy" / "data" / "*.parquet")) == 70
 
 
-def test_nothing_is_overwritten_and_nothing_is_mixed(output: Path) -> None:
+def test_an_export_overwrites_and_mixes_nothing(output: Path) -> None:
     dest = exported(output, "npy")
     with pytest.raises(StorageError, match="is not empty"):
         export_all(str(output), str(dest), "npz")

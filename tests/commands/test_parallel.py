@@ -45,7 +45,7 @@ def test_a_worker_that_dies_is_an_outcome(tmp_path: Path, monkeypatch: pytest.Mo
     assert "code 1" in outcomes[0].error
 
 
-def test_the_cores_are_shared_out() -> None:
+def test_workers_share_the_cores() -> None:
     from boring_assets.commands.parallel import _environment
 
     cores = len(os.sched_getaffinity(0))

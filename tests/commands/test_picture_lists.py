@@ -59,7 +59,7 @@ def test_later_calls_list_what_is_new_and_change_nothing(tmp_path: Path) -> None
     assert pq.read_table(tmp_path / "pictures-00001.parquet")["key"].to_pylist() == ["a.jpg"]
 
 
-def test_a_bucket_is_listed_alike(tmp_path: Path, s3_env: Seaweed) -> None:
+def test_a_bucket_is_listed_like_a_folder(tmp_path: Path, s3_env: Seaweed) -> None:
     for name in ("x/1.jpg", "x/2.jpg", "3.jpg"):
         picture(tmp_path / name)
     (tmp_path / "x" / "2.txt").write_text("two")

@@ -87,7 +87,7 @@ def test_a_wrong_or_empty_input_removes_nothing(cli: CommandLine) -> None:
     assert json.loads((out / "metadata.json").read_text())["num_samples"] == 0
 
 
-def test_what_cannot_be_read_has_not_left() -> None:
+def test_shards_that_cannot_be_read_are_not_pruned() -> None:
     found = Discovery([], [], {"/in/locked": "no permission", "/in/b.tar": "has the same name"})
     assert _is_refused("/in/locked/00000", found)
     assert _is_refused("/in/b", found)

@@ -88,7 +88,7 @@ def test_images_that_are_back_are_embedded(
     assert "Nothing to retry" in cli("retry", *places, "--reason", "decode_error").stdout
 
 
-def test_a_larger_limit_for_one_reason_of_a_bare_tar(cli: CommandLine) -> None:
+def test_a_larger_limit_is_retried_for_one_reason_of_a_lone_tar(cli: CommandLine) -> None:
     source = cli.sample_data("in", "--format", "webdataset")
     for path in source.glob("*.parquet"):
         path.unlink()

@@ -98,7 +98,7 @@ def test_a_second_call_skips_the_shards_of_the_first(cli: CommandLine) -> None:
     assert cli("embed", "in", "out").stdout == f"Nothing to do: {SHARDS} shards embedded already.\n"
 
 
-def test_the_bar_of_a_terminal(cli: CommandLine) -> None:
+def test_a_terminal_shows_a_progress_bar(cli: CommandLine) -> None:
     cli.sample_data("in", "--broken", 1, shards=30, samples=20)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
@@ -124,7 +124,7 @@ def test_the_bar_of_a_terminal(cli: CommandLine) -> None:
     assert "Warning" not in text
 
 
-def test_a_pipe_gets_plain_text_and_no_noise(cli: CommandLine) -> None:
+def test_a_pipe_gets_only_plain_text(cli: CommandLine) -> None:
     cli.sample_data("in", "--broken", 1, shards=1)
     with cli.start("embed", "in", "out", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         out, err = process.communicate(timeout=HANG_SECONDS)
@@ -176,7 +176,7 @@ def test_a_home_with_the_removed_storage(tmp_path: Path, monkeypatch: pytest.Mon
         open_instance("out")
 
 
-def test_an_unexpected_failure_shows_its_innermost_cause_and_where_the_trace_is(
+def test_an_unexpected_error_shows_its_cause_and_where_the_trace_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DAGSTER_HOME", "/my home")

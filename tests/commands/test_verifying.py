@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from boring_assets.commands.verifying import look, repair_all
+from boring_assets.commands.verifying import check_output, repair_all
 from boring_assets.output.schema import METADATA_KEY, read_facts
 from boring_assets.output.verify import check_files
 from boring_assets.settings import Settings
@@ -48,7 +48,7 @@ def output(made: Path, tmp_path: Path) -> Iterator[Output]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_and_only_it(output: Output, fault: str) -> None:
+def test_exactly_the_damage_is_found(output: Output, fault: str) -> None:
     plant, kind = FAULTS[fault]
     plant(output)
     report = output.verify(code=4)
@@ -82,7 +82,7 @@ def test_all_faults_are_repaired_at_once_and_nothing_else_is_done(output: Output
 
 
 @pytest.mark.parametrize("fault", ["truncated", "a row twice", "other weights", "a changed source"])
-def test_each_sort_of_fault_is_repaired(output: Output, fault: str) -> None:
+def test_each_kind_of_damage_is_repaired(output: Output, fault: str) -> None:
     FAULTS[fault][0](output)
     output.verify("--repair")
     assert output.verify()["findings"] == []
@@ -94,7 +94,7 @@ def test_an_interrupted_repair_is_finished_by_embed(output: Output, monkeypatch:
     for name, value in output.cli.env.items():
         monkeypatch.setenv(name, value)
     settings = Settings(input_dir=str(output.folder / "in"), output_dir=str(output.out))
-    report = look(settings)
+    report = check_output(settings)
     with pytest.raises(KeyboardInterrupt):
         repair_all(settings, report, Console())
     monkeypatch.undo()
@@ -118,7 +118,7 @@ def test_partitions_of_another_shard_or_input_are_found(output: Output) -> None:
     assert output.verify()["findings"] == []
 
 
-def test_totals_that_are_wrong_are_counted_anew(output: Output) -> None:
+def test_wrong_totals_are_counted_again(output: Output) -> None:
     totals = output.out / "metadata.json"
     for wrong in ('{"num_samples": 7}', "[]", "", None):
         totals.unlink() if wrong is None else totals.write_text(wrong)
@@ -127,7 +127,7 @@ def test_totals_that_are_wrong_are_counted_anew(output: Output) -> None:
         assert json.loads(totals.read_bytes())["num_samples"] == 32
 
 
-def test_strays_are_reported_and_left_alone(output: Output) -> None:
+def test_stray_files_are_reported_and_kept(output: Output) -> None:
     strays = [".staging/0123", "image_embeddings/notes.txt", "image_failures/00009.parquet", "readme.txt"]
     for name in strays:
         path = output.out / name
@@ -202,7 +202,7 @@ def test_no_flip_in_the_pages_changes_what_is_read_unseen(output: Output) -> Non
     assert found > 30
 
 
-def test_keys_that_the_source_repeats_are_the_sources(output: Output) -> None:
+def test_keys_that_are_repeated_in_the_source_are_no_error(output: Output) -> None:
     shard = output.folder / "in" / "00000.parquet"
     table = pq.read_table(shard)
     pq.write_table(table.take([*range(table.num_rows), 0, 1, 1]), shard)
@@ -212,7 +212,7 @@ def test_keys_that_the_source_repeats_are_the_sources(output: Output) -> None:
     assert facts["repeated"] == 3
 
 
-def test_on_s3(made: Path, s3_env: Seaweed) -> None:
+def test_verify_and_repair_on_s3(made: Path, s3_env: Seaweed) -> None:
     cli, fs = CommandLine(made), s3_env.filesystem()
     out = s3_env.new_prefix()
     fs.put(f"{made}/out/", f"{out}/", recursive=True)

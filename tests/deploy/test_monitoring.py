@@ -30,7 +30,7 @@ def test_each_alert_fires_when_it_should_and_only_then() -> None:
 
 
 @pytest.mark.parametrize("panel", DASHBOARD["panels"], ids=lambda panel: panel["title"])
-def test_a_panel_says_what_it_shows_and_in_what_unit(panel: dict[str, Any]) -> None:
+def test_each_panel_has_a_description_and_a_unit(panel: dict[str, Any]) -> None:
     assert panel["title"]
     assert panel["description"]
     assert panel["fieldConfig"]["defaults"]["unit"] in ("short", "percentunit", "s", "bytes", "Bps")
@@ -39,7 +39,7 @@ def test_a_panel_says_what_it_shows_and_in_what_unit(panel: dict[str, Any]) -> N
     assert all('output=~"$output"' in target["expr"] for target in panel["targets"])
 
 
-def test_no_two_panels_lie_on_each_other() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]

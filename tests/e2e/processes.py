@@ -19,8 +19,9 @@ import dagster as dg
 import psutil
 import pyarrow.parquet as pq
 
+from boring_assets.parts import register_shards
 from boring_assets.sample_data import write_sample_data
-from boring_assets.shard_states import register
+from boring_assets.settings import Settings
 from resources.source import ShardSource
 from tests import waiting
 from tests.e2e.webserver import LOCATION, Webserver
@@ -105,8 +106,8 @@ class Home:
 
     def register(self) -> None:
         """Registers the shards of the input, as `boring-assets register` does, in this process."""
-        source = ShardSource(input_dir=str(self.input), quiet_seconds=3600)
-        register(self.instance, source.discover())
+        settings = Settings(input_dir=str(self.input), quiet_seconds=3600)
+        register_shards(self.instance, ShardSource.from_settings(settings).discover(), settings)
 
     def run(self, *command: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """Runs one of the environment's programs to its end."""

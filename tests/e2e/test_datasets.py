@@ -90,7 +90,7 @@ def test_the_document_has_the_file_that_is_tried_here() -> None:
     assert DEFINITIONS in (PROJECT / "docs" / "scale.md").read_text()
 
 
-def test_a_dataset_without_a_name_keeps_the_names_that_it_had() -> None:
+def test_a_dataset_without_a_name_has_names_without_a_prefix() -> None:
     assert Dataset().embeddings == dg.AssetKey("image_embeddings")
     assert Dataset().shards.name == "shards"
     assert Dataset("a").asset("clip_scores") == dg.AssetKey(["a", "clip_scores"])

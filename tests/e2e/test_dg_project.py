@@ -14,9 +14,9 @@ import dagster as dg
 import pytest
 
 from boring_assets.datasets import Dataset
+from boring_assets.parts import register_shards
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
-from boring_assets.shard_states import register
 from resources.source import ShardSource
 from tests.e2e.processes import SCRIPTS, Webserver, free_port, running, wait_for
 from tests.e2e.test_backfill import LAUNCH, backfill
@@ -184,8 +184,8 @@ def test_from_scaffold_to_embeddings_beside_the_users_own(project: Project) -> N
         assert project.instance.event_log_storage.get_concurrency_info("gpu").slot_count == 1
 
         embeddings = Dataset("laion").embeddings
-        source = ShardSource.from_settings(Settings(input_dir=str(project.root / "laion" / "in")))
-        register(project.instance, source.discover(), Dataset("laion"), "cpu")
+        settings = Settings(input_dir=str(project.root / "laion" / "in"), dataset="laion", device="cpu")
+        register_shards(project.instance, ShardSource.from_settings(settings).discover(), settings)
         params = {"partitionNames": laion, "assetSelection": [{"path": embeddings.path}]}
         launched = server.ask(LAUNCH, params=params)["launchPartitionBackfill"]
         wait_for(

@@ -11,7 +11,7 @@ RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocati
 
 
 @pytest.mark.heavy
-def test_new_parts_need_nobody(home: Home) -> None:
+def test_new_parts_are_loaded_without_a_person(home: Home) -> None:
     config = home.root / "dagster" / "dagster.yaml"
     config.write_text(config.read_text().replace("idle_seconds: 60", "idle_seconds: 600"))
     parts = [Dataset().of_part(number) for number in (1, 2, 3)]

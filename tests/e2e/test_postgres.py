@@ -137,7 +137,7 @@ def test_a_daemon_and_two_command_lines_at_once(
 
 
 @pytest.mark.slow
-def test_a_machine_judges_its_own_runs_only(database: str, tmp_path: Path) -> None:
+def test_a_machine_checks_only_its_own_runs(database: str, tmp_path: Path) -> None:
     here = machine(tmp_path / "a")
     there = machine(tmp_path / "b", here)
     keys = here.add_shards(60, images=4)

@@ -148,7 +148,7 @@ def stop_half_way(home: Home, run: DagsterRun, process: psutil.Process) -> dict[
 
 
 def is_stopped(process: psutil.Process) -> bool:
-    """Whether no thread of a process runs: one in the middle of a system call, e.g. a rename, ends it first."""
+    """Whether all threads are stopped: a system call, e.g. a rename, ends before its thread stops."""
     try:
         stats = [path.read_text() for path in Path(f"/proc/{process.pid}/task").glob("*/stat")]
     except OSError:  # a thread has just ended

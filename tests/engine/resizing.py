@@ -1,7 +1,5 @@
 """An encoder that resizes images as one on a CUDA device does, but on the CPU."""
 
-import torch
-
 from boring_assets.engine.decoding.decoders import Target
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.model.encoder import Encoder, Pending
@@ -21,6 +19,8 @@ class ResizingEncoder(Encoder):
         return Target(self.model.preprocess, keep_size=True)
 
     def submit(self, pieces: list[Pixels]) -> Pending:
+        import torch
+
         data = torch.cat([piece.data for piece in pieces])
         sizes = [size for piece in pieces for size in piece.sizes]
         self.resized += sum(size != self.size for size in sizes)

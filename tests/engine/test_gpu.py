@@ -10,10 +10,12 @@ from boring_assets.engine.decoding.decode import Preprocess
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import ClipModel, load_model
+from boring_assets.engine.model.resize import DeviceResize
 from boring_assets.engine.pipeline import EmbeddedShard, Options, embed_shards
 from boring_assets.engine.samples import Shard
 from boring_assets.sample_data import write_sample_data
 from boring_assets.tiny import TINY_NAME
+from tests.engine.model.test_resize import MODELS
 
 
 def _has_cuda() -> bool:
@@ -48,6 +50,24 @@ def test_cuda_gives_what_the_cpu_gives(
     found = cosines(embeddings["cpu"], embeddings["cuda"])
     assert np.median(found) >= median
     assert found.min() >= worst
+
+
+@pytest.mark.parametrize("preprocess", MODELS, ids=str)
+def test_cuda_resizes_as_the_cpu_does(preprocess: Preprocess) -> None:
+    """With TF32, whose products are less exact: at most one level away."""
+    import torch
+
+    sizes = [(256, 256), (256, 384), (500, 256), (256, 257), (64, 64), (30, 90), (512, 512)] * 20
+    data = torch.randint(0, 256, (sum(3 * height * width for height, width in sizes),), dtype=torch.uint8)
+    found = []
+    for device in ("cpu", "cuda"):
+        size = (len(sizes), preprocess.height, preprocess.width, 3)
+        out = torch.zeros(size, dtype=torch.uint8, device=device)
+        DeviceResize(preprocess, torch.device(device))(data.to(device), sizes, out)
+        found.append(out.cpu().to(torch.int16))
+    apart = (found[0] - found[1]).abs()
+    assert apart.max() <= 1
+    assert apart.float().mean() < 0.1
 
 
 def test_memory_that_runs_out_makes_the_batch_smaller() -> None:

@@ -24,8 +24,7 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from boring_assets.instance.homes import HOME_TAG, WORKER_TAG
 from boring_assets.instance.launcher import WarmRunLauncher
-from boring_assets.instance.worker import is_alive
-from boring_assets.jobs import ALIVE_LOCK
+from boring_assets.live_runs import is_alive
 from boring_assets.tags import range_tags
 from tests.waiting import HANG_SECONDS, wait_for
 
@@ -221,9 +220,9 @@ def is_running(process: psutil.Process) -> bool:
 
 
 HOLD = """
-import fcntl, sys, time
-with open(sys.argv[1], "a+") as lock:
-    fcntl.lockf(lock, fcntl.LOCK_SH)
+import sys, time, types
+from boring_assets.live_runs import mark_alive
+with mark_alive(types.SimpleNamespace(root_directory=sys.argv[1]), sys.argv[2]):
     print("held", flush=True)
     time.sleep(3600)
 """
@@ -234,7 +233,7 @@ def test_a_run_whose_command_line_was_killed_is_seen(project: Project) -> None:
     run = project.instance.create_run_for_job(
         _empty_job(), tags=range_tags("a", "b"), status=DagsterRunStatus.STARTED
     )
-    command = [sys.executable, "-c", HOLD, str(project.home / ALIVE_LOCK)]
+    command = [sys.executable, "-c", HOLD, str(project.home), run.run_id]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as command_line:
         assert command_line.stdout is not None
         command_line.stdout.readline()

@@ -22,7 +22,7 @@ def limit(instance: dg.DagsterInstance) -> int:
 
 
 @pytest.mark.parametrize("registered", [False, True])
-def test_it_follows_the_machine_until_somebody_sets_it(
+def test_the_pool_limit_follows_the_machine_until_a_user_sets_it(
     instance: dg.DagsterInstance, registered: bool
 ) -> None:
     if registered:

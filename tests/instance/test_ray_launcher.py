@@ -24,7 +24,6 @@ from dagster._core.storage.dagster_run import RunOpConcurrency
 from boring_assets.errors import SettingsError
 from boring_assets.instance.homes import HOME_TAG
 from boring_assets.instance.ray_launcher import concurrent_runs
-from boring_assets.jobs import ALIVE_LOCK
 from boring_assets.tags import POOL, range_tags
 from tests.instance.test_launcher import HOLD, _empty_job
 from tests.waiting import HANG_SECONDS
@@ -150,7 +149,7 @@ def test_other_runs_never_wait_for_a_gpu(instance: dg.DagsterInstance, head: Hea
         assert "BORING_DECODE_WORKERS" not in job["runtime_env"]["env_vars"]
 
 
-def test_a_runs_tag_goes_before_and_is_added(
+def test_the_ray_tag_of_a_run_overrides_the_request(
     instance: dg.DagsterInstance, head: Head, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag = {"num_gpus": 0, "memory": 1000, "env_vars": ["OTHER=3", "BORING_BATCH_SIZE=8"]}
@@ -168,7 +167,7 @@ def test_a_runs_tag_goes_before_and_is_added(
         launched(instance, head, new_run(instance, **{"dagster-ray/config": '{"num_gpu": 1}'}))
 
 
-def test_a_job_is_judged_by_what_ray_says(instance: dg.DagsterInstance, head: Head) -> None:
+def test_the_health_of_a_run_is_the_status_of_its_ray_job(instance: dg.DagsterInstance, head: Head) -> None:
     run, launcher = new_run(instance), instance.run_launcher
     job = {"type": "SUBMISSION", "entrypoint": "x"}
     for status, expected in (
@@ -181,7 +180,7 @@ def test_a_job_is_judged_by_what_ray_says(instance: dg.DagsterInstance, head: He
         assert launcher.check_run_worker_health(run).status is expected, status
 
 
-def test_while_the_head_is_away_the_queue_keeps_runs_and_none_is_judged(
+def test_while_ray_does_not_answer_runs_stay_queued_and_none_fails(
     instance: dg.DagsterInstance, head: Head
 ) -> None:
     run = new_run(instance)
@@ -196,8 +195,7 @@ def test_while_the_head_is_away_the_queue_keeps_runs_and_none_is_judged(
 def test_a_run_of_a_command_line_is_judged_by_its_lock(instance: dg.DagsterInstance) -> None:
     """Ray knows no job of it, and would have it failed while it goes on."""
     run, health = new_run(instance, **range_tags("a", "b")), instance.run_launcher.check_run_worker_health
-    lock = Path(instance.root_directory) / ALIVE_LOCK
-    command = [sys.executable, "-c", HOLD, str(lock)]
+    command = [sys.executable, "-c", HOLD, str(instance.root_directory), run.run_id]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as command_line:
         assert command_line.stdout is not None
         command_line.stdout.readline()

@@ -31,7 +31,7 @@ print(run.run_id)
 
 
 @pytest.mark.parametrize("opened_by", ["dagster", "project"])
-def test_a_files_log_is_kept_between_statements_and_copied_back_at_the_end(
+def test_sqlite_logs_stay_open_between_statements_and_are_copied_back_at_exit(
     tmp_path: Path, opened_by: str
 ) -> None:
     env = {**os.environ, "DAGSTER_HOME": str(tmp_path)}

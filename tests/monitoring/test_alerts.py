@@ -76,7 +76,7 @@ def make(
     return project
 
 
-def test_an_episode_of_failures_is_reported_once(
+def test_a_period_of_failures_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, receiver: Receiver
 ) -> None:
     project = make(tmp_path, monkeypatch, receiver.url)
@@ -157,7 +157,7 @@ def test_an_alert_that_was_not_delivered_is_tried_again(
     assert SECRET not in said
 
 
-def test_it_is_off_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_alert_sensor_is_off_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = make(tmp_path, monkeypatch, "", broken=(9,))
     sensor = build_definitions(project.settings).resolve_sensor_def("failure_rate_alert")
     assert sensor.default_status is dg.DefaultSensorStatus.STOPPED

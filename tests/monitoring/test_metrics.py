@@ -171,7 +171,7 @@ def test_processes_at_once_add_up(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.new"))
 
 
-def test_a_killed_run_is_seen_until_the_next_one_misses_it(
+def test_a_killed_run_counts_as_in_progress_for_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = (

@@ -32,7 +32,7 @@ def interleave(manager: EmbeddingsIOManager, monkeypatch: pytest.MonkeyPatch, ti
     monkeypatch.setattr(commit, "write_bytes", overtaken)
 
 
-def test_files_of_two_runs_never_stand_beside_each_other(
+def test_the_two_files_of_a_partition_are_of_the_same_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = EmbeddingsIOManager(output_dir=str(tmp_path))
@@ -45,7 +45,7 @@ def test_files_of_two_runs_never_stand_beside_each_other(
     assert (one.error, one.embedded, one.failures) == ("", 6, 2)
 
 
-def test_a_run_that_is_always_overtaken_fails_with_the_reason(
+def test_a_run_whose_files_are_always_overwritten_fails_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = EmbeddingsIOManager(output_dir=str(tmp_path))

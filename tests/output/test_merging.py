@@ -99,7 +99,7 @@ def test_an_excluded_row_does_not_stay_embedded(output: EmbeddingsIOManager) -> 
         ({"keys": "x"}, "has other rows, keys or URLs"),
     ],
 )
-def test_what_does_not_belong_together_is_not_merged(
+def test_a_retry_with_other_rows_or_another_model_is_not_merged(
     output: EmbeddingsIOManager, change: dict[str, str], message: str
 ) -> None:
     mine = result({}, {2, 7}, change.get("version", "v1"))

@@ -120,7 +120,7 @@ def test_an_output_of_an_earlier_version_belongs_to_what_its_files_say(
     assert json.loads((tmp_path / "out" / OUTPUT_MARKER).read_text())["input"] == f"file://{tmp_path}/a"
 
 
-def test_an_output_that_holds_two_inputs_already_takes_either(tmp_path: Path) -> None:
+def test_an_output_with_two_inputs_accepts_both(tmp_path: Path) -> None:
     manager = EmbeddingsIOManager(output_dir=str(tmp_path / "out"))
     for key, root in (("x", "/in"), ("y/z", "/other")):
         shard = finished_shard(key)
@@ -156,7 +156,7 @@ def test_an_output_below_its_input_is_no_input(tmp_path: Path, place: str) -> No
     assert "Nothing to do: 3 shards" in cli("embed", tmp_path / "in", tmp_path / place).stdout
 
 
-def test_an_output_is_no_input_by_itself(cli: CommandLine, tmp_path: Path) -> None:
+def test_an_output_is_no_input(cli: CommandLine, tmp_path: Path) -> None:
     for place in ("out/image_embeddings", "out/image_failures"):
         assert (
             "is an output of boring_assets" in cli("embed", tmp_path / place, tmp_path / "c", code=1).stderr
@@ -167,7 +167,7 @@ def test_an_output_is_no_input_by_itself(cli: CommandLine, tmp_path: Path) -> No
         discover(open_root(str(tmp_path / "out" / "image_embeddings")), quiet_seconds=0)
 
 
-def test_folders_that_are_only_named_as_ours_are_input(tmp_path: Path) -> None:
+def test_folders_with_names_of_an_output_are_input(tmp_path: Path) -> None:
     cli = CommandLine(tmp_path)
     for name in ("image_embeddings", "export", "clip_scores"):
         cli.sample_data(f"in/{name}", shards=1, samples=4)

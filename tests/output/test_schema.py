@@ -165,7 +165,7 @@ def test_reasons_are_counted_most_first() -> None:
     assert failed_by_reason(result_of(INPUT, COLUMNS, {})) == {}
 
 
-def test_facts_of_other_peoples_files_are_empty() -> None:
+def test_foreign_files_have_no_facts() -> None:
     assert read_facts(None) == {}
     assert read_facts({b"pandas": b"{}"}) == {}
     assert read_facts({b"boring_assets": json.dumps([1]).encode()}) == {}

@@ -11,7 +11,6 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.errors import StorageError
 from boring_assets.output import totals
-from boring_assets.output.files import file_versions
 from boring_assets.output.totals import refresh_totals
 from boring_assets.storage.root import Root, open_root
 from resources.embeddings_io import EmbeddingsIOManager
@@ -72,7 +71,7 @@ class CountingFileSystem(LocalFileSystem):
         return super()._open(path, *args, **kwargs)
 
 
-def test_only_what_changed_is_opened_again(tmp_path: Path) -> None:
+def test_only_changed_files_are_opened_again(tmp_path: Path) -> None:
     manager = EmbeddingsIOManager(output_dir=str(tmp_path))
     fs = CountingFileSystem()
     root = Root(f"file://{tmp_path}", fs, str(tmp_path))
@@ -123,23 +122,6 @@ def test_a_run_opens_and_writes_only_what_it_changed(tmp_path: Path) -> None:
     assert refresh_totals(root) == written(root)
 
 
-def test_counts_of_an_earlier_version_are_taken_over(tmp_path: Path) -> None:
-    manager = EmbeddingsIOManager(output_dir=str(tmp_path))
-    fs = CountingFileSystem()
-    root = Root(f"file://{tmp_path}", fs, str(tmp_path))
-    for key in "ab":
-        manager.commit(finished_shard(key), FACTS)
-    versions = file_versions(root, "image_embeddings")
-    facts = {name: FACTS.get(name) for name in ("model", "pretrained", "weights_digest", "precision", "dim")}
-    facts |= {"preprocess": None, "dtype": "float32", "embedded": 6, "failed": 2}
-    old = {"a": {**facts, "version": versions["a"]}, "b": {**facts, "version": "another", "embedded": 99}}
-    (tmp_path / ".counts.json").write_text(json.dumps(old))
-    fs.opened.clear()
-    assert refresh_totals(root, ["b"])["num_samples"] == 12
-    assert fs.opened == ["b"]
-    assert not (tmp_path / ".counts.json").exists()
-
-
 def test_the_numbers_are_numbers_and_differences_are_listed(tmp_path: Path) -> None:
     root = open_root(str(tmp_path))
     empty = refresh_totals(root)
@@ -153,7 +135,7 @@ def test_the_numbers_are_numbers_and_differences_are_listed(tmp_path: Path) -> N
     assert (totals["dim"], totals["model"], totals["precision"]) == ([8, 16], ["m", "n"], "fp32")
 
 
-def test_files_that_are_none_of_ours_are_not_counted(tmp_path: Path) -> None:
+def test_foreign_files_are_not_counted(tmp_path: Path) -> None:
     manager = EmbeddingsIOManager(output_dir=str(tmp_path))
     manager.commit(finished_shard("a"), FACTS)
     (tmp_path / "image_embeddings" / "foreign.parquet").write_bytes(b"no parquet")

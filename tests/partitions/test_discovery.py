@@ -89,7 +89,7 @@ def test_a_shard_has_its_uri(place: Place) -> None:
     assert open_root(shard.uri).path == shard.path
 
 
-def test_hidden_and_underscored_names_are_passed_over_and_folders_gone_through(place: Place) -> None:
+def test_hidden_and_underscored_names_are_skipped_and_folders_searched(place: Place) -> None:
     hidden = [
         "_tmp/0.parquet",
         ".git/0.parquet",
@@ -150,7 +150,7 @@ def test_a_root_that_is_a_file_is_an_error(place: Place) -> None:
         discover(open_root(f"{place.root.uri}/0.parquet"), quiet_seconds=QUIET)
 
 
-def test_a_name_that_makes_no_key_is_refused_and_fails_alone(place: Place) -> None:
+def test_a_file_name_that_cannot_be_a_key_does_not_fail_the_others(place: Place) -> None:
     place.write("a...b.parquet", "good.parquet")
     found = place.look(2 * QUIET)
     assert [shard.key for shard in found.shards] == ["good"]
@@ -158,7 +158,7 @@ def test_a_name_that_makes_no_key_is_refused_and_fails_alone(place: Place) -> No
     assert "Rename" in found.refused[f"{place.root.path}/a...b.parquet"]
 
 
-def test_names_of_every_kind_are_shards_or_are_refused_by_a_name_that_can_be_shown(tmp_path: Path) -> None:
+def test_odd_names_are_shards_or_refused_with_a_printable_name(tmp_path: Path) -> None:
     """Nothing is passed over in silence, and nothing that is shown can move a terminal's cursor."""
     bad = ["a\nb", "\x1b[2J", "a\rb", "a\x7f", "\u202egpj", "a...b", "\x85", "a\tb"]
     good = ["été", "写真", "a b", "a'b\"", "$(id)", "%2e%2e", "a\\..\\b", "x" * 247, "🎉"]
@@ -204,7 +204,7 @@ def test_local_links_to_files_are_followed_and_odd_names_refused(tmp_path: Path)
     assert discover(root, quiet_seconds=0).shards[0].version != linked.version
 
 
-def test_a_folder_without_read_permission_fails_alone(unprivileged: Path) -> None:
+def test_a_folder_without_read_permission_does_not_fail_the_others(unprivileged: Path) -> None:
     for name in ("locked", "open"):
         (unprivileged / name).mkdir()
         (unprivileged / name / "0.parquet").write_bytes(b"data")

@@ -18,7 +18,7 @@ _PER_SHARD = 1600
 """Bytes: path, size, time and version of a parquet and a tar, the name of the stats file, and the shard."""
 
 
-def test_memory_goes_with_the_shards_and_not_with_what_lies_beside_them(tmp_path: Path) -> None:
+def test_memory_grows_with_the_shards_and_not_with_other_files(tmp_path: Path) -> None:
     """The layout `files` has many thousand images beside each parquet."""
     for shard in range(200):
         for suffix in (".parquet", ".tar", "_stats.json"):
@@ -58,7 +58,7 @@ def test_storage_errors_read_the_same_for_all_backends(facts: dict, expected: tu
     assert file_of(facts) == expected
 
 
-def test_a_long_listing_is_cut_and_nothing_is_lost(
+def test_a_long_listing_is_split_and_nothing_is_lost(
     s3_env: Seaweed, s3_calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than one request's thousand names, in one folder and in several, some of them odd."""
@@ -86,9 +86,7 @@ def test_a_long_listing_is_cut_and_nothing_is_lost(
     assert len(s3_calls) == 1
 
 
-def test_a_long_listing_in_no_order_is_read_from_its_beginning(
-    s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unsorted_listing_is_read_page_by_page(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3's directory buckets answer so, and cannot begin at a name."""
     root = open_root(s3_env.new_prefix())
     s3_env.filesystem().pipe({f"{root.path}/{number:04d}.parquet": b"x" for number in range(1100)})

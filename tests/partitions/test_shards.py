@@ -28,7 +28,7 @@ LONG = ["x" * 248, "é" * 124, "/".join(["x" * 100] * 9)]
 
 
 @pytest.mark.parametrize("key", [*ASTRAY, *UNSTORABLE, *LONG])
-def test_keys_that_lead_astray_are_refused_by_name(key: str) -> None:
+def test_unsafe_keys_are_refused_by_name(key: str) -> None:
     with pytest.raises(ShardError) as caught:
         uri_of("/data", key)
     message = str(caught.value)
@@ -39,7 +39,7 @@ def test_keys_that_lead_astray_are_refused_by_name(key: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/data/00000.tar", "/database/00000.parquet", "/other/00000.parquet"])
-def test_what_is_no_parquet_below_the_root_is_refused(path: str) -> None:
+def test_only_parquet_files_below_the_root_are_shards(path: str) -> None:
     with pytest.raises(ShardError, match="/data"):
         key_of(path, "/data")
 

@@ -88,7 +88,7 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None], ids=["empty", "cut off", "damaged footer"])
-def test_a_file_that_is_none_of_ours_counts_as_not_committed(
+def test_a_foreign_file_does_not_count_as_committed(
     manager: EmbeddingsIOManager, tmp_path: Path, damage: bytes | None
 ) -> None:
     written = manager.commit(finished_shard("0"), {"settings": "x"})

@@ -12,7 +12,7 @@ from tests.seaweed import Seaweed
 
 
 @pytest.mark.parametrize("where", ["local", "s3"])
-def test_one_by_one_and_all_at_once_agree(where: str, tmp_path: Path, s3_env: Seaweed) -> None:
+def test_shards_are_found_one_by_one_as_by_a_listing(where: str, tmp_path: Path, s3_env: Seaweed) -> None:
     write_sample_data(tmp_path / "in", 30, 1, "webdataset", image_size=16)
     (tmp_path / "in" / "00005_stats.json").unlink()
     uri = str(tmp_path / "in")
@@ -39,7 +39,7 @@ def test_one_by_one_and_all_at_once_agree(where: str, tmp_path: Path, s3_env: Se
     assert isinstance(many["00005"], Shard), "one that was asked for by name is taken as it is"
 
 
-def test_a_key_with_a_path_outside_of_the_folder_fails_alone(tmp_path: Path) -> None:
+def test_a_key_with_a_path_outside_of_the_folder_does_not_fail_the_others(tmp_path: Path) -> None:
     write_sample_data(tmp_path / "in", 1, 1, "webdataset", image_size=16)
     write_sample_data(tmp_path, 1, 1, "webdataset", image_size=16)
     found = ShardSource(input_dir=str(tmp_path / "in")).find(["../00000", "00000"])

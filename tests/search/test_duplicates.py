@@ -18,7 +18,7 @@ from tests.search.conftest import HELD_OUT
 from tests.search.dataset import commit_vectors, encoded, write_shard
 
 
-def test_planted_duplicates_all_and_only(tmp_path: Path) -> None:
+def test_exactly_the_known_duplicates_are_found(tmp_path: Path) -> None:
     distinct = [encoded(draw(each, 256, 5), "PNG") for each in HELD_OUT[::9]]
     image = draw(HELD_OUT[1], 256, 8)
     other = draw(HELD_OUT[5], 256, 9)
@@ -71,7 +71,7 @@ def planted(rng: np.random.Generator, count: int) -> tuple[np.ndarray, set[froze
 
 
 @pytest.mark.parametrize("indexed", [False, True])
-def test_by_the_index_as_by_comparing_all(
+def test_the_vector_index_finds_the_same_groups_as_comparing_all_pairs(
     indexed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if indexed:

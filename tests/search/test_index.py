@@ -62,11 +62,11 @@ def check_life(output: EmbeddingsIOManager) -> None:
     assert contents(root) == expected(a=a, c=c)
 
 
-def test_it_follows_what_is_committed(output: EmbeddingsIOManager) -> None:
+def test_the_index_follows_the_committed_shards(output: EmbeddingsIOManager) -> None:
     check_life(output)
 
 
-def test_it_follows_what_is_committed_on_s3(s3_env: Seaweed) -> None:
+def test_the_index_follows_the_committed_shards_on_s3(s3_env: Seaweed) -> None:
     check_life(EmbeddingsIOManager(output_dir=s3_env.new_prefix()))
 
 
@@ -203,7 +203,7 @@ def test_two_updates_at_once_leave_each_row_once(output: EmbeddingsIOManager) ->
     assert contents(root) == expected(**shards)
 
 
-def test_an_unreadable_file_fails_alone(output: EmbeddingsIOManager) -> None:
+def test_an_unreadable_file_does_not_fail_the_others(output: EmbeddingsIOManager) -> None:
     root = output.root()
     good = commit(output, "good")
     commit(output, "bad")
@@ -219,7 +219,7 @@ def test_an_unreadable_file_fails_alone(output: EmbeddingsIOManager) -> None:
     assert len(contents(root)) == 10
 
 
-def test_another_models_vectors_stay_out_until_they_are_all_of_them(output: EmbeddingsIOManager) -> None:
+def test_vectors_of_another_model_are_indexed_only_when_all_are_of_it(output: EmbeddingsIOManager) -> None:
     root = output.root()
     a, _ = commit(output, "a"), commit(output, "b")
     update_index(root)

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from tests.command_line import CommandLine
 from tests.search.conftest import Gallery, Server
 from tests.waiting import HANG_SECONDS
 
@@ -17,8 +18,9 @@ SAMPLE = 5
 
 @pytest.fixture(scope="module")
 def atlas(gallery: Gallery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    gallery.call.env["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    running = Server(gallery.call, "map", gallery.output, "--input", gallery.input, "--sample", SAMPLE)
+    call = CommandLine(gallery.call.folder)  # the gallery's own is shared by all modules
+    call.env["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    running = Server(call, "map", gallery.output, "--input", gallery.input, "--sample", SAMPLE)
     yield running
     running.stop()
 
@@ -29,7 +31,7 @@ def points(server: Server) -> pl.DataFrame:
     return pl.read_parquet(io.BytesIO(data))
 
 
-def test_it_shows_a_sample_from_all_over_the_dataset_with_pictures(atlas: Server) -> None:
+def test_the_map_shows_a_sample_of_the_whole_dataset_with_pictures(atlas: Server) -> None:
     found = points(atlas)
     assert found.height == SAMPLE
     assert set(found["partition"]) == {"00000", "00001"}
@@ -43,7 +45,7 @@ def test_it_shows_a_sample_from_all_over_the_dataset_with_pictures(atlas: Server
         assert Image.open(io.BytesIO(data)).size == (224, 224)
 
 
-def test_another_site_cannot_read_it(atlas: Server) -> None:
+def test_another_site_cannot_read_the_map(atlas: Server) -> None:
     assert atlas.ask("/data/dataset.parquet", Host="evil.example")[0] == 400
     assert atlas.ask("/", Host="localhost")[0] == 200
 

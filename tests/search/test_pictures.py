@@ -85,7 +85,7 @@ def test_a_thumbnail_has_no_metadata_of_the_original() -> None:
         assert isinstance(thumbnail(encoded(Image.new(mode, (50, 50)), "PNG"), Limits()), bytes), mode
 
 
-def test_what_is_no_picture_or_too_large_is_a_failure() -> None:
+def test_a_wrong_or_too_large_picture_is_a_failure() -> None:
     for data in (b"", b"<svg/>", jpeg(HELD_OUT[0], 1)[:200]):
         made = thumbnail(data, Limits())
         assert isinstance(made, Failure)

@@ -14,7 +14,8 @@ from PIL import Image
 from boring_assets.engine.model.load import load_model
 from boring_assets.engine.model.text import TextEncoder
 from boring_assets.errors import SettingsError
-from boring_assets.search.query import Searcher, condition
+from boring_assets.search.filters import condition
+from boring_assets.search.query import Searcher
 from boring_assets.settings import Settings
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.search.conftest import HELD_OUT, Gallery
@@ -64,7 +65,7 @@ def test_pictures_of_another_input_are_refused(
     gallery.call("search", "a red circle", "--output", gallery.output, "--input", tmp_path)  # shows none
 
 
-def test_by_text_by_picture_and_by_key(gallery: Gallery, tmp_path: Path) -> None:
+def test_search_by_text_by_picture_and_by_key(gallery: Gallery, tmp_path: Path) -> None:
     out = ("--output", gallery.output)
     wanted = HELD_OUT[3]
     shown = gallery.call("search", wanted.caption, *out, "--limit", 2).stdout.splitlines()
@@ -109,7 +110,7 @@ def test_filters_pages_and_least_scores(gallery: Gallery) -> None:
     assert "meta_width" in wrong.stderr
 
 
-def test_filters_of_strangers_are_only_values(gallery: Gallery) -> None:
+def test_filter_values_cannot_inject_sql(gallery: Gallery) -> None:
     settings = Settings(output_dir=str(gallery.output), device="cpu", precision="fp32")
     searcher = Searcher(settings, EmbeddingsIOManager.from_settings(settings).root())
     vector = searcher.of_text("red circle")
@@ -128,7 +129,7 @@ def test_filters_of_strangers_are_only_values(gallery: Gallery) -> None:
             condition(searcher.columns, [(name, operator, value)])
 
 
-def test_a_page_that_needs_nothing_but_itself(gallery: Gallery, tmp_path: Path) -> None:
+def test_the_html_page_is_self_contained(gallery: Gallery, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     where = ("--output", gallery.output, "--input", gallery.input)
     gallery.call("search", "two <b>stars</b>", *where, "--html", page, "--limit", 7)

@@ -68,7 +68,7 @@ def search(page: Any, text: str) -> list[str]:
     return cards(page)
 
 
-def test_it_starts_with_a_sample_and_finds_by_text(page: Any) -> None:
+def test_the_page_starts_with_a_sample_and_finds_by_text(page: Any) -> None:
     assert len(set(cards(page))) > 1, "a sample of the whole dataset"
     wanted = HELD_OUT[3].caption
     assert search(page, wanted)[0] == wanted
@@ -150,7 +150,7 @@ def test_filters_are_chips_with_counted_values(page: Any) -> None:
     assert "Remove one" in page.inner_text("#empty")
 
 
-def test_it_fits_a_phone_in_the_dark(browser: Any, server: Server) -> None:
+def test_the_page_fits_a_phone_in_dark_mode(browser: Any, server: Server) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
     page.set_default_timeout(120_000)
     page.goto(f"{server.url}/?q=two+red+circles")
@@ -175,7 +175,7 @@ def test_foreign_text_stays_text(page: Any, server: Server) -> None:
     assert page.locator(".results script, #detail script, #caption img").count() == 0
 
 
-def test_a_picture_whose_source_is_gone_has_a_placeholder(page: Any, server: Server) -> None:
+def test_a_picture_without_its_source_has_a_placeholder(page: Any, server: Server) -> None:
     page.goto(f"{server.url}/?q=red&filter=meta_width:%3D:8888")
     assert cards(page) == ["it is gone"]
     source = page.get_attribute(".results img", "src")
@@ -214,7 +214,7 @@ def test_a_lost_server_is_reported(gallery: Gallery, browser: Any) -> None:
     page.close()
 
 
-def test_strangers_are_refused(server: Server, gallery: Gallery) -> None:
+def test_requests_from_other_sites_are_refused(server: Server, gallery: Gallery) -> None:
     assert server.ask("/", Host="evil.example")[0] == 400  # DNS rebinding
     assert (
         server.ask("/api/picture?partition=00000&key=000000000&row=0", Host=f"evil.example:{server.port}")[0]
@@ -267,7 +267,7 @@ def test_hostile_requests_get_an_error_and_the_server_goes_on(server: Server) ->
     assert server.ask("/")[0] == 200
 
 
-def test_it_listens_on_loopback_by_default(server: Server) -> None:
+def test_the_server_listens_on_loopback_by_default(server: Server) -> None:
     import psutil
 
     listening = [

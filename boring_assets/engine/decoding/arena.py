@@ -80,7 +80,8 @@ class Arena:
 
     def take(self, offset: int, count: int) -> np.ndarray:
         """Returns a block, uint8 [count], that is freed when nothing refers to it any more."""
-        block = np.frombuffer(self.memory[offset : offset + count], np.uint8)
+        # Over a memoryview, since numpy's slices of an array over another array would refer to that one only.
+        block = np.frombuffer(self.memory[offset : offset + count].data, np.uint8)
         weakref.finalize(block, self.free, offset).atexit = False
         return block
 

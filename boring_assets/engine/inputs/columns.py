@@ -1,4 +1,4 @@
-"""Which columns of a shard hold its images, keys, captions and URLs."""
+"""Finds the columns of a shard with its images, keys, captions and URLs."""
 
 import base64
 from collections.abc import Iterable, Iterator
@@ -58,7 +58,7 @@ def _named(wanted: str, setting: str, there: Iterable[str], uri: str) -> str:
 
 
 def missing_column(wanted: str, setting: str, there: Iterable[str], uri: str, what: str = "column") -> str:
-    """The message for a column, feature or extension that the settings name and a shard does not have."""
+    """Returns the message for a column, feature or extension that a shard does not have."""
     listed = ", ".join(sorted(there)[:50]) or "none"
     return (
         f"{uri} has no {what} {wanted!r}, which BORING_{setting.upper()}_COLUMN names. It has: {listed}. "
@@ -67,7 +67,7 @@ def missing_column(wanted: str, setting: str, there: Iterable[str], uri: str, wh
 
 
 def ambiguous_images(candidates: Iterable[str], uri: str, what: str = "columns") -> str:
-    """The message for a shard with several images a row of which none is known to be the one."""
+    """Returns the message for a shard with several columns of images and no usual name."""
     candidates = sorted(candidates)
     return (
         f"{uri} has several {what} of images: {', '.join(candidates)}. Name the one to embed, e.g. "
@@ -76,9 +76,9 @@ def ambiguous_images(candidates: Iterable[str], uri: str, what: str = "columns")
 
 
 def with_texts(rows: pa.Table, names: ColumnNames, uri: str) -> tuple[pa.Table, dict[str, str]]:
-    """The rows with their URL, key and caption as strings, and the columns that hold them.
+    """Returns the rows with URL, key and caption as strings, and the names of these columns.
 
-    A list or struct stays as it is, and a column with its first text is added.
+    For a list or struct, a column with its first text is added.
 
     Raises:
         ShardError: A column that the settings name is not there.
@@ -96,14 +96,14 @@ def with_texts(rows: pa.Table, names: ColumnNames, uri: str) -> tuple[pa.Table, 
 
 
 def path_field(schema: pa.Schema, image_column: str | None) -> list[str]:
-    """The field of the image column that holds the images' paths, as parquet names it, if there is one."""
+    """Returns the parquet name of the image column's field with paths, if there is one."""
     kind = schema.field(image_column).type if image_column else pa.null()
     names = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
     return [f"{image_column}.path"] if "path" in names and not pa.types.is_null(names["path"]) else []
 
 
 def with_paths(rows: pa.Table, image_column: str | None) -> pa.Table:
-    """The rows with the images' paths as a column of their own, `image_path` for the column `image`."""
+    """Returns the rows with the images' paths as a column, `image_path` for the column `image`."""
     number = rows.schema.get_field_index(image_column)
     paths = pc.struct_field(rows[number], "path")
     name = f"{image_column}_path"
@@ -127,7 +127,7 @@ class ImageColumns:
     found_by_bytes: bool
 
     def notes(self, keep_images: bool) -> list[str]:
-        """What a user should know of the choice."""
+        """Returns messages for the user about the choice."""
         notes = []
         if self.found_by_bytes:
             notes.append(
@@ -181,7 +181,7 @@ def find_image_column(file: pq.ParquetFile, names: ColumnNames, uri: str) -> Ima
 
 
 def _columns_of_images(file: pq.ParquetFile, names: set[str]) -> set[str]:
-    """Those of some columns of bytes whose first values are images, by a look at the file's first rows."""
+    """Returns those of some columns whose first values are images; reads the first rows of the file."""
     found: set[str] = set()
     unknown, rows = set(names), 0
     if not unknown:

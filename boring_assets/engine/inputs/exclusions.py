@@ -17,7 +17,7 @@ _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class Exclusions:
-    """What must not be embedded; empty by default.
+    """The images that must not be embedded; empty by default.
 
     Attributes:
         keys: Keys of samples.

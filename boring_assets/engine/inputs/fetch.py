@@ -1,4 +1,4 @@
-"""Images behind URLs: only those that are allowed, within a size and a time.
+"""Fetches images by URL, if they are allowed, with limits on size and time.
 
 URLs come from the data, so they are not trusted. A URL is fetched if it is below the dataset's root or below
 a prefix that the user allowed. The same holds for redirects.
@@ -116,7 +116,7 @@ class Fetcher:
 
     def _read(self, answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes | Failure:
         pieces, size = [], 0
-        # `read1` returns what has arrived; `stream` would wait for a whole piece, however slow the server is.
+        # `read1` returns what has arrived; `stream` would wait for a whole piece from a slow server.
         while piece := answer.read1(_PIECE, decode_content=True):
             pieces.append(piece)
             size += len(piece)
@@ -127,7 +127,7 @@ class Fetcher:
         return b"".join(pieces)
 
     def _pool_for(self, url: str) -> urllib3.PoolManager:
-        """The pool for a URL, which is parsed as the connection will parse it."""
+        """Returns the pool for a URL, which is parsed as the connection will parse it."""
         _split(url)
         try:
             parts = parse_url(url)
@@ -149,7 +149,7 @@ class Fetcher:
         fs, path = self._locate(url, shard)
         try:
             return fs.cat_file(path, start=0, end=self.max_bytes + 1)
-        # Each filesystem has errors of its own, e.g. botocore's; one URL must not stop a run.
+        # Each filesystem has its own errors, e.g. botocore's; one URL must not stop a run.
         except Exception as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
 
@@ -189,16 +189,16 @@ def _protocols(fs: AbstractFileSystem) -> tuple[str, ...]:
 
 
 def real_path(fs: AbstractFileSystem, path: str) -> str:
-    """The path with links followed where the filesystem has links, so that none leads outside."""
+    """Returns the path with links resolved, if the filesystem has links."""
     return os.path.realpath(path) if "file" in _protocols(fs) else path
 
 
 def _split(url: str) -> SplitResult:
-    """Splits a URL and refuses what parsers read in different ways."""
+    """Splits a URL, and refuses URLs that parsers read in different ways."""
     parts = urlsplit(url)
     if any(ord(c) < 32 or c == "\\" for c in url) or parts.username is not None:
         raise NotAllowed("a URL with control characters, backslashes or a user name")
-    # Only to HTTP are `?` and `#` the end of a path.
+    # Only in HTTP URLs do `?` and `#` end the path.
     path = parts.path if parts.scheme in ("http", "https") else url
     if ".." in unquote(unquote(path)).replace("\\", "/").split("/"):
         raise NotAllowed("a URL that climbs with `..`")
@@ -206,7 +206,7 @@ def _split(url: str) -> SplitResult:
 
 
 def is_below(path: str, root: str) -> bool:
-    """Whether a path is the root or lies below it, by its name alone."""
+    """Returns whether a path is the root or below it, by the names only."""
     root = root.rstrip("/")
     return path == root or path.startswith(root + "/")
 

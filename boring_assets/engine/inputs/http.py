@@ -26,11 +26,11 @@ _names = ThreadPoolExecutor(32, "names")
 
 
 class NotAllowed(Exception):
-    """A URL leads outside of what may be read; the message says why."""
+    """A URL is not allowed; the message says why."""
 
 
 class _Clock(threading.local):
-    """When the fetch of this thread must be over, by `time.monotonic`."""
+    """The deadline of this thread's fetch, by `time.monotonic`."""
 
     end = float("inf")
 
@@ -63,7 +63,7 @@ class _TimedSocket(socket.socket):
 
 
 class _TimedSSLSocket(ssl.SSLSocket):
-    """The same for TLS."""
+    """A TLS socket whose reads end at the deadline of their thread."""
 
     def recv_into(self, *args: Any) -> int:
         self.settimeout(_seconds_left())
@@ -137,18 +137,15 @@ class _PublicSSLPool(urllib3.HTTPSConnectionPool):
 
 
 def make_pool(connections: int, *, public: bool) -> urllib3.PoolManager:
-    """Makes a pool of connections that end at `set_deadline`.
+    """Returns a pool of connections that end at `set_deadline`, without redirects and retries.
 
     Args:
         connections: Connections held open to one host.
         public: Refuse every address that is not on the public internet, with `NotAllowed`.
-
-    Returns:
-        The pool. It follows no redirects, and tries nothing again.
     """
     context = ssl.create_default_context()
     context.sslsocket_class = _TimedSSLSocket
-    # urllib3's own retries know no time limit in all, and let the server say how long to wait.
+    # urllib3's own retries have no total time limit, and wait as long as the server says.
     pool = urllib3.PoolManager(num_pools=64, maxsize=connections, retries=False, ssl_context=context)
     kinds = {"http": _PublicPool, "https": _PublicSSLPool} if public else {"http": _Pool, "https": _SSLPool}
     pool.pool_classes_by_scheme = kinds
@@ -156,7 +153,7 @@ def make_pool(connections: int, *, public: bool) -> urllib3.PoolManager:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the public internet.
+    """Returns whether an address is on the public internet.
 
     Args:
         address: An IPv4 or IPv6 address, with or without a zone. Of an IPv6 address that stands for an IPv4

@@ -15,7 +15,7 @@ from boring_assets.engine.inputs.layouts import Image, OpenShard, in_parallel
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
 
-# Images that are in memory at once; each may be as large as the limit.
+# Images in memory at the same time; each may be as large as the limit.
 _BATCH_ROWS = 16
 _PARALLEL_FILES = 16
 _EMPTY = "the image is empty (0 bytes)"
@@ -23,7 +23,7 @@ _EMPTY = "the image is empty (0 bytes)"
 
 @dataclass(frozen=True)
 class _Path:
-    """An image that the column has only the path of."""
+    """The path of an image whose bytes are not in the column."""
 
     path: str
 
@@ -57,7 +57,7 @@ class ColumnShard(OpenShard):
         yield from in_parallel(files, lambda item: (item[0], self._read_file(item[1])), _PARALLEL_FILES)
 
     def read(self, row: int) -> bytes | Failure:
-        """The image of one row."""
+        """Returns the image of one row."""
         start = 0
         for group in range(self.file.num_row_groups):
             count = self.file.metadata.row_group(group).num_rows
@@ -114,7 +114,7 @@ class ColumnShard(OpenShard):
         return numbers.astype(np.int64).astype(np.uint8).tobytes()  # Java's bytes go from -128 to 127
 
     def _read_file(self, image: _Path) -> bytes | Failure:
-        """The file that a path leads to, below the input's root or else below the shard's folder."""
+        """Reads an image file, below the input's root or else below the shard's folder."""
         answer = self.fetcher.fetch(image.path, self.shard)
         if isinstance(answer, Failure) and answer.reason is Reason.FETCH_ERROR and "://" not in image.path:
             beside = posixpath.join(posixpath.dirname(self.shard.path), image.path)

@@ -1,4 +1,4 @@
-"""Open shards, and those whose images are beside a parquet (in a tar or a folder) or behind its URLs."""
+"""Open shards: the base class, and shards with images beside a parquet or behind its URLs."""
 
 from abc import ABC, abstractmethod
 from collections import deque
@@ -31,12 +31,12 @@ class OpenShard(ABC):
     """An open shard, whose images are read once, in the order that is fastest to read.
 
     Attributes:
-        shard: Which one.
-        rows: Every column but those of images, one row a sample; of a stream, once all images were read.
-        columns: Which of the shard's columns is its `url`, `key` and `caption`; absent where it has none.
-        limits: The most that one image may cost.
-        cut: Rows at the shard's end that were left out on request.
-        notes: What the run's log should say of how the shard was read.
+        shard: The shard.
+        rows: Every column except images, one row a sample; of a stream, once all images were read.
+        columns: Names of the columns with its `url`, `key` and `caption`, if it has them.
+        limits: The limits for one image.
+        cut: Rows at the shard's end that were left out by `max_rows`.
+        notes: Messages for the run's log about how the shard was read.
         only_rows: The rows whose images are wanted; None is all.
         streamed: Whether `rows`, `columns` and `cut` are known only when all images are read.
     """
@@ -55,7 +55,7 @@ class OpenShard(ABC):
     def images(self) -> Iterator[Image]:
         """Yields `(row, bytes or failure)` exactly once for each wanted row, in any order.
 
-        Other rows may be among them, where leaving them out saves nothing.
+        Other rows may be among them if skipping them saves nothing.
         """
 
     def wants(self, row: int) -> bool:
@@ -66,20 +66,20 @@ class OpenShard(ABC):
         """Closes files and ends threads."""
 
     def column(self, name: str) -> list[str | None]:
-        """The values of `url`, `key` or `caption`, or as many None."""
+        """Returns the values of `url`, `key` or `caption`; None for each row without them."""
         if name not in self.columns:
             return [None] * self.rows.num_rows
         values = self.rows[self.columns[name]].to_pylist()
         return [None if value is None else str(value) for value in values]
 
     def too_large(self, size: int) -> Failure | None:
-        """Why an image of so many bytes is not read, or None."""
+        """Returns the failure of an image with too many bytes, or None."""
         if size <= self.limits.bytes:
             return None
         return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self.limits.bytes}")
 
     def absent(self, row: int, detail: str) -> Failure:
-        """Why a row has no image: img2dataset's status and message, else `missing_image`."""
+        """Returns the failure of a row without image: img2dataset's status, else `missing_image`."""
         names = self.rows.column_names
         status = self.rows["status"][row].as_py() if "status" in names else None
         if status in (None, "success"):
@@ -116,7 +116,7 @@ class TarShard(OpenShard):
 
 
 def webdataset_name(name: str) -> tuple[str, str]:
-    """Key and extension of a tar's member, cut at the first dot of its file name as webdataset does.
+    """Returns key and extension of a tar's member, split at the first dot as in webdataset.
 
     Both are empty for a hidden file. The extension is in lower case.
     """
@@ -126,7 +126,7 @@ def webdataset_name(name: str) -> tuple[str, str]:
 
 
 class _RowsByKey:
-    """Finds the row of an image file by the key in its name; each row is given out once."""
+    """Finds the row of an image file by the key in its name; each row is returned once."""
 
     def __init__(self, keys: list[str | None], extension: str = "") -> None:
         self._keys, self._extension = keys, extension.lower()
@@ -134,13 +134,13 @@ class _RowsByKey:
         self._by_number: dict[int, int | None] = {}
         for key, row in self._rows.items():
             number = number_in(key)
-            if number is not None:  # of two keys with one number neither is meant
+            if number is not None:  # ambiguous: two keys with one number
                 self._by_number[number] = None if number in self._by_number else row
         self._taken: set[int] = set()
         self.extensions: set[str] = set()
 
     def take(self, name: str) -> int | None:
-        """The row of the file `name`; None where it is not an image, of no row, or a row's second one."""
+        """Returns the row of a file; None if it is no image, of no row, or the second file of a row."""
         stem, _, suffix = name.rpartition(".")
         if self._extension:
             stem, suffix = webdataset_name(name)
@@ -158,13 +158,13 @@ class _RowsByKey:
         return row
 
     def find(self, key: str) -> int | None:
-        """The row of a key; keys that are numbers match as numbers do."""
+        """Returns the row of a key; numbers match by value."""
         row = self._rows.get(key)
         number = number_in(key) if row is None else None
         return row if number is None else self._by_number.get(number)
 
     def left(self) -> Iterator[int]:
-        """Rows that no file was found for."""
+        """Returns the rows without a file."""
         return (row for row in range(len(self._keys)) if row not in self._taken)
 
 
@@ -205,7 +205,7 @@ class FolderShard(OpenShard):
         target = real_path(fs, path) if info.get("islink") else path
         if target != path and not is_below(target, real_path(fs, root)):
             return Failure(Reason.NOT_ALLOWED, "a link to outside of the input")
-        if info["type"] != "file" and not fs.isfile(target):  # a pipe would be waited for
+        if info["type"] != "file" and not fs.isfile(target):  # reading a pipe would block
             return Failure(Reason.NOT_ALLOWED, "it is not a regular file")
         return None
 
@@ -222,7 +222,7 @@ class FolderShard(OpenShard):
 
 @dataclass
 class UrlShard(OpenShard):
-    """Images behind the URLs of the parquet, where there are none nearer."""
+    """Images behind the URLs of the parquet, if they are nowhere else."""
 
     fetcher: Fetcher
 
@@ -238,7 +238,7 @@ class UrlShard(OpenShard):
 
 
 def in_parallel(items: Iterable[Item], work: Callable[[Item], Image], threads: int) -> Iterator[Image]:
-    """Results in order; at most twice `threads` of them are computed ahead."""
+    """Yields results in order; at most twice `threads` of them are computed ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     pending: deque[Future[Image]] = deque()
     try:

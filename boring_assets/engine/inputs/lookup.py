@@ -1,4 +1,4 @@
-"""Single images of a shard, by row, without reading the whole shard for each."""
+"""Reads single images of a shard, without reading the whole shard for each."""
 
 import tarfile
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Lookup:
 
     @property
     def rows(self) -> int:
-        """How many rows the shard has."""
+        """Number of rows of the shard."""
         if isinstance(self._opened, WebdatasetShard):
             return len(self._tar.keys)
         return int(self._opened.rows.num_rows)
@@ -40,17 +40,14 @@ class Lookup:
         return {key: row for row, key in reversed(list(enumerate(self._keys))) if key is not None}
 
     def key(self, row: int) -> str | None:
-        """The key of a row; None where it has none, or where there is no such row."""
+        """Returns the key of a row; None if it has none, or if there is no such row."""
         return self._keys[row] if 0 <= row < len(self._keys) else None
 
     def read(self, row: int) -> bytes | Failure:
-        """The encoded image of a row.
+        """Returns the encoded image of a row, or why there is none.
 
         Args:
             row: Its number in the shard, from 0.
-
-        Returns:
-            The bytes, or why there are none.
         """
         opened = self._opened
         try:
@@ -66,7 +63,7 @@ class Lookup:
                 return Failure(Reason.FETCH_ERROR, f"no single image can be read of {opened.shard.uri}")
             url = opened.column("url")[row]
             return opened.fetcher.fetch(url, opened.shard) if url else opened.absent(row, "no URL")
-        # Filesystems raise their libraries' own, and a damaged tar nearly anything.
+        # Filesystems raise errors of their libraries, and a damaged tar nearly anything.
         except Exception as error:
             return Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])
 
@@ -83,7 +80,7 @@ class Lookup:
     def _from_tar(self, row: int) -> bytes | Failure:
         opened, why = self._opened, "the tar has no image of this key"
         if row not in self._places:
-            # Of a tar without a parquet no columns were read that could say more.
+            # For a tar without a parquet no columns were read that could give the reason.
             return Failure(Reason.MISSING_IMAGE, why) if opened.streamed else opened.absent(row, why)
         start, size = self._places[row]
         if refusal := opened.too_large(size):
@@ -93,7 +90,7 @@ class Lookup:
         return opened.shard.fs.cat_file(self._tar_path, start=start, end=start + size) if size else b""
 
     def _from_compressed(self, row: int) -> bytes | Failure:
-        """An image of a compressed tar, which has to be read up to it."""
+        """Returns an image of a compressed tar, which has to be read up to the image."""
         row_of = self._row_finder()
         reader = open_tar(self._opened.shard.fs, self._tar_path)
         try:
@@ -122,7 +119,7 @@ class Lookup:
 
     @cached_property
     def _places(self) -> dict[int, _Place]:
-        """Where each row's image is in the tar."""
+        """Place of each row's image in the tar."""
         row_of = self._row_finder()
         found = ((row_of(name), place) for name, place in self._members)
         return {row: place for row, place in found if row is not None}

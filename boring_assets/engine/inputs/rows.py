@@ -18,12 +18,12 @@ def read_rows(file: pq.ParquetFile, names: list[str], uri: str, limits: Limits) 
 
     Args:
         file: The file.
-        names: Which columns; of a struct also one field, as `column.field`.
+        names: Columns; also a field of a struct, as `column.field`.
         uri: The file's URI, for messages.
         limits: The limits.
 
     Returns:
-        The columns, whose rows can be picked and written again. A text that is not UTF-8 is null.
+        The columns, without view types. A text that is not UTF-8 is null.
 
     Raises:
         ShardError: There are more rows or bytes than the limits allow.
@@ -41,18 +41,12 @@ def read_rows(file: pq.ParquetFile, names: list[str], uri: str, limits: Limits) 
         return file.read(columns=names)
     rows = _without_views(pa.Table.from_batches(batches))
     rows = _without_bad_texts(rows)
-    rows.slice(0, 1).take(pa.array(range(min(1, count)), pa.int64()))  # some types cannot be picked from
+    rows.slice(0, 1).take(pa.array(range(min(1, count)), pa.int64()))  # fails for types without `take`
     return rows
 
 
 def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
     """Checks how much was read of a shard so far.
-
-    Args:
-        rows: Rows read.
-        size: Bytes of their columns, without the images.
-        uri: The shard's URI, for messages.
-        limits: The limits.
 
     Raises:
         ShardError: One of the limits is exceeded.
@@ -70,7 +64,7 @@ def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
 
 
 def _batch_rows(file: pq.ParquetFile, limits: Limits) -> int:
-    """Rows to decode at once, such that memory suffices even if each is the longest entry of a dictionary.
+    """Returns rows to decode at once, so that memory suffices even with long dictionary entries.
 
     The size is that of row groups: where a footer is damaged, reading a column's metadata can abort the
     process.
@@ -81,7 +75,7 @@ def _batch_rows(file: pq.ParquetFile, limits: Limits) -> int:
 
 
 def _without_views(rows: pa.Table) -> pa.Table:
-    """Arrow has no way yet to pick rows of a view column; parquet itself knows no views."""
+    """Converts view columns: Arrow cannot take rows of them yet, and parquet has no views."""
     for number, column in enumerate(rows.schema):
         if (plain := map_type(column.type, _without_view)) != column.type:
             rows = rows.set_column(number, column.with_type(plain), rows[number].cast(plain))
@@ -95,7 +89,7 @@ def _without_view(kind: pa.DataType) -> pa.DataType:
 
 
 def _without_bad_texts(rows: pa.Table) -> pa.Table:
-    """The rows with null in the place of each text that is not UTF-8, also inside lists and structs."""
+    """Returns the rows with null for each text that is not UTF-8, also inside lists and structs."""
     for number, field in enumerate(rows.schema):
         try:
             rows[number].validate(full=True)

@@ -1,4 +1,4 @@
-"""A shard's rows, and where each image is: in a column, in a tar, in a folder, or behind a URL."""
+"""Opens a shard, and finds out where its images are: in a column, a tar, a folder, or behind URLs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,26 +32,23 @@ _START_BYTES = 8 * 2**20
 
 
 def opener_of(path: str) -> Callable[..., OpenShard] | None:
-    """What opens a shard that is not a parquet file: a tar, or a TFRecord file."""
+    """Returns the function that opens a tar or a TFRecord file; None for a parquet file."""
     if path.endswith(".parquet"):
         return None
     return open_webdataset if path.endswith((".tar", *COMPRESSED_TARS)) else open_tfrecord
 
 
 def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | None = None) -> OpenShard:
-    """Opens a shard and decides where its images are.
+    """Opens a shard and finds out where its images are. The caller closes it.
 
     Args:
         shard: The shard.
         limits: The most that one image may cost.
-        fetcher: Fetches what is behind URLs, where nothing nearer is.
-        max_rows: Take only so many rows from its start; None takes all.
-
-    Returns:
-        The open shard, to be closed by whoever reads it.
+        fetcher: Fetches images by URL, if they are nowhere else.
+        max_rows: Number of rows to read from the start; None is all.
 
     Raises:
-        ShardError: The parquet cannot be read, is past the limits, or holds nothing that leads to images.
+        ShardError: The parquet cannot be read, exceeds the limits, or names no images.
     """
     if opener := opener_of(shard.path):
         return opener(shard, limits, max_rows)
@@ -84,7 +81,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
 def _read_columns(
     file: pq.ParquetFile, images: ImageColumns, shard: Shard, limits: Limits
 ) -> tuple[pa.Table, dict[str, str]]:
-    """Every column but those of images, and which of them are the URL, key and caption."""
+    """Returns every column except images, and which of them are the URL, key and caption."""
     keep = shard.columns.keep_images
     left_out = {images.column} | (set() if keep else images.others)
     names = [name for name in file.schema_arrow.names if name not in left_out]
@@ -150,7 +147,7 @@ def _open_beside(
 
 
 def _open_parquet(shard: Shard) -> pq.ParquetFile:
-    """Opens the parquet; one without images is small, and comes whole in one request."""
+    """Opens the parquet; one without images is small, and is read in one request."""
     start = read_start(shard.fs, shard.path, _START_BYTES)
     if start and start.is_all:
         return pq.ParquetFile(pa.BufferReader(start.data))
@@ -158,7 +155,7 @@ def _open_parquet(shard: Shard) -> pq.ParquetFile:
 
 
 def _tar_at(shard: Shard, path: str) -> tuple[bool, Start | None]:
-    """Whether there is a tar, and its first bytes where those say it."""
+    """Returns whether there is a tar, and its first bytes if they were read."""
     try:
         start = read_start(shard.fs, path, _START_BYTES)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Shards without a parquet: a tar of webdataset's kind, or a TFRecord file.
 
-Such a file is read once, from start to end. Its images are answered as they come; its other columns, and how
-many rows there are, are known at the end.
+Such a file is read once, from start to end. Its images are yielded as they are read; its other columns and
+the number of rows are known at the end.
 """
 
 import json
@@ -21,7 +21,7 @@ from boring_assets.engine.samples import ColumnNames
 from boring_assets.errors import ShardError
 
 MAX_TEXT_BYTES = 1 << 20
-"""A text beside an image that is longer is left out."""
+"""A longer text beside an image is left out."""
 _MAX_COLUMNS = 512
 _INT64 = 1 << 63
 
@@ -33,12 +33,12 @@ class StreamedShard(OpenShard):
     """A shard that is read once from start to end.
 
     Attributes:
-        max_rows: Take only so many rows from its start; None takes all.
+        max_rows: Number of rows to read from the start; None is all.
     """
 
     streamed: ClassVar[bool] = True
     first: ClassVar[tuple[str, ...]] = ("key",)
-    """Columns that are there in any case, before the others."""
+    """Columns that always exist, before the others."""
 
     max_rows: int | None
     _row_count: int = field(default=0, init=False)
@@ -101,7 +101,7 @@ def parse_json(data: bytes) -> Record:
 
 
 def plain_values(record: Record) -> Record:
-    """The same with lists and objects as JSON text."""
+    """Returns the values with lists and objects as JSON text."""
     return {
         name: json.dumps(value) if isinstance(value, list | dict) else _clean(value)
         for name, value in record.items()
@@ -124,16 +124,13 @@ def caption_in(values: Record, names: ColumnNames) -> str | None:
 
 
 def to_table(records: list[Record], first: Iterable[str], uri: str, limits: Limits) -> pa.Table:
-    """A table with a row for each record and a column for each name; values of several kinds become text.
+    """Returns a table with a row for each record and a column for each name; mixed types become text.
 
     Args:
         records: The rows.
         first: Columns that are there in any case, before the others.
         uri: The shard, for messages.
         limits: The most that they may take in memory.
-
-    Returns:
-        The table.
 
     Raises:
         ShardError: There are too many columns, or they take too much memory.

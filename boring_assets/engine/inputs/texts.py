@@ -38,14 +38,11 @@ def first_text(value: Any) -> str | None:
 
 
 def to_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as strings, null where a value has no text.
+    """Returns a column as strings, null where a value has no text.
 
     Args:
         column: Texts, numbers, bytes, lists or structs. Whole floats lose their `.0`: pandas makes floats of
             integers where one is missing.
-
-    Returns:
-        The strings, one for each row.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):

@@ -119,7 +119,7 @@ def open_tfrecord(shard: Shard, limits: Limits, max_rows: int | None = None) -> 
     Args:
         shard: The file.
         limits: The most that one image, and all rows, may cost.
-        max_rows: Take only so many rows from its start; None takes all.
+        max_rows: Number of rows to read from the start; None is all.
 
     Returns:
         A stream; its rows have each feature that is one number or text, or a list of them as JSON; a `key` in

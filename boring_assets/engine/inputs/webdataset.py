@@ -107,7 +107,7 @@ def key_and_prefixes(key: str) -> list[str]:
 
 @dataclass
 class _Texts:
-    """What stands beside the images of a key: captions by extension, and the values of the JSON."""
+    """The other members of a key: captions by extension, and the values of the JSON."""
 
     captions: dict[str, str | None] = field(default_factory=dict)
     values: Record = field(default_factory=dict)
@@ -196,7 +196,7 @@ def open_webdataset(shard: Shard, limits: Limits, max_rows: int | None = None) -
     Args:
         shard: The tar; also one that is compressed.
         limits: The most that one image, and all rows, may cost.
-        max_rows: Take only so many rows from its start; None takes all.
+        max_rows: Number of rows to read from the start; None is all.
 
     Returns:
         The open shard. Its rows have `key`, the caption, and what the JSON has.

@@ -2,8 +2,8 @@
 
 Pixels travel as uint8, a quarter of float32's bytes, and are normalized on the device. On CUDA the device
 also resizes, and the way from there to embeddings is one captured graph over a batch of fixed shape
-(`cuda.py`). On the CPU several batches are computed at once, each by few cores: threads that share one batch wait for each other
-at every layer, and busy decoders make those waits long.
+(`cuda.py`). On the CPU several batches are computed at once, each by few cores: threads that share one batch
+wait for each other at every layer, and busy decoders make those waits long.
 """
 
 import gc

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boring_assets.engine.decoding.decode import Preprocess
+from boring_assets.engine.model.imports import import_open_clip
 from boring_assets.engine.model.names import DEFAULT_TAGS, name_of_transformers_directory, open_clip_name
 from boring_assets.engine.model.trust import check_model
 from boring_assets.errors import ModelError
@@ -63,7 +64,7 @@ def load_model(name: str, pretrained: str = "", uri: str = "") -> ClipModel:
             the model asks for Python code of its own to be run.
     """
     target, tag, options = resolve(name, pretrained)
-    import open_clip
+    open_clip = import_open_clip()
 
     try:
         if ":" in target:
@@ -134,7 +135,7 @@ def _settings(model: str, tag: str) -> str:
 
 
 def _resolve_name(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
-    import open_clip
+    open_clip = import_open_clip()
 
     known = open_clip.list_models()
     clean = name.replace("/", "-")

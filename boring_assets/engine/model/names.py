@@ -4,6 +4,8 @@ import json
 import re
 from pathlib import Path
 
+from boring_assets.engine.model.imports import import_open_clip
+
 DEFAULT_TAGS = {"ViT-B-32": "laion2b_s34b_b79k"}
 _SIZES = {"base": "B", "large": "L", "so400m": "SO400M", "giant-opt": "gopt"}
 _CLIP_WIDTHS = {768: "B", 1024: "L", 1280: "H", 1664: "bigG"}
@@ -19,7 +21,7 @@ def open_clip_name(name: str) -> tuple[str, str] | None:
         name: As people type it: `openai/clip-vit-base-patch32`, `google/siglip-base-patch16-224`,
             `laion/CLIP-ViT-B-32-laion2B-s34B-b79K`, `vit-b-32`.
     """
-    import open_clip
+    open_clip = import_open_clip()
 
     lower = name.lower()
     if match := _CLIP.fullmatch(lower):
@@ -40,7 +42,7 @@ def open_clip_name(name: str) -> tuple[str, str] | None:
 
 def name_of_transformers_directory(folder: Path) -> tuple[str, str] | None:
     """The model name and the tag of a directory that transformers saved; None where open_clip has none."""
-    import open_clip
+    open_clip = import_open_clip()
 
     try:
         config = json.loads((folder / "config.json").read_bytes())
@@ -69,6 +71,6 @@ def _siglip(version: str, size: str, patch: str, pixels: str) -> tuple[str, str]
 
 
 def _known(model: str, tag: str) -> tuple[str, str] | None:
-    import open_clip
+    open_clip = import_open_clip()
 
     return (model, tag) if tag in open_clip.list_pretrained_tags_by_model(model) else None

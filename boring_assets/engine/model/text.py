@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from boring_assets.engine.model.encoder import pick_device, pick_precision
+from boring_assets.engine.model.imports import import_open_clip
 from boring_assets.engine.model.load import ClipModel, resolve
 from boring_assets.engine.model.trust import check_model
 from boring_assets.errors import ModelError
@@ -69,7 +70,7 @@ class TextEncoder:
 
 
 def _tokenizer(model: ClipModel) -> Any:
-    import open_clip
+    open_clip = import_open_clip()
 
     try:
         target = resolve(*model.loaded_from)[0]

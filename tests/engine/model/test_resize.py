@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from boring_assets.engine.decoding.decode import DEVICE_RESIZE_PIXELS, Preprocess
 from boring_assets.engine.decoding.decoders import Decoders, Target, decode_chunk
@@ -27,6 +26,8 @@ MODELS = [
 
 def resized(images: list[bytes], preprocess: Preprocess) -> np.ndarray:
     """What the model gets, uint8 [n, height, width, 3]; all images can be decoded."""
+    import torch
+
     target = Target(preprocess, keep_size=True)
     decoders = Decoders(1, target, Limits())
     pixels, answers = decode_chunk(images, [decoders.plan(image) for image in images], target, Limits())

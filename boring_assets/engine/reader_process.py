@@ -1,11 +1,11 @@
-"""The process of a front end: a reader with its decoding threads; see `front_ends.py`."""
+"""The process of a reader process: a reader with its decoding threads; see `reader_processes.py`."""
 
 import os
 import queue
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a front end needs to know.
+    """What a reader process needs to know.
 
     Attributes:
         options: How much of the machine to use.
@@ -38,6 +38,7 @@ class Setup:
         batch_size: The share of a batch that this process reads.
         threads: Decoding threads.
         careful: Whether it decodes one image at a time, and marks which.
+        environ: The environment of the run. The server that processes are forked from may be older than it.
     """
 
     options: Options
@@ -47,6 +48,7 @@ class Setup:
     batch_size: int
     threads: int = 1
     careful: bool = False
+    environ: dict[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,10 @@ def serve(connection: Connection, arena_name: str, setup: Setup) -> None:
     """
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its front ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run ends its reader processes
     torch.set_num_threads(1)
+    os.environ.clear()
+    os.environ.update(setup.environ)
     arena = Arena.attach(arena_name)
     options = replace(setup.options, decode_workers=setup.threads)
     target = Target(setup.preprocess, setup.keep_size, partial(_new_buffer, arena))

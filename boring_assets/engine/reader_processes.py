@@ -24,9 +24,9 @@ from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoding.arena import Arena
 from boring_assets.engine.decoding.decoders import Decoded
 from boring_assets.engine.decoding.pixels import Pixels
-from boring_assets.engine.front_end import Message, Setup, serve
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.reader import Assignment, Chunk
+from boring_assets.engine.reader_process import Message, Setup, serve
 from boring_assets.engine.results import Options
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ModelError, ShardError
@@ -47,15 +47,15 @@ _KEPT_BYTES = 256 * 2**10
 
 
 def start_server() -> None:
-    """Starts the process that the front ends are forked from, so that its imports run early.
+    """Starts the process that the reader processes are forked from, so that its imports run early.
 
     A plain fork would copy CUDA's state and held locks. The server is a clean process with torch imported.
     """
-    get_context("forkserver").set_forkserver_preload(["torch", "boring_assets.engine.front_end"])
+    get_context("forkserver").set_forkserver_preload(["torch", "boring_assets.engine.reader_process"])
     forkserver.ensure_running()
 
 
-class FrontEnds:
+class ReaderProcesses:
     """Reads shards in several processes; see the module."""
 
     def __init__(
@@ -78,6 +78,7 @@ class FrontEnds:
         self._arena_bytes = min(options.read_ahead_bytes + in_batches, _shared_memory_left()) // count
         # Half of what is read ahead waits in the processes, and half of it here.
         options = replace(options, read_ahead_bytes=options.read_ahead_bytes // (2 * count))
+        fetcher = replace(fetcher, parallel=max(1, fetcher.parallel // count))
         self._setup = Setup(
             options, fetcher, target.preprocess, target.keep_size, encoder.batch_size // count
         )
@@ -93,7 +94,7 @@ class FrontEnds:
         """
         start_server()
         waiting = _Shared(shards)
-        with ThreadPoolExecutor(len(self._threads), "front-end") as pool:
+        with ThreadPoolExecutor(len(self._threads), "reader-process") as pool:
             for future in [pool.submit(self._serve, waiting, threads) for threads in self._threads]:
                 future.result()
         self._chunks.close()
@@ -116,19 +117,21 @@ class FrontEnds:
 
     def _run(self, waiting: Iterator[Assignment], setup: Setup) -> tuple[list[Assignment], int | None]:
         """Has a process read shards; returns those that it has not finished, and the row it was decoding."""
-        front_end = _FrontEnd(setup, _CAREFUL_BYTES if setup.careful else self._arena_bytes, self._pin)
+        reader_process = _ReaderProcess(
+            setup, _CAREFUL_BYTES if setup.careful else self._arena_bytes, self._pin
+        )
         try:
-            lost = front_end.run(waiting, self._chunks)
+            lost = reader_process.run(waiting, self._chunks)
         finally:
-            front_end.close()
-        self._false_starts = 0 if front_end.ready else self._false_starts + 1
+            reader_process.close()
+        self._false_starts = 0 if reader_process.ready else self._false_starts + 1
         if self._false_starts >= _MOST_FALSE_STARTS:
             raise ModelError(
                 "The processes that read and decode shards die as soon as they start: something kills them, "
                 "or the machine is out of memory. Run again. If memory is short, lower "
                 "BORING_DECODE_WORKERS or BORING_READ_AHEAD_MB."
             )
-        return lost, front_end.row
+        return lost, reader_process.row
 
     def _read_carefully(self, assignment: Assignment) -> None:
         """Reads a shard at which a process may have died, one image at a time."""
@@ -167,7 +170,7 @@ class _Shared(Iterator[Assignment]):
             return next(self._items)
 
 
-class _FrontEnd:
+class _ReaderProcess:
     """One process that reads and decodes shards.
 
     Attributes:
@@ -183,7 +186,7 @@ class _FrontEnd:
         context = get_context("forkserver")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=serve, args=(theirs, self._arena.name, setup), name="front-end", daemon=True
+            target=serve, args=(theirs, self._arena.name, setup), name="reader-process", daemon=True
         )
         self._process.start()
         theirs.close()

@@ -1,4 +1,4 @@
-"""Shards that are read and decoded in processes: the same answers as from threads, whatever happens to a process."""
+"""Processes that read and decode shards give what threads give, whatever happens to a process."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from boring_assets.engine import front_end, front_ends
+from boring_assets.engine import reader_process, reader_processes
 from boring_assets.engine.decoding import decoders
 from boring_assets.engine.decoding.arena import Arena
 from boring_assets.engine.decoding.decoders import Decoded
@@ -19,10 +19,13 @@ from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Options, Progress, embed_shards
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ModelError
+from boring_assets.storage.root import open_root
 from tests.engine.kinds import jpeg, shard_at, write_tar
 from tests.engine.shards import assert_same, embedded, make_shard
+from tests.seaweed import Seaweed
 from tests.waiting import wait_for
 
+PREVIEWS = Options(previews=3)
 PROCESSES = Options(decode_workers=8, previews=3)
 DEADLY = b"an image at which a decoder dies, as at a fault in native code"
 _decode_chunk = decoders.decode_chunk
@@ -51,7 +54,7 @@ def assert_equal(found: list[EmbeddedShard | FailedShard], wanted: list[Embedded
         assert_same(mine[key].embeddings, expected.embeddings)
 
 
-def front_end_processes() -> list[psutil.Process]:
+def running_processes() -> list[psutil.Process]:
     """The processes that were forked from the server."""
     me = psutil.Process()
     return [child for child in me.children(recursive=True) if child.ppid() != me.pid]
@@ -62,7 +65,7 @@ def test_processes_give_what_threads_give(
     encoder: Encoder, many: list[Shard], tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where shared memory is too small for the pixels."""
-    monkeypatch.setattr(front_ends, "_shared_memory_left", lambda: room)
+    monkeypatch.setattr(reader_processes, "_shared_memory_left", lambda: room)
     images = [jpeg(1), b"", None, b"<html>", jpeg(2)[:200], jpeg(3)]
     shards = [
         *many[:7],
@@ -72,9 +75,22 @@ def test_processes_give_what_threads_give(
     ]
     progress = Progress()
     found = list(embed_shards(shards, encoder, PROCESSES, progress=progress))
-    assert_equal(found, list(embed_shards(shards, encoder, Options(previews=3))))
+    assert_equal(found, list(embed_shards(shards, encoder, PREVIEWS)))
     assert progress.embedded == sum(len(one.embedded) for one in embedded(found))
     assert progress.failed == 4
+
+
+def test_shards_in_object_storage_are_read_with_the_credentials_of_the_environment(
+    encoder: Encoder, many: list[Shard], s3: Seaweed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.env.items():
+        monkeypatch.setenv(name, value)
+    root = open_root(s3.new_prefix())
+    for path in Path(many[0].root).iterdir():
+        root.fs.pipe_file(f"{root.path}/{path.name}", path.read_bytes())
+    shards = [shard_at(f"{root.path}/{shard.key}.parquet", root.path, root.fs) for shard in many[:10]]
+    found = list(embed_shards(shards, encoder, PROCESSES))
+    assert_equal(found, list(embed_shards(many[:10], encoder, PREVIEWS)))
 
 
 def test_a_shard_that_cannot_be_read_fails_alone(encoder: Encoder, tmp_path: Path) -> None:
@@ -95,33 +111,33 @@ def _die_at_the_deadly(images: Sequence[bytes], *rest: object) -> Decoded:
 
 
 def serve_or_die(*arguments: object) -> None:
-    """A front end with a decoder that has a fatal fault; runs in the process."""
+    """A reader process with a decoder that has a fatal fault; runs in the process."""
     decoders.decode_chunk = _die_at_the_deadly
-    front_end.serve(*arguments)  # type: ignore[arg-type]
+    reader_process.serve(*arguments)  # type: ignore[arg-type]
 
 
 def serve_not(*arguments: object) -> None:
-    """A front end that does not start."""
+    """A reader process that does not start."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def serve_until_told_to_open(*arguments: object) -> None:
-    """A front end that dies when it opens the shard `damaged`, as at a fault in a library that reads."""
-    open_shard = front_end.Reader._open
+    """A reader process that dies when it opens the shard `damaged`, as at a fault in a library that reads."""
+    open_shard = reader_process.Reader._open
 
-    def die(reader: front_end.Reader, shard: Shard, *rest: object) -> object:
+    def die(reader: reader_process.Reader, shard: Shard, *rest: object) -> object:
         if shard.key == "damaged":
             os.kill(os.getpid(), signal.SIGSEGV)
         return open_shard(reader, shard, *rest)  # type: ignore[arg-type]
 
-    front_end.Reader._open = die  # type: ignore[method-assign, assignment]
-    front_end.serve(*arguments)  # type: ignore[arg-type]
+    reader_process.Reader._open = die  # type: ignore[method-assign, assignment]
+    reader_process.serve(*arguments)  # type: ignore[arg-type]
 
 
 def test_an_image_that_kills_its_decoder_fails_alone(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_ends, "serve", serve_or_die)
+    monkeypatch.setattr(reader_processes, "serve", serve_or_die)
     images: list[bytes | None] = [jpeg(row) for row in range(40)]
     deadly = [*images[:21], DEADLY, *images[22:30], DEADLY]
     shards = [make_shard(tmp_path, f"good-{n}", images) for n in range(6)]
@@ -143,7 +159,7 @@ def test_a_killed_process_loses_nothing(encoder: Encoder, many: list[Shard]) -> 
     for one in embed_shards(many, encoder, Options(decode_workers=8), progress=progress):
         found.append(one)
         if len(found) in (1, 8, 15):
-            for process in front_end_processes()[:1]:
+            for process in running_processes()[:1]:
                 process.kill()
     wanted = list(embed_shards(many, encoder))
     assert_equal(found, wanted)
@@ -153,7 +169,7 @@ def test_a_killed_process_loses_nothing(encoder: Encoder, many: list[Shard]) -> 
 def test_a_shard_that_kills_its_reader_fails_alone(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_ends, "serve", serve_until_told_to_open)
+    monkeypatch.setattr(reader_processes, "serve", serve_until_told_to_open)
     shards = [make_shard(tmp_path, name, [jpeg(1)] * 20) for name in ("a", "damaged", "b", "c")]
     results = list(embed_shards(shards, encoder, PROCESSES))
     (failed,) = [one for one in results if isinstance(one, FailedShard)]
@@ -165,7 +181,7 @@ def test_a_shard_that_kills_its_reader_fails_alone(
 def test_processes_that_cannot_start_are_reported(
     encoder: Encoder, many: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(front_ends, "serve", serve_not)
+    monkeypatch.setattr(reader_processes, "serve", serve_not)
     with pytest.raises(ModelError, match="BORING_DECODE_WORKERS"):
         list(embed_shards(many, encoder, PROCESSES))
 
@@ -198,9 +214,9 @@ def test_a_run_that_ends_early_leaves_no_process_and_no_memory(
         arenas.append(arena.name)
         return arena
 
-    monkeypatch.setattr(front_ends, "Arena", SimpleNamespace(create=create))
+    monkeypatch.setattr(reader_processes, "Arena", SimpleNamespace(create=create))
     end(encoder, many)
-    wait_for(lambda: not front_end_processes(), "the processes have ended", front_end_processes)
+    wait_for(lambda: not running_processes(), "the processes have ended", running_processes)
     assert arenas
     assert not any((Path("/dev/shm") / name).exists() for name in arenas)
 
@@ -209,20 +225,20 @@ EMBED_FOREVER = """
 import itertools, sys
 from pathlib import Path
 from types import SimpleNamespace
-from boring_assets.engine import front_ends
+from boring_assets.engine import reader_processes
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import load_model
 from boring_assets.engine.pipeline import Options, embed_shards
 from tests.engine.kinds import shard_at
 
 if __name__ == "__main__":
-    names, serve = [], front_ends._FrontEnd.__init__
+    names, serve = [], reader_processes._ReaderProcess.__init__
 
-    def start(front_end, *arguments):
-        serve(front_end, *arguments)
-        names.append(front_end._arena.name)
+    def start(reader_process, *arguments):
+        serve(reader_process, *arguments)
+        names.append(reader_process._arena.name)
 
-    front_ends._FrontEnd.__init__ = start
+    reader_processes._ReaderProcess.__init__ = start
     shard = shard_at(Path(sys.argv[1]))
     encoder = Encoder(load_model("boring-tiny"), device="cpu")
     for number, _ in enumerate(embed_shards(itertools.repeat(shard), encoder, Options(decode_workers=8))):
