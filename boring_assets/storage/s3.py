@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ from fsspec.asyn import sync
 
 if TYPE_CHECKING:
     from obstore import GetOptions
-    from obstore.store import S3Config, S3Credential, S3Store
+    from obstore.store import ClientConfig, S3Config, S3Credential, S3Store
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,21 @@ class FastS3FileSystem(s3fs.S3FileSystem):
         if kwargs or first < 0 or (end is not None and end <= first):
             return slow()
         return self._first_fast(path, lambda store, key: _get(store, key, first, end), slow)
+
+    def cat_start(self, path: str, count: int) -> tuple[bytes, int | None]:
+        """The first bytes of an object, and its size; None if it is unknown."""
+
+        def fast(store: "S3Store", key: str) -> tuple[bytes, int | None]:
+            import obstore
+
+            found = obstore.get(store, key, options={"range": (0, count)})
+            return found.bytes().to_bytes(), found.meta["size"]
+
+        def slow() -> tuple[bytes, int | None]:
+            data = bytes(sync(self.loop, self._cat_file, path, start=0, end=count))
+            return data, len(data) if len(data) < count else None
+
+        return self._first_fast(path, fast, slow)
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> Any:
         """Writes an object in one request; conditional writes and uploads in parts are s3fs's."""
@@ -186,10 +202,9 @@ class FastS3FileSystem(s3fs.S3FileSystem):
         from obstore.store import S3Store
 
         client, url = sync(self.loop, self._describe, bucket)
-        config, session = client.meta.config, self.session
-        if config.proxies or session.get_config_variable("ca_bundle"):
+        config, parts = client.meta.config, urlsplit(url)
+        if config.proxies:
             return None
-        parts = urlsplit(url)
         credentials = client._request_signer._credentials
         where: S3Config = {
             "endpoint": f"{parts.scheme}://{parts.netloc}",
@@ -198,15 +213,19 @@ class FastS3FileSystem(s3fs.S3FileSystem):
         }
         if self.anon:
             where["skip_signature"] = True
+        options: ClientConfig = {
+            "allow_http": parts.scheme == "http",
+            "connect_timeout": timedelta(seconds=config.connect_timeout),
+            "read_timeout": timedelta(seconds=config.read_timeout),
+            "timeout": "1h",
+        }
+        bundle = self.session.get_config_variable("ca_bundle")
+        if bundle and parts.scheme == "https":
+            options["root_certificate"] = Path(bundle).read_bytes()
         return S3Store(
             bucket,
             config=where,
-            client_options={
-                "allow_http": parts.scheme == "http",
-                "connect_timeout": f"{config.connect_timeout}s",
-                "read_timeout": f"{config.read_timeout}s",
-                "timeout": "1h",
-            },
+            client_options=options,
             retry_config={"max_retries": 0},
             credential_provider=None if self.anon else lambda: self._frozen(credentials),
         )
