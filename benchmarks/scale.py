@@ -5,7 +5,8 @@
 It compares one large shard with many small ones, 1 to 8 decode workers, and the local disk with SeaweedFS on
 this machine, also through a proxy that holds each answer back for 30 ms. A side reads, embeds and commits
 with the small model, which is loaded before. The sides run in turns. The table shows medians over the rounds,
-with the processor seconds of this process and of its children (SeaweedFS, the proxy, decoding processes).
+also of the ratio within a round, with the processor seconds of this process and of its children (SeaweedFS,
+the proxy, decoding processes).
 """
 
 import argparse
@@ -128,12 +129,13 @@ def main() -> None:
         name: [statistics.median(values) for values in zip(*runs, strict=True)]
         for name, runs in measured.items()
     }
-    base = middle["1 large shard"][0]
+    base = [run[0] for run in measured["1 large shard"]]
     rows = [["side", "images/s", "lowest to highest", "ratio to 1 large shard", "CPU s", "CPU s of children"]]
     for name, (rate, ours, others) in middle.items():
         rates = [run[0] for run in measured[name]]
         spread = f"{min(rates):,.0f} to {max(rates):,.0f}"
-        rows.append([name, f"{rate:,.0f}", spread, f"{rate / base:.2f}x", f"{ours:.1f}", f"{others:.1f}"])
+        ratio = statistics.median(one / local for one, local in zip(rates, base, strict=True))
+        rows.append([name, f"{rate:,.0f}", spread, f"{ratio:.2f}x", f"{ours:.1f}", f"{others:.1f}"])
     print_table(rows)
 
 
