@@ -3,9 +3,9 @@
     python -m benchmarks.scale
 
 It compares one large shard with many small ones, 1 to 8 decode workers, and the local disk with SeaweedFS on
-this machine. A side reads, embeds and commits with the small model, which is loaded before. The sides run in
-turns. The table shows medians over the rounds, with the processor seconds of this process and of its children
-(SeaweedFS, and decoding processes).
+this machine, also through a proxy that holds each answer back for 30 ms. A side reads, embeds and commits with
+the small model, which is loaded before. The sides run in turns. The table shows medians over the rounds, with
+the processor seconds of this process and of its children (SeaweedFS, the proxy, and decoding processes).
 """
 
 import argparse
@@ -20,9 +20,11 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import fsspec.config
 import psutil
 
 from benchmarks.common import TINY
+from benchmarks.delay import delayed
 from benchmarks.gpu import decode_only
 from benchmarks.pictures import write_shards
 from benchmarks.table import machine, print_table
@@ -34,6 +36,7 @@ from boring_assets.storage.root import open_root
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.seaweed import Seaweed
 
+_DELAY_SECONDS = 0.03
 _CORES = len(os.sched_getaffinity(0))
 
 
@@ -77,7 +80,7 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4, 8])
     args = parser.parse_args()
     encoder = Encoder(load_model(TINY))
     numbers = encoder.model.preprocess
@@ -89,13 +92,24 @@ def main() -> None:
         server = stack.enter_context(Seaweed(folder / "seaweed"))
         os.environ |= server.env
         bucket = server.new_prefix()
+        proxy = stack.enter_context(delayed(server.endpoint.removeprefix("http://"), _DELAY_SECONDS))
+
+        def distant(source: str) -> float:
+            fsspec.config.conf["s3"] = {"endpoint_url": f"http://{proxy}"}
+            try:
+                return job(encoder, source, f"{bucket}/out")
+            finally:
+                del fsspec.config.conf["s3"]
+
         server.filesystem().put(many, f"{bucket}/many", recursive=True)
         server.filesystem().put(one, f"{bucket}/one", recursive=True)
         sides: dict[str, Callable[[], float]] = {
             "1 large shard": lambda: job(encoder, one, out),
             "1 large shard, SeaweedFS": lambda: job(encoder, f"{bucket}/one", f"{bucket}/out"),
+            "1 large shard, SeaweedFS, 30 ms": lambda: distant(f"{bucket}/one"),
             "40 small shards": lambda: job(encoder, many, out),
             "40 small shards, SeaweedFS": lambda: job(encoder, f"{bucket}/many", f"{bucket}/out"),
+            "40 small shards, SeaweedFS, 30 ms": lambda: distant(f"{bucket}/many"),
         }
         sides |= {f"{count} decode workers": partial(job, encoder, one, out, count) for count in args.workers}
         sides |= {

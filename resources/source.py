@@ -8,7 +8,7 @@ from boring_assets.engine.samples import ColumnNames, Shard
 from boring_assets.errors import ChangedShardError, SettingsError, ShardError
 from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
-from boring_assets.storage.root import Root, check_readable, open_root
+from boring_assets.storage.root import Root, check_readable, filesystem, open_root
 from partitions.discovery import Discovery, discover, find_shard
 from resources.defaults import config_field, resource_from_settings
 
@@ -106,7 +106,12 @@ class ShardSource(dg.ConfigurableResource):
 
     def fetcher(self) -> Fetcher:
         """The fetcher of images that only have a URL."""
-        return Fetcher(tuple(self.allowed_url_prefixes), self.max_image_bytes, self.fetch_timeout_seconds)
+        return Fetcher(
+            tuple(self.allowed_url_prefixes),
+            self.max_image_bytes,
+            self.fetch_timeout_seconds,
+            open_filesystem=filesystem,
+        )
 
     def columns(self) -> ColumnNames:
         """The columns that the settings name."""

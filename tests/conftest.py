@@ -7,11 +7,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import s3fs
 from aiobotocore.client import AioBaseClient
 
 from tests.postgres import Postgres, program
-from tests.seaweed import Seaweed
+from tests.seaweed import Seaweed, forget_filesystems
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -39,7 +38,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     memory = fsspec.filesystem("memory")
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_filesystems()
 
 
 @pytest.fixture(scope="session")

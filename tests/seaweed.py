@@ -19,6 +19,7 @@ from typing import Self
 
 import s3fs
 
+from boring_assets.storage.s3 import FastS3FileSystem
 from tests.waiting import HANG_SECONDS
 
 BUCKET = "boring"
@@ -166,6 +167,12 @@ def _die_with_parent() -> None:
     """Makes Linux kill this process when its parent ends, also by `kill -9`; called in the child."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def forget_filesystems() -> None:
+    """Drops S3 filesystems that were made under other variables of the environment."""
+    for kind in (s3fs.S3FileSystem, FastS3FileSystem):
+        kind.clear_instance_cache()
 
 
 def weed() -> str:

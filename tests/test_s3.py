@@ -7,14 +7,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 
 from boring_assets.sample_data import write_sample_data
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import open_root
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import Project, stored
-from tests.seaweed import BUCKET, Seaweed, free_ports
+from tests.seaweed import BUCKET, Seaweed, forget_filesystems, free_ports
 
 KEYS = ["files/00000", "parquet/00000", "webdataset/00000", "webdataset/00001"]
 FILES = {f"{kind}/{key}.parquet" for kind in ("image_embeddings", "image_failures") for key in KEYS}
@@ -109,7 +108,7 @@ def refused(
     def run(env: dict[str, str], *, source: str = s3_shards, target: str = "") -> str:
         for name, value in env.items():
             monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
+        forget_filesystems()
         target = target or s3.new_prefix()
         mine = project("refused", source, target)
         mine.register(*KEYS)

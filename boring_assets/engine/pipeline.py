@@ -25,6 +25,7 @@ from typing import Any, TypeVar, overload
 
 from boring_assets.engine.batcher import Batcher
 from boring_assets.engine.channel import Channel, Closed
+from boring_assets.engine.inputs.blocks import OBJECT_STORAGE
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.reader import Assignment, Chunk, Reader
@@ -106,6 +107,7 @@ def embed_shards(
         read = partial(ReaderProcesses(options, fetcher, encoder, chunks).read, assignments)
     else:
         chunks = Channel(options.read_ahead_bytes)
+        OBJECT_STORAGE.total = options.read_ahead_bytes // 4
         reader = Reader(options, fetcher, encoder.target(), encoder.batch_size, chunks)
         read = partial(reader.read, reader.open_ahead(assignments))
     finished: Channel[EmbeddedShard | FailedShard] = Channel(_FINISHED_BYTES)

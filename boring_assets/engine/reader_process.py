@@ -17,6 +17,7 @@ from boring_assets.engine.decoding.arena import Arena
 from boring_assets.engine.decoding.decode import Preprocess
 from boring_assets.engine.decoding.decoders import Decoders, Target, new_buffer
 from boring_assets.engine.decoding.pixels import Size
+from boring_assets.engine.inputs.blocks import OBJECT_STORAGE
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.reader import Chunk, Opened, Reader
 from boring_assets.engine.results import Options
@@ -92,6 +93,7 @@ def serve(connection: Connection, arena_name: str, setup: Setup) -> None:
     options = replace(setup.options, decode_workers=setup.threads)
     target = Target(setup.preprocess, setup.keep_size, partial(_new_buffer, arena))
     chunks: Channel[Chunk] = Channel(options.read_ahead_bytes)
+    OBJECT_STORAGE.total = options.read_ahead_bytes // 2  # all processes together, a quarter of the setting
     careful = Decoders(1, target, options.limits, partial(_mark, arena)) if setup.careful else None
     reader = Reader(options, setup.fetcher, target, setup.batch_size, chunks, careful)
     opened: queue.SimpleQueue[Opened] = queue.SimpleQueue()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -20,6 +21,8 @@ from boring_assets.errors import SettingsError, StorageError
 from boring_assets.secrets import CREDENTIALS
 from boring_assets.storage.errors import causes, storage_error
 
+_S3 = ("s3", "s3a")
+_OPTIONS = {"use_listings_cache": False}
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure", "adl": "azure"}
 
 
@@ -59,7 +62,11 @@ def open_root(uri: str) -> Root:
         path = uri.partition("://")[2] or uri
         uri = str(Path(os.path.abspath(Path(path).expanduser())))  # noqa: PTH100  (keeps symbolic links)
     try:
-        fs, path = url_to_fs(uri, **({"auto_mkdir": True} if local else _options(scheme)))
+        if scheme in _S3:
+            fs = filesystem(scheme)
+            path = fs._strip_protocol(uri)
+        else:
+            fs, path = url_to_fs(uri, **({"auto_mkdir": True} if local else _OPTIONS))
     except ImportError as error:
         raise SettingsError(
             f"{uri} needs a package that is not installed ({error}). {_how_to_install(scheme)}"
@@ -158,11 +165,17 @@ def _scheme(uri: str) -> str:
     return scheme
 
 
-def _options(scheme: str) -> dict[str, Any]:
-    """Options of a remote filesystem. For S3, only what botocore and s3fs do not set themselves."""
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if scheme not in ("s3", "s3a"):
-        return options
+def filesystem(scheme: str) -> AbstractFileSystem:
+    """The filesystem of a URI's scheme, with the options of this project for S3."""
+    if scheme not in _S3:
+        return fsspec.filesystem(scheme)
+    from boring_assets.storage.s3 import FastS3FileSystem
+
+    return FastS3FileSystem(**_OPTIONS, **_s3_options())
+
+
+def _s3_options() -> dict[str, Any]:
+    """What botocore and s3fs do not set themselves."""
     import s3fs.core
 
     # s3fs retries broken connections five times. With this it also retries server errors.
@@ -171,7 +184,7 @@ def _options(scheme: str) -> dict[str, Any]:
     config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 15, "max_pool_connections": 32}
     if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
         config["retries"] = {"mode": "standard", "total_max_attempts": 2}
-    options["config_kwargs"] = config
+    options: dict[str, Any] = {"config_kwargs": config}
     # botocore, unlike AWS's other SDKs, reads only AWS_DEFAULT_REGION.
     region = os.environ.get("AWS_REGION")
     if region and not os.environ.get("AWS_DEFAULT_REGION"):

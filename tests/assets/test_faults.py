@@ -15,7 +15,7 @@ from boring_assets.settings import Settings
 from boring_assets.shard_states import State
 from tests.assets.project import Project, metadata_of
 from tests.faulty_proxy import FaultyProxy
-from tests.seaweed import Seaweed
+from tests.seaweed import Seaweed, forget_filesystems
 
 
 def shards(folder: Path, count: int, layout: Any = "webdataset", rows: int = 8, **more: Any) -> list[Path]:
@@ -85,9 +85,7 @@ def disturbed_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: FaultyProxy, source: str, target: str
 ) -> Project:
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_filesystems()
     mine = Project(tmp_path / "disturbed", monkeypatch, source, target)
     mine.register()
     return mine

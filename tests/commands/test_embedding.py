@@ -8,11 +8,10 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 from PIL import Image
 
 from tests.command_line import CommandLine
-from tests.seaweed import Seaweed
+from tests.seaweed import Seaweed, forget_filesystems
 
 
 @pytest.fixture
@@ -151,13 +150,13 @@ def test_embed_from_s3_to_s3(cli: CommandLine, s3_env: Seaweed) -> None:
         s3_env.env_of(s3_env.reader_key, s3_env.reader_secret),
         {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
     ):
-        s3fs.S3FileSystem.clear_instance_cache()  # a process of its own would start without one
+        forget_filesystems()  # a process of its own would start without one
         result = cli("embed", source, out, code=1, **bad)
         assert result.output.count("\n") == 1
         assert source in result.output or out in result.output
         for value in (secret, s3_env.secret, s3_env.reader_secret):
             assert value not in result.output
-    s3fs.S3FileSystem.clear_instance_cache()
+    forget_filesystems()
     assert "Nothing to do" in cli("embed", source, out).stdout
 
 

@@ -8,13 +8,12 @@ from errno import ENOSPC, EROFS
 from pathlib import Path
 
 import pytest
-import s3fs
 
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_readable, check_writable, open_root
 from partitions.discovery import discover
-from tests.seaweed import BUCKET, Seaweed, free_ports
+from tests.seaweed import BUCKET, Seaweed, forget_filesystems, free_ports
 
 SetEnv = Callable[..., None]
 
@@ -30,7 +29,7 @@ def aws(monkeypatch: pytest.MonkeyPatch) -> SetEnv:
     def set_env(**variables: str) -> None:
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()
+        forget_filesystems()
 
     return set_env
 

@@ -7,6 +7,7 @@ a prefix that the user allowed. The same holds for redirects.
 import os
 import posixpath
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,12 +37,14 @@ class Fetcher:
         max_bytes: Most bytes of an image.
         timeout: Most seconds for one image, redirects included.
         parallel: Most connections that are kept open.
+        open_filesystem: Opens the filesystem of a URL's scheme.
     """
 
     allowed_prefixes: tuple[str, ...] = ()
     max_bytes: int = 64 * 2**20
     timeout: float = 30.0
     parallel: int = 32
+    open_filesystem: Callable[[str], AbstractFileSystem] = fsspec.filesystem
     _filesystems: dict[str, AbstractFileSystem] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -175,7 +178,7 @@ class Fetcher:
     def _filesystem(self, prefix: str) -> tuple[AbstractFileSystem, str]:
         scheme = urlsplit(prefix).scheme or "file"
         if scheme not in self._filesystems:
-            self._filesystems[scheme] = fsspec.filesystem(scheme)
+            self._filesystems[scheme] = self.open_filesystem(scheme)
         fs = self._filesystems[scheme]
         return fs, fs._strip_protocol(prefix)
 

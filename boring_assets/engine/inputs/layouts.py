@@ -12,9 +12,10 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.blocks import Start
 from boring_assets.engine.inputs.columns import missing_column
 from boring_assets.engine.inputs.fetch import Fetcher, is_below, real_path
-from boring_assets.engine.inputs.tar import Start, TarReader, open_tar, read_members
+from boring_assets.engine.inputs.tar import TarReader, open_tar, read_members
 from boring_assets.engine.inputs.texts import number_in
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ShardError

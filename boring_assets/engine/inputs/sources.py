@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, Start, read_start
 from boring_assets.engine.inputs.columns import (
     IMAGE_COLUMNS,
     ImageColumns,
@@ -21,14 +22,12 @@ from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.image_column import ColumnShard
 from boring_assets.engine.inputs.layouts import FolderShard, OpenShard, TarShard, UrlShard
 from boring_assets.engine.inputs.rows import read_rows
-from boring_assets.engine.inputs.tar import Start, read_start
 from boring_assets.engine.inputs.tfrecord import TFRecordBeside, open_tfrecord
 from boring_assets.engine.inputs.webdataset import open_webdataset
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst")
-_START_BYTES = 8 * 2**20
 
 
 def opener_of(path: str) -> Callable[..., OpenShard] | None:
@@ -148,16 +147,16 @@ def _open_beside(
 
 def _open_parquet(shard: Shard) -> pq.ParquetFile:
     """Opens the parquet; one without images is small, and is read in one request."""
-    start = read_start(shard.fs, shard.path, _START_BYTES)
+    start = read_start(shard.fs, shard.path, OBJECT_BLOCK)
     if start and start.is_all:
         return pq.ParquetFile(pa.BufferReader(start.data))
-    return pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=_START_BYTES)
+    return pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=OBJECT_BLOCK)
 
 
 def _tar_at(shard: Shard, path: str) -> tuple[bool, Start | None]:
     """Returns whether there is a tar, and its first bytes if they were read."""
     try:
-        start = read_start(shard.fs, path, _START_BYTES)
+        start = read_start(shard.fs, path, OBJECT_BLOCK)
     except FileNotFoundError:
         return False, None
     return start is not None or shard.fs.isfile(path), start

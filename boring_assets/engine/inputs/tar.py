@@ -8,25 +8,20 @@ costs about ten times as long for each member, which matters at three small memb
 import io
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
 from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
+from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, BlockReader, Start, read_start
 from boring_assets.errors import ShardError
 
 BLOCK = 512
 _ADLER = 65521
 # A pax or GNU long-name header holds a name; anything longer is an attack or damage.
 MAX_NAME_BYTES = 1 << 20
-# A request to object storage waits long for its first byte. On a disk larger blocks are not faster, and the
-# allocator would keep some of them for each thread that has read one.
-_OBJECT_BLOCK = 8 * 2**20
-_DISK_BLOCK = 2**20
+_PIECE = 2**20
 
 
 class Member(NamedTuple):
@@ -41,136 +36,6 @@ class Member(NamedTuple):
     name: str
     size: int
     data: bytes | None
-
-
-@dataclass(frozen=True)
-class Start:
-    """The first bytes of a file.
-
-    Attributes:
-        data: The bytes.
-        is_all: Whether the file ends with them.
-    """
-
-    data: bytes
-    is_all: bool
-
-
-def read_start(fs: AbstractFileSystem, path: str, count: int) -> Start | None:
-    """Reads a remote file's first bytes without asking for its size: a small file takes one request.
-
-    Args:
-        fs: The filesystem.
-        path: The file's path on it.
-        count: How many bytes.
-
-    Returns:
-        The bytes; None for a local file, whose size is known without a request, and for an empty one.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
-    if isinstance(fs, LocalFileSystem):
-        return None
-    try:
-        data: bytes = fs.cat_file(path, start=0, end=count)
-    except FileNotFoundError:
-        raise
-    except Exception:
-        if fs.size(path):  # S3 refuses the range where there is nothing
-            raise
-        return None
-    return Start(data, len(data) < count)
-
-
-class BlockReader:
-    """Reads a remote or local file from its start to its end, with requests in flight ahead of it.
-
-    Attributes:
-        size: The file's size in bytes.
-    """
-
-    def __init__(
-        self,
-        fs: AbstractFileSystem,
-        path: str,
-        block: int | None = None,
-        ahead: int = 3,
-        start: Start | None = None,
-    ) -> None:
-        """Requests the first block.
-
-        Args:
-            fs: The filesystem.
-            path: The file's path on it.
-            block: Bytes in one request; by default what suits a disk or object storage.
-            ahead: Requests in flight ahead of the reader.
-            start: The bytes of the file that were read already.
-        """
-        self._fs, self._path, self._ahead = fs, path, ahead
-        self._block = block or (_DISK_BLOCK if isinstance(fs, LocalFileSystem) else _OBJECT_BLOCK)
-        self.size: int = len(start.data) if start and start.is_all else fs.size(path)
-        self._pool = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
-        self._pending: list[tuple[int, Future[bytes]]] = []
-        self._buffer = start.data if start else b""
-        self._asked = len(self._buffer)
-        self._at = 0
-        self._ask(1)
-
-    def close(self) -> None:
-        """Ends the requests that are in flight."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _ask(self, most: int) -> None:
-        while len(self._pending) < most and self._asked < self.size:
-            end = min(self._asked + self._block, self.size)
-            block = self._pool.submit(self._fs.cat_file, self._path, start=self._asked, end=end)
-            self._pending.append((end - self._asked, block))
-            self._asked = end
-
-    def read(self, count: int) -> bytes:
-        """Returns the next `count` bytes, fewer only at the end of the file."""
-        if self._at + count <= len(self._buffer):
-            self._at += count
-            return self._buffer[self._at - count : self._at]
-        parts = [self._buffer[self._at :]]
-        have = len(parts[0])
-        self._buffer, self._at = b"", 0
-        while have < count and self._next_block():
-            parts.append(self._buffer)
-            have += len(self._buffer)
-        if have > count:
-            keep = len(parts[-1]) - (have - count)
-            parts[-1] = parts[-1][:keep]
-            self._at = keep
-        else:
-            self._at = len(self._buffer)
-        return b"".join(parts)
-
-    def skip(self, count: int) -> int:
-        """Skips bytes; returns how many there were."""
-        left = count
-        while left > 0:
-            step = min(left, len(self._buffer) - self._at)
-            self._at += step
-            left -= step
-            if left and not self._next_block():
-                break
-        return count - left
-
-    def _next_block(self) -> bool:
-        self._ask(self._ahead)
-        if not self._pending:
-            return False
-        size, block = self._pending.pop(0)
-        self._buffer, self._at = block.result(), 0
-        if len(self._buffer) != size:  # it must not look like the end of the file
-            raise ShardError(
-                f"Reading {self._path} gave {len(self._buffer)} bytes where {size} were asked for: it was "
-                "cut short, or it changed while it was read. Try it again."
-            )
-        self._ask(self._ahead)
-        return True
 
 
 class DecompressedReader:
@@ -201,7 +66,7 @@ class DecompressedReader:
     def skip(self, count: int) -> int:
         """Skips bytes; returns how many there were."""
         left = count
-        while left > 0 and (part := self.read(min(left, _DISK_BLOCK))):
+        while left > 0 and (part := self.read(min(left, _PIECE))):
             left -= len(part)
         return count - left
 
@@ -220,7 +85,7 @@ class _BlockFile(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        return self._reader.read(size if size >= 0 else _DISK_BLOCK)
+        return self._reader.read(size if size >= 0 else _PIECE)
 
 
 TarReader = BlockReader | DecompressedReader
@@ -232,7 +97,7 @@ def open_tar(fs: AbstractFileSystem, path: str, start: Start | None = None) -> T
     Raises:
         OSError: It is not there.
     """
-    reader = BlockReader(fs, path, start=start)
+    reader = BlockReader(fs, path, start=start or read_start(fs, path, OBJECT_BLOCK))
     if path.endswith((".gz", ".tgz")):
         return DecompressedReader(reader, "gzip")
     return DecompressedReader(reader, "zstd") if path.endswith(".zst") else reader

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 from boring_assets.engine.decoding.limits import Limits, image_format
+from boring_assets.engine.inputs.blocks import BlockReader
 from boring_assets.engine.inputs.columns import (
     CAPTION_TEXT,
     IMAGE_COLUMNS,
@@ -21,7 +22,6 @@ from boring_assets.engine.inputs.columns import (
 )
 from boring_assets.engine.inputs.layouts import Image, OpenShard, rows_by_key
 from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES, Record, StreamedShard, caption_in
-from boring_assets.engine.inputs.tar import BlockReader
 from boring_assets.engine.inputs.texts import to_text
 from boring_assets.engine.samples import ColumnNames, Failure, Reason, Shard
 from boring_assets.errors import SettingsError, ShardError

@@ -12,7 +12,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boring_assets.engine.inputs.tar import BLOCK, MAX_NAME_BYTES, BlockReader, Member, read_members
+from boring_assets.engine.inputs.blocks import BlockReader
+from boring_assets.engine.inputs.tar import BLOCK, MAX_NAME_BYTES, Member, read_members
 from boring_assets.errors import ShardError
 from tests.waiting import HANG_SECONDS
 
