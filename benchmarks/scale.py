@@ -3,9 +3,9 @@
     python -m benchmarks.scale
 
 It compares one large shard with many small ones, 1 to 8 decode workers, and the local disk with SeaweedFS on
-this machine, also through a proxy that holds each answer back for 30 ms. A side reads, embeds and commits with
-the small model, which is loaded before. The sides run in turns. The table shows medians over the rounds, with
-the processor seconds of this process and of its children (SeaweedFS, the proxy, and decoding processes).
+this machine, also through a proxy that holds each answer back for 30 ms. A side reads, embeds and commits
+with the small model, which is loaded before. The sides run in turns. The table shows medians over the rounds,
+with the processor seconds of this process and of its children (SeaweedFS, the proxy, decoding processes).
 """
 
 import argparse
