@@ -5,7 +5,6 @@ is compiled, and takes it only to hand over the result. URL, region and credenti
 client. A request that obstore cannot answer is made again by s3fs, so retries and errors are s3fs's.
 """
 
-import errno
 import logging
 import os
 import threading
@@ -166,7 +165,7 @@ class FastS3FileSystem(s3fs.S3FileSystem):
             answer = fast(store, key)
         except Exception as error:
             if isinstance(error, FileNotFoundError) and "<Code>NoSuchKey</Code>" in str(error):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
+                raise FileNotFoundError(path) from None
             answer = slow()
             self._count_miss(bucket, error)
             return answer

@@ -1,0 +1,92 @@
+"""Reading ahead over several files within one budget of bytes."""
+
+import threading
+from typing import Any
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from boring_assets.engine.inputs.blocks import BlockReader, Budget, Start, read_start
+from tests.waiting import wait_for
+
+BLOCK = 1000
+
+
+class Slow(MemoryFileSystem):
+    """Answers ranges when it is told to, and counts them."""
+
+    cachable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go, self.lock = threading.Event(), threading.Lock()
+        self.asked: list[str] = []
+
+    def cat_file(self, path: str, *args: Any, **kwargs: Any) -> bytes:
+        with self.lock:
+            self.asked.append(path)
+        assert self.go.wait(60)
+        return bytes(super().cat_file(path, *args, **kwargs))
+
+    def count(self, path: str) -> int:
+        with self.lock:
+            return self.asked.count(path)
+
+
+@pytest.fixture
+def fs() -> Slow:
+    fs = Slow()
+    for name in "abcde":
+        fs.pipe_file(f"/{name}", name.encode() * 20 * BLOCK)
+    return fs
+
+
+def test_files_share_a_budget_and_the_one_that_is_read_comes_first(fs: Slow) -> None:
+    budget = Budget(8 * BLOCK)
+    a, b, c, d, e = (BlockReader(fs, f"/{name}", block=BLOCK, budget=budget) for name in "abcde")
+    # Nobody reads yet: half of the budget is asked for, and each file's first block in any case.
+    wait_for(lambda: len(fs.asked) == 8, "the first requests")
+    assert [fs.count(f"/{name}") for name in "abcde"] == [4, 1, 1, 1, 1]
+    fs.go.set()
+    # Not the first one, and still it takes what is left from now on.
+    assert d.read(BLOCK) == b"d" * BLOCK
+    assert d.read(19 * BLOCK + 1) == b"d" * 19 * BLOCK
+    assert fs.count("/d") == 20
+    most = 0
+    for reader, name in ((a, "a"), (b, "b")):
+        parts = []
+        while part := reader.read(300):
+            parts.append(part)
+            most = max(most, sum(len(one.asked) for one in (a, b, c, d, e)))
+        assert b"".join(parts) == name.encode() * 20 * BLOCK
+    assert most <= 8
+    for reader in (a, b, c, d):
+        reader.close()
+    assert e.read(1) == b"e"
+    wait_for(lambda: fs.count("/e") == 9, "all of the budget is for the last file")
+    e.close()
+    e.close()
+    assert budget._used == 0
+
+
+def test_the_first_bytes_are_not_read_again(fs: Slow) -> None:
+    fs.go.set()
+    whole, part = read_start(fs, "/a", 10**6), read_start(fs, "/b", BLOCK)
+    assert whole == Start(b"a" * 20 * BLOCK, 20 * BLOCK)
+    assert part == Start(b"b" * BLOCK, None)
+    for name, start, requests in (("a", whole, 1), ("b", part, 20)):
+        reader = BlockReader(fs, f"/{name}", block=BLOCK, start=start)
+        assert reader.read(10**6) == name.encode() * 20 * BLOCK
+        reader.close()
+        assert fs.count(f"/{name}") == requests
+
+
+def test_a_failed_block_costs_no_budget(fs: Slow) -> None:
+    budget = Budget(2 * BLOCK)
+    reader = BlockReader(fs, "/a", block=BLOCK, budget=budget)
+    fs.rm("/a")
+    fs.go.set()
+    with pytest.raises(FileNotFoundError):
+        reader.read(1)
+    reader.close()
+    assert budget._used == 0
