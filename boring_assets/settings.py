@@ -108,7 +108,8 @@ class Settings(BaseSettings):
     read_ahead_mb: int = Field(
         512,
         ge=1,
-        description="Memory for encoded and decoded images that wait for the model, at most, in MiB.",
+        description="Memory for encoded and decoded images that wait for the model, at most, in MiB; "
+        "a quarter more for what object storage is asked for ahead.",
     )
     max_samples: int = Field(
         0, ge=0, description="Samples that one call of `embed` takes at most, to try things out; 0 is all."

@@ -5,6 +5,7 @@ and those that wait to be read. The shard that is read takes what it can use. Sh
 their turn take the rest, at most half of the budget.
 """
 
+import io
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ class BlockReader:
         block: int | None = None,
         start: Start | None = None,
         budget: Budget | None = None,
+        first: int = 0,
     ) -> None:
         """Requests the first block.
 
@@ -162,6 +164,7 @@ class BlockReader:
             block: Bytes in one request; by default what suits a disk or object storage.
             start: The bytes of the file that were read already.
             budget: How much is read ahead; by default a local file has a budget of its own.
+            first: Where to begin in the file; not with `start`.
         """
         local = isinstance(fs, LocalFileSystem)
         self._fs, self._path = fs, path
@@ -170,7 +173,7 @@ class BlockReader:
         self.size: int = fs.size(path) if size is None else size
         self._pool = ThreadPoolExecutor(_MOST_REQUESTS, thread_name_prefix="read-ahead")
         self._buffer = start.data if start else b""
-        self._end = len(self._buffer)
+        self._end = first + len(self._buffer)
         self._at = 0
         self.asked: list[tuple[int, Future[bytes]]] = []
         self.is_read = False
@@ -186,7 +189,7 @@ class BlockReader:
     @property
     def next_size(self) -> int:
         """Size of the block that is asked for next; 0 at the end of the file."""
-        return min(self._block, self.size - self._end)
+        return max(0, min(self._block, self.size - self._end))
 
     def ask(self) -> None:
         """Requests the next block; called by the budget."""
@@ -240,3 +243,53 @@ class BlockReader:
                 "cut short, or it changed while it was read. Try it again."
             )
         return True
+
+
+class ForwardFile(io.RawIOBase):
+    """A remote file for pyarrow whose reads go forward, over blocks that are requested ahead.
+
+    A read backwards is a request of its own.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, path: str, first: int) -> None:
+        """Requests the first blocks.
+
+        Args:
+            fs: The filesystem.
+            path: The file's path on it.
+            first: Where the reads begin.
+        """
+        self._fs, self._path = fs, path
+        self._reader, self._read_to = BlockReader(fs, path, first=first), first
+        self._at = 0
+
+    def readable(self) -> bool:  # noqa: D102
+        return True
+
+    def seekable(self) -> bool:  # noqa: D102
+        return True
+
+    def tell(self) -> int:  # noqa: D102
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:  # noqa: D102
+        self._at = offset + (0, self._at, self._reader.size)[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:  # noqa: D102
+        count = max(0, min(self._reader.size - self._at, size if size >= 0 else self._reader.size))
+        if count == 0:
+            return b""
+        if self._at >= self._read_to:
+            self._reader.skip(self._at - self._read_to)
+            data = self._reader.read(count)
+            self._read_to = self._at + len(data)
+        else:
+            data = self._fs.cat_file(self._path, start=self._at, end=self._at + count)
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        """Ends the requests that are in flight."""
+        self._reader.close()
+        super().close()

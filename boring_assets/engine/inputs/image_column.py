@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, ForwardFile
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.layouts import Image, OpenShard, in_parallel
 from boring_assets.engine.samples import Failure, Reason
@@ -35,10 +36,13 @@ class ColumnShard(OpenShard):
     file: pq.ParquetFile
     image_column: str
     fetcher: Fetcher
+    is_large: bool = False
 
     def images(self) -> Iterator[Image]:  # noqa: D102
         row, total = 0, self.rows.num_rows
         columns, files = [self.image_column], []
+        if self.is_large:
+            self._read_ahead()
         for batch in self.file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
             for value in batch.column(0):
                 if row == total:
@@ -55,6 +59,30 @@ class ColumnShard(OpenShard):
                 "Write it again, or remove it from the input."
             )
         yield from in_parallel(files, lambda item: (item[0], self._read_file(item[1])), _PARALLEL_FILES)
+
+    def _read_ahead(self) -> None:
+        """Opens the file again for the images, which are read forward from their first byte.
+
+        Not where several columns make an image, in row groups larger than a block: reads go to and fro there.
+        """
+        metadata = self.file.metadata
+        columns = [
+            number
+            for number in range(metadata.num_columns)
+            if metadata.schema.column(number).path.partition(".")[0] == self.image_column
+        ]
+        chunks = [
+            metadata.row_group(group).column(column)
+            for group in range(metadata.num_row_groups)
+            for column in columns
+        ]
+        largest = max((chunk.total_compressed_size for chunk in chunks), default=0)
+        if not chunks or (len(columns) > 1 and largest > OBJECT_BLOCK):
+            return
+        first = chunks[0].dictionary_page_offset or chunks[0].data_page_offset
+        file = ForwardFile(self.shard.fs, self.shard.path, first)
+        self.close()  # with the blocks that it keeps
+        self.file = pq.ParquetFile(file, metadata=metadata, buffer_size=OBJECT_BLOCK)
 
     def read(self, row: int) -> bytes | Failure:
         """Returns the image of one row."""
@@ -129,4 +157,4 @@ class ColumnShard(OpenShard):
         return answer
 
     def close(self) -> None:  # noqa: D102
-        self.file.close()
+        self.file.close(force=True)  # also the file below it

@@ -52,7 +52,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     if opener := opener_of(shard.path):
         return opener(shard, limits, max_rows)
     try:
-        file = _open_parquet(shard)
+        file, is_large = _open_parquet(shard)
         names = file.schema_arrow.names
         if len(set(names)) != len(names):
             raise ShardError(f"{shard.uri} has two columns of one name: {names}. Rename one.")
@@ -69,7 +69,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     rows = rows.slice(0, rows.num_rows - cut)
     opened: OpenShard
     if images.column:
-        opened = ColumnShard(shard, rows, columns, limits, cut, file, images.column, fetcher)
+        opened = ColumnShard(shard, rows, columns, limits, cut, file, images.column, fetcher, is_large)
     else:
         file.close()
         opened = _open_beside(shard, rows, columns, limits, cut, fetcher, images.others)
@@ -145,12 +145,17 @@ def _open_beside(
     )
 
 
-def _open_parquet(shard: Shard) -> pq.ParquetFile:
-    """Opens the parquet; one without images is small, and is read in one request."""
+def _open_parquet(shard: Shard) -> tuple[pq.ParquetFile, bool]:
+    """Opens a parquet file. A small remote file, e.g. one without images, is read in one request.
+
+    Returns:
+        The file, and whether it is remote and too large for that.
+    """
     start = read_start(shard.fs, shard.path, OBJECT_BLOCK)
     if start and start.is_all:
-        return pq.ParquetFile(pa.BufferReader(start.data))
-    return pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=OBJECT_BLOCK)
+        return pq.ParquetFile(pa.BufferReader(start.data)), False
+    file = pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=OBJECT_BLOCK)
+    return file, start is not None
 
 
 def _tar_at(shard: Shard, path: str) -> tuple[bool, Start | None]:

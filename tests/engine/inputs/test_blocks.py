@@ -1,12 +1,26 @@
 """Reading ahead over several files within one budget of bytes."""
 
+import random
 import threading
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from boring_assets.engine.inputs.blocks import BlockReader, Budget, Start, read_start
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.blocks import (
+    OBJECT_BLOCK,
+    OBJECT_STORAGE,
+    BlockReader,
+    Budget,
+    Start,
+    read_start,
+)
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.sources import open_shard
+from tests.engine.opening import shard_at
 from tests.waiting import wait_for
 
 BLOCK = 1000
@@ -90,3 +104,21 @@ def test_a_failed_block_costs_no_budget(fs: Slow) -> None:
         reader.read(1)
     reader.close()
     assert budget._used == 0
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "struct in large row groups"])
+def test_images_in_a_large_parquet_are_read_ahead(fs: Slow, kind: str) -> None:
+    fs.go.set()
+    images = [random.Random(row).randbytes(100_000) for row in range(300)]
+    column = images if kind == "bytes" else [{"bytes": data, "path": f"{data[:3].hex()}"} for data in images]
+    table = pa.table({"key": [f"{row:05}" for row in range(300)], "image": column})
+    with fs.open("/set/p.parquet", "wb") as file:
+        pq.write_table(table, file, row_group_size=300 if "large" in kind else 20)
+    opened = open_shard(shard_at("/set/p.parquet", fs=fs), Limits(), Fetcher())
+    before = fs.count("/set/p.parquet")
+    assert [image for _, image in sorted(opened.images())] == images
+    blocks = -(-fs.size("/set/p.parquet") // OBJECT_BLOCK)
+    assert fs.count("/set/p.parquet") - before == (0 if "large" in kind else blocks)
+    assert opened.read(7) == images[7]
+    opened.close()
+    assert not OBJECT_STORAGE._readers
