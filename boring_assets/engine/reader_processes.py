@@ -41,7 +41,7 @@ _CAREFUL_BYTES = 64 * 2**20
 _POLL_SECONDS = 0.5
 # A row or a shard is given up when its process has died so often, besides the first time.
 _MOST_DEATHS = 3
-_MOST_FALSE_STARTS = 3
+_MOST_FALSE_STARTS = 5
 # Room for an image that is resized on the device: those of 256 to 300 pixels take less.
 _KEPT_BYTES = 256 * 2**10
 
