@@ -76,9 +76,7 @@ def forward_only(encoder: Encoder, seconds: float) -> float:
     return statistics.median(rates)
 
 
-def end_to_end(
-    encoder: Encoder, shards: list[Shard], threads: int, read_ahead: int = 2048
-) -> dict[str, float]:
+def end_to_end(encoder: Encoder, shards: list[Shard], threads: int) -> dict[str, float]:
     """Measures the engine over shards on disk; the steady rate is without the first fifth."""
     progress, stop = Progress(), threading.Event()
     marks: list[tuple[float, int]] = []
@@ -90,7 +88,7 @@ def end_to_end(
     watcher = threading.Thread(target=watch)
     watcher.start()
     start, cpu = time.perf_counter(), time.process_time()
-    options = Options(decode_workers=threads, read_ahead_bytes=read_ahead * 2**20)
+    options = Options(decode_workers=threads)
     for result in embed_shards(shards, encoder, options, progress=progress):
         assert isinstance(result, EmbeddedShard), result.error
     seconds, total = time.perf_counter() - start, progress.embedded

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from boring_assets.engine.model.encoder import pick_device, pick_precision
+from boring_assets.engine.model.precision import pick_device, pick_precision
 from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.identity import find_other_models, identity
 from boring_assets.settings import Settings

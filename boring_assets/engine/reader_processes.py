@@ -41,7 +41,7 @@ _CAREFUL_BYTES = 64 * 2**20
 _POLL_SECONDS = 0.5
 # A row or a shard is given up when its process has died so often, besides the first time.
 _MOST_DEATHS = 3
-_MOST_FALSE_STARTS = 3
+_MOST_FALSE_STARTS = 5
 # Room for an image that is resized on the device: those of 256 to 300 pixels take less.
 _KEPT_BYTES = 256 * 2**10
 
@@ -206,7 +206,7 @@ class _ReaderProcess:
                     self.ready = True
                     continue
                 chunk = message.chunk
-                chunks.put(self._open(message, assigned[chunk.number]), message.weight)
+                chunks.put(self._unpack(message, assigned[chunk.number]), message.weight)
                 if chunk.end or chunk.error:
                     del assigned[chunk.number]
                 # One shard is opened ahead. The last shards are spread over all processes, because each takes
@@ -236,7 +236,7 @@ class _ReaderProcess:
                 raise Closed
         return self._connection.recv()
 
-    def _open(self, message: Message, assignment: Assignment) -> Chunk:
+    def _unpack(self, message: Message, assignment: Assignment) -> Chunk:
         """Returns a chunk whose pixels are in shared memory, which is freed with them."""
         import torch
 

@@ -176,10 +176,6 @@ def filesystem(scheme: str) -> AbstractFileSystem:
 
 def _s3_options() -> dict[str, Any]:
     """What botocore and s3fs do not set themselves."""
-    import s3fs.core
-
-    # s3fs retries broken connections five times. With this it also retries server errors.
-    s3fs.core.set_custom_error_handler(_is_transient)
     # Time-outs in seconds, and connections for reading ahead. A silent server is given up after ten times.
     config: dict[str, Any] = {"connect_timeout": 5, "read_timeout": 15, "max_pool_connections": 32}
     if not {"AWS_RETRY_MODE", "AWS_MAX_ATTEMPTS"} & os.environ.keys():
@@ -190,17 +186,6 @@ def _s3_options() -> dict[str, Any]:
     if region and not os.environ.get("AWS_DEFAULT_REGION"):
         options["client_kwargs"] = {"region_name": region}
     return options
-
-
-def _is_transient(error: Exception) -> bool:
-    """Whether S3 answered with a status of 500 or more, or the connection was refused or reset."""
-    from botocore.exceptions import ConnectionError as NotConnected
-
-    if isinstance(error, NotConnected):
-        return True
-    response = getattr(error, "response", None)
-    answer = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    return int(answer.get("HTTPStatusCode") or 0) >= 500
 
 
 def _how_to_install(scheme: str) -> str:

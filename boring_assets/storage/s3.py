@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import s3fs
+import s3fs.core
 from fsspec.asyn import sync
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ class FastS3FileSystem(s3fs.S3FileSystem):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Takes what `S3FileSystem` takes."""
         super().__init__(*args, **kwargs)
+        # s3fs retries broken connections five times. With this it also retries server errors. It is set here,
+        # because a filesystem may come from another process.
+        s3fs.core.set_custom_error_handler(_is_transient)
         self._stores: dict[str, S3Store | None] = {}
         self._misses = 0
         self._lock = threading.Lock()
@@ -271,3 +275,14 @@ def _get(store: "S3Store", key: str, start: int, end: int | None, tag: str | Non
     elif start:
         options["range"] = {"offset": start}
     return obstore.get(store, key, options=options).bytes().to_bytes()
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether S3 answered with a status of 500 or more, or the connection was refused or reset."""
+    from botocore.exceptions import ConnectionError as NotConnected
+
+    if isinstance(error, NotConnected):
+        return True
+    response = getattr(error, "response", None)
+    answer = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    return int(answer.get("HTTPStatusCode") or 0) >= 500

@@ -8,6 +8,7 @@ import signal
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -120,7 +121,8 @@ def a_node_is_lost(ray: RayCluster, home: Home, server: Webserver, keys: list[st
     runs = home.wait_for_runs(6)
     assert sorted(run.status.value for run in runs[3:]) == ["FAILURE", "SUCCESS", "SUCCESS"]
     check_retry(home, victim, victim_keys, before)
-    # Each launch counts the devices again.
+    # Each launch counts the devices of the nodes that Ray knows to be alive.
+    wait_for(lambda: len(alive_nodes(ray)) == 1, "Ray has noticed that the node is lost", lambda: ray.nodes())
     launch(server, victim_keys[:1])
     home.wait_for_runs(7)
     assert limit(home) == 2
@@ -168,6 +170,10 @@ def check_retry(home: Home, victim: DagsterRun, keys: list[str], before: dict[st
     assert {key: after[key] for key in before} == before
 
 
+def alive_nodes(ray: RayCluster) -> list[dict[str, Any]]:
+    return [node for node in ray.nodes() if node["state"] == "ALIVE"]
+
+
 def limit(home: Home) -> int | None:
     return {pool.name: pool.limit for pool in home.instance.event_log_storage.get_pool_limits()}[POOL]
 
@@ -190,11 +196,11 @@ def check_tokens(ray: RayCluster) -> None:
             with pytest.raises(urllib.error.HTTPError) as refused:
                 ray.ask(path, token=token)
             assert refused.value.code == code
-    alive = len([node for node in ray.nodes() if node["state"] == "ALIVE"])
+    alive = len(alive_nodes(ray))
     intruder = ray.join("intruder", "--num-gpus=1", token="wrong" * 8)
     assert intruder.returncode != 0
     assert re.search("(?i)authenticat|token", intruder.stdout), intruder.stdout
-    assert len([node for node in ray.nodes() if node["state"] == "ALIVE"]) == alive == 1
+    assert len(alive_nodes(ray)) == alive == 1
 
 
 def check_equal_to_local(home: Home, local: Home) -> None:

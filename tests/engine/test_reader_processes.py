@@ -116,12 +116,12 @@ def serve_or_die(*arguments: object) -> None:
     reader_process.serve(*arguments)  # type: ignore[arg-type]
 
 
-def serve_not(*arguments: object) -> None:
+def die_at_once(*arguments: object) -> None:
     """A reader process that does not start."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def serve_until_told_to_open(*arguments: object) -> None:
+def serve_or_die_when_opening(*arguments: object) -> None:
     """A reader process that dies when it opens the shard `damaged`, as at a fault in a library that reads."""
     open_shard = reader_process.Reader._open
 
@@ -169,7 +169,7 @@ def test_a_killed_process_loses_nothing(encoder: Encoder, many: list[Shard]) -> 
 def test_a_shard_that_kills_its_reader_fails_alone(
     encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_processes, "serve", serve_until_told_to_open)
+    monkeypatch.setattr(reader_processes, "serve", serve_or_die_when_opening)
     shards = [make_shard(tmp_path, name, [jpeg(1)] * 20) for name in ("a", "damaged", "b", "c")]
     results = list(embed_shards(shards, encoder, PROCESSES))
     (failed,) = [one for one in results if isinstance(one, FailedShard)]
@@ -181,7 +181,7 @@ def test_a_shard_that_kills_its_reader_fails_alone(
 def test_processes_that_cannot_start_are_reported(
     encoder: Encoder, many: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader_processes, "serve", serve_not)
+    monkeypatch.setattr(reader_processes, "serve", die_at_once)
     with pytest.raises(ModelError, match="BORING_DECODE_WORKERS"):
         list(embed_shards(many, encoder, PROCESSES))
 

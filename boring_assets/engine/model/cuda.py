@@ -89,7 +89,8 @@ class Graph:
                 forward(self._input)
             self._stream.synchronize()
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, stream=self._stream):
+            # Threads that decode may allocate pinned memory meanwhile.
+            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._output = forward(self._input)
         self._slots = deque(_Slot(self._input, self._output) for _ in range(SLOTS))
 

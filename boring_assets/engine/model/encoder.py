@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from boring_assets.engine.decoding.arena import Arena
+from boring_assets.engine.decoding.decode import resize
 from boring_assets.engine.decoding.decoders import Target
 from boring_assets.engine.decoding.pixels import Pixels, stack, take
 from boring_assets.engine.model.cuda import SLOTS, Graph, pin
 from boring_assets.engine.model.cuda import Pending as OnDevice
 from boring_assets.engine.model.load import ClipModel, load_model
+from boring_assets.engine.model.precision import pick_device, pick_precision
 from boring_assets.engine.model.resize import DeviceResize
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ModelError
@@ -40,48 +42,6 @@ CUDA_BATCHES = (64, 128, 256, 512, 1024)
 _WORTH = 1.02
 # How far the squared length of a usable embedding may be from 1.
 _UNIT = 1e-3
-
-
-def pick_device(name: str) -> "torch.device":
-    """Returns the device that a setting names.
-
-    Args:
-        name: `auto` (CUDA where there is a device, else the CPU), `cpu`, `cuda` or `cuda:N`.
-
-    Returns:
-        The device.
-
-    Raises:
-        ModelError: There is no such device here.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ModelError(f"BORING_DEVICE is {name!r}; expected auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"BORING_DEVICE is {name!r}, but this machine shows {torch.cuda.device_count()} CUDA devices. "
-            "Use auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES."
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise ModelError(f"BORING_DEVICE is {name!r}; expected auto, cpu, cuda or cuda:N.")
-    return device
-
-
-def pick_precision(name: str, device: "torch.device") -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the device computes it faster than fp32, else fp32."""
-    import torch
-
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if fast else "fp32"
 
 
 class Pending(Protocol):
@@ -103,7 +63,7 @@ def bad_vectors(vectors: np.ndarray) -> np.ndarray:
     return ~(np.abs(lengths - 1) < _UNIT)  # a NaN compares false
 
 
-class _OnceMore:
+class _HalfPrecisionBatch:
     """A batch of a model in half precision: unusable embeddings are computed again in fp32."""
 
     def __init__(self, encoder: "Encoder", pending: Pending, pieces: list[Pixels]) -> None:
@@ -116,13 +76,14 @@ class _OnceMore:
         vectors = self._pending.result()
         bad = np.flatnonzero(bad_vectors(vectors))
         if len(bad):
+            if isinstance(self._pending, OnDevice):
+                pixels = self._pending.pixels[torch.from_numpy(bad).to(self._pending.pixels.device)]
+            else:
+                images = [piece.image(number) for piece in self._pieces for number in range(len(piece))]
+                preprocess = self._encoder.model.preprocess
+                pixels = torch.cat([resize(images[row][None], preprocess) for row in bad])
             vectors = np.array(vectors)
-            pixels = (
-                self._pending.pixels
-                if isinstance(self._pending, OnDevice)
-                else stack(self._pieces, self._encoder.size)
-            )
-            vectors[bad] = self._encoder.in_fp32(pixels[torch.from_numpy(bad).to(pixels.device)])
+            vectors[bad] = self._encoder.in_fp32(pixels)
         return vectors
 
 
@@ -230,7 +191,7 @@ class Encoder:
             ModelError: The device's memory does not suffice for a single image.
         """
         pending = self._submit(pieces)
-        return pending if self.precision == "fp32" else _OnceMore(self, pending, pieces)
+        return pending if self.precision == "fp32" else _HalfPrecisionBatch(self, pending, pieces)
 
     def _submit(self, pieces: list[Pixels]) -> Pending:
         import torch

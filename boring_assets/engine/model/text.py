@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from boring_assets.engine.model.encoder import pick_device, pick_precision
 from boring_assets.engine.model.imports import import_open_clip
 from boring_assets.engine.model.load import ClipModel, resolve
+from boring_assets.engine.model.precision import pick_device, pick_precision
 from boring_assets.engine.model.trust import check_model
 from boring_assets.errors import ModelError
 
