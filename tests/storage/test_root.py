@@ -8,6 +8,7 @@ from errno import ENOSPC, EROFS
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.storage.errors import storage_error
@@ -86,6 +87,8 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
     scheme: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
+    # fsspec keeps the class that another test may have imported.
+    monkeypatch.delitem(_registry, scheme, raising=False)
     with pytest.raises(SettingsError, match=rf"boring_assets\[{extra}\]"):
         open_root(f"{scheme}://bucket/x")
 
