@@ -47,6 +47,7 @@ from boring_assets.engine.decoding.decoders import Target
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import embed_shards
+from boring_assets.engine.reader_processes import THREADS
 from boring_assets.engine.samples import Shard
 from boring_assets.settings import Settings
 from resources.clip import ClipResource
@@ -66,7 +67,7 @@ _PARTS = {
     "finish": "write",
     "check": "write",
 }
-_SAMPLE_SECONDS = 0.02
+_SAMPLE_SECONDS = 0.05
 
 
 class InstantDevice:
@@ -154,6 +155,10 @@ class CpuTimes:
         own: Seconds that the sampling itself took.
     """
 
+    def __init__(self, *, with_children: bool) -> None:
+        """Looking for children costs more than all else here, so it is left out where there are none."""
+        self._with_children = with_children
+
     def __enter__(self) -> "CpuTimes":
         self._threads: dict[tuple[str, int], float] = {}
         self._children: dict[int, float] = {}
@@ -179,7 +184,7 @@ class CpuTimes:
             for thread in process.threads():
                 if name := names.get(thread.id):
                     self._threads[name, thread.id] = thread.user_time + thread.system_time
-            for child in process.children(recursive=True):
+            for child in process.children(recursive=True) if self._with_children else ():
                 with suppress(psutil.Error):
                     self._children[child.pid] = _cpu(child)
         self.own = time.thread_time()
@@ -196,7 +201,7 @@ def engine(device: InstantDevice, shards: list[Shard], workers: int, out: Path) 
     options = replace(options, decode_workers=workers)
     commit = partial(EmbeddingsIOManager(output_dir=str(out)).commit, facts={})
     start, cpu = time.perf_counter(), time.process_time()
-    with CpuTimes() as times:
+    with CpuTimes(with_children=workers > THREADS) as times:
         for result in embed_shards(shards, cast(Encoder, device), options, then=commit):
             assert isinstance(result, Written), result
     seconds = time.perf_counter() - start
