@@ -39,7 +39,7 @@ def launch(server: Webserver, first: str, last: str) -> str:
 
 @pytest.mark.slow
 def test_a_killed_run_is_retried_and_loses_nothing(home: Home) -> None:
-    keys = home.add_shards(SHARDS, images=4)
+    keys = home.add_shards(SHARDS)
     home.register()
     with home.webserver() as server, home.daemon():
         run_id = launch(server, keys[0], keys[-1])
@@ -60,7 +60,7 @@ def test_a_killed_run_is_retried_and_loses_nothing(home: Home) -> None:
     assert len(adopted) <= len(done) + MAX_UNREPORTED
     assert home.materialized(retry) == dict.fromkeys(keys, 1)
     assert home.messages(retry).count(f"{SHARDS - len(adopted)} shards on cpu") == 1
-    home.check_committed(keys, images=4)
+    home.check_committed(keys)
     home.check_one_at_a_time()
     assert max(before[key] for key in adopted) < min(before[key] for key in set(keys) - adopted)
 

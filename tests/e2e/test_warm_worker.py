@@ -9,14 +9,15 @@ from tests.e2e.processes import Home
 from tests.e2e.test_killed_run import launch
 from tests.waiting import wait_for
 
+IMAGES = 200  # so that a run has several seconds of work: a worker sees once a second that its run is canceled
 TERMINATE = """mutation($id: String!) { terminateRun(runId: $id) {
     __typename ... on TerminateRunFailure { message } ... on PythonError { message } } }"""
 
 
 @pytest.mark.heavy
 def test_a_run_is_canceled_then_done_and_another_outlives_a_reboot(home: Home) -> None:
-    keys = home.add_shards(60, images=4)
-    late = home.add_shards(60, first=60, images=4)
+    keys = home.add_shards(60, images=IMAGES)
+    late = home.add_shards(20, first=60, images=IMAGES)
     home.register()
     with home.webserver() as server:
         with home.daemon():
@@ -29,7 +30,7 @@ def test_a_run_is_canceled_then_done_and_another_outlives_a_reboot(home: Home) -
             launch(server, keys[0], keys[-1])
             _, done = home.wait_for_runs(2)
             assert done.status is DagsterRunStatus.SUCCESS
-            home.check_committed(keys, images=4)
+            home.check_committed(keys, images=IMAGES)
 
             run_id = launch(server, late[0], late[-1])
             wait_for(lambda: len(home.committed()) > len(keys), "a shard is committed", every=0.02)
@@ -44,4 +45,4 @@ def test_a_run_is_canceled_then_done_and_another_outlives_a_reboot(home: Home) -
     assert failed.status is DagsterRunStatus.FAILURE
     assert "has ended" in "\n".join(log.message for log in home.instance.all_logs(run_id))
     assert retry.status is DagsterRunStatus.SUCCESS
-    home.check_committed(keys + late, images=4)
+    home.check_committed(keys + late, images=IMAGES)
