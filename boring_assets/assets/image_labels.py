@@ -189,7 +189,7 @@ def _check_fits(name: str, head: Head, named: Mapping[str, str], embedded: Mappi
     for fact, value in named.items():
         if value.replace("/", "-") != str(embedded.get(fact)).replace("/", "-"):
             raise SettingsError(
-                f"The head {name} is for the {fact} {value}, but the embeddings were made with {model} "
+                f"The head {name} is for the {fact} {value}, but the images were embedded with {model} "
                 f"({fact} {embedded.get(fact)}). Use a head that was trained for this model."
             )
 

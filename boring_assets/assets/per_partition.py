@@ -96,8 +96,8 @@ def check_model(
     """
     if facts.get("weights_digest") != model.digest:
         raise ShardError(
-            f"{embeddings.uri(key)} was made with the weights {facts.get('weights_digest')}, not with those "
-            f"of {model.name} ({model.digest}). Set BORING_MODEL and BORING_PRETRAINED to its model."
+            f"{embeddings.uri(key)} was embedded with the weights {facts.get('weights_digest')}, not with "
+            f"those of {model.name} ({model.digest}). Set BORING_MODEL and BORING_PRETRAINED to its model."
         )
 
 

@@ -46,13 +46,13 @@ def check_settings(known: Mapping[Shard, Mapping[str, Any]], settings: str) -> N
         settings: `embedding_version` of this run.
 
     Raises:
-        SettingsError: A shard was made by other settings.
+        SettingsError: A shard was embedded with other settings.
     """
     for shard, facts in known.items():
         if facts.get("source_version") == shard.version and facts.get("settings") != settings:
             raise SettingsError(
-                f"{shard.key} was made with {facts.get('settings')}, and this run is set to {settings}. "
-                "A retry needs the settings that the shard was made with."
+                f"{shard.key} was embedded with {facts.get('settings')}, and this run is set to {settings}. "
+                "A retry needs the settings that the shard was embedded with."
             )
 
 

@@ -50,7 +50,7 @@ def embed_all(
         progress: Counts the samples.
 
     Raises:
-        SettingsError: A setting is wrong, or the output was made by other settings and `redo` is off.
+        SettingsError: A setting is wrong, or the output was embedded with other settings and `redo` is off.
         StorageError: The input cannot be read, holds no shards, or the output cannot be written.
         RunError: A run failed; what was committed before stays.
         KeyboardInterrupt: The command was interrupted; what was committed before stays.
@@ -109,9 +109,9 @@ def _choose(states: ShardStates, settings: Settings, *, redo: bool) -> list[str]
     other = states.keys((State.OTHER_SETTINGS,))
     if other and not redo:
         raise SettingsError(
-            f"{settings.output_dir} holds {some(len(other), 'shard')} made by other settings than "
+            f"{settings.output_dir} holds {some(len(other), 'shard')} embedded with other settings than "
             f"{describe_model(settings)}: {first_of(other)}. Add --redo to embed them again, or give "
-            "the settings that they were made with, or another output."
+            "the settings that they were embedded with, or another output."
         )
     keys = states.keys((*PENDING, *((State.OTHER_SETTINGS,) if redo else ())))
     if not settings.max_samples:

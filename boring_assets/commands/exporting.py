@@ -33,7 +33,7 @@ configs:
 - config_name: default
   data_files: data/*.parquet
 ---
-CLIP embeddings, made by boring_assets.
+CLIP embeddings by boring_assets.
 """
 
 

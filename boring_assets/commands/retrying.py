@@ -73,7 +73,7 @@ def _count_failures(
     """Returns how many images of each shard failed for some reasons, and which shards have changed.
 
     Raises:
-        SettingsError: A shard with such images was made by other settings.
+        SettingsError: A shard with such images was embedded with other settings.
         StorageError: A file cannot be read.
     """
     counts, changed, other = {}, [], []
@@ -89,9 +89,9 @@ def _count_failures(
             counts[key] = count
     if other:
         raise SettingsError(
-            f"{root.uri} holds {some(len(other), 'shard')} made by other settings than "
+            f"{root.uri} holds {some(len(other), 'shard')} embedded with other settings than "
             f"{describe_model(settings)}: {first_of(other)}. A retry needs the settings that they were "
-            "made with."
+            "embedded with."
         )
     return counts, changed
 

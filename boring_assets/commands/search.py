@@ -148,7 +148,7 @@ def open_searcher(settings: Settings, *, update: bool, pictures: bool) -> "Searc
         left_out = [f"{key}: {why}" for key, why in done.failed.items()]
         if done.other_model:
             shards = some(len(done.other_model), "shard")
-            left_out.append(f"{shards} made by another model: {first_of(done.other_model)}")
+            left_out.append(f"{shards} embedded by another model: {first_of(done.other_model)}")
         for text in left_out:
             click.secho(plain(f"Left out  {text}"), fg="yellow", err=True)
         for name, note in done.columns.items():

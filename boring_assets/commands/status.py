@@ -72,9 +72,7 @@ def status(as_json: bool, **options: Any) -> None:
         for path, why in found.refused.items():
             click.echo(plain(f"Refused: {path}: {why}"))
         if count[State.OTHER_SETTINGS]:
-            hint = (
-                f"Other settings than {describe_model(settings)}. Give those that the shards were made with."
-            )
+            hint = f"Other settings than {describe_model(settings)}. Give the settings of the shards."
             click.echo(plain(hint), err=True)
         unknown = sum(state is State.NEW and key in committed() for key, state in shards.states.items())
         if unknown:

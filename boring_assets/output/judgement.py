@@ -186,9 +186,11 @@ def stale(committed: Committed) -> Found:
         if now is not None and partition.source_version != now:
             problems[partition.key] = "its shard has changed since"
         elif partition.settings != committed.settings:
-            problems[partition.key] = f"made with {partition.settings}, now {committed.settings}"
+            problems[partition.key] = f"embedded with {partition.settings}, now {committed.settings}"
         elif partition.weights_digest != weights:
-            problems[partition.key] = f"made with the weights {partition.weights_digest}, most with {weights}"
+            problems[partition.key] = (
+                f"embedded with the weights {partition.weights_digest}, most with {weights}"
+            )
     return Found(problems)
 
 

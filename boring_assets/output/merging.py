@@ -212,7 +212,7 @@ def _check_same(result: EmbeddedShard, committed: CommittedRows, model_facts: Ma
     if facts["source_version"] != shard.version:
         raise ShardError(f"{committed.uri} was made from another version of {shard.uri}. Run it again.")
     if message := differences(identity(facts), identity(model_facts)):
-        raise ShardError(f"{committed.uri} has {message}. Give the settings that it was made with.")
+        raise ShardError(f"{committed.uri} has {message}. Give the settings that it was embedded with.")
     same = facts["rows"] == result.rows.num_rows
     for name in ("key", "url"):
         source = result.columns.get(name)
@@ -222,7 +222,7 @@ def _check_same(result: EmbeddedShard, committed: CommittedRows, model_facts: Ma
     if not same:
         raise ShardError(
             f"{shard.uri} has other rows, keys or URLs than when {committed.uri} was made: its settings have "
-            "changed. Give those that it was made with, or embed it again."
+            "changed. Give those that it was embedded with, or embed it again."
         )
 
 

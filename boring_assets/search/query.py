@@ -271,15 +271,15 @@ class Searcher:
         tag = self._settings.pretrained if chosen else str(index_model["pretrained"])
         if not chosen and "://" in (tag or name):
             raise ModelError(
-                f"The embeddings were made with {tag or name}, and a URI inside data is not fetched. Set "
-                "BORING_MODEL and BORING_PRETRAINED to the model that they were made with."
+                f"The images were embedded with {tag or name}, and a URI inside data is not fetched. Set "
+                "BORING_MODEL and BORING_PRETRAINED to the model that they were embedded with."
             )
         model = find_model_files(name, tag, self._settings.weights_sha256 if chosen else "").load()
         if model.digest != index_model["weights_digest"]:
             raise ModelError(
-                f"The embeddings were made with {index_model['model']} {index_model['pretrained']} (weights "
-                f"{index_model['weights_digest']}), but {name} has other weights ({model.digest}). Set "
-                "BORING_MODEL and BORING_PRETRAINED to the model that they were made with."
+                f"The images were embedded with {index_model['model']} {index_model['pretrained']} "
+                f"(weights {index_model['weights_digest']}), but {name} has other weights ({model.digest}). Set "
+                "BORING_MODEL and BORING_PRETRAINED to the model that they were embedded with."
             )
         return model
 

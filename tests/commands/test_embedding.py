@@ -51,7 +51,10 @@ def test_each_call_embeds_only_new_changed_and_lost_shards(cli: CommandLine) -> 
     assert changed() == {"00002"}
 
     said = cli("embed", "in", out, "--precision", "bf16", code=1).stderr
-    assert "out holds 4 shards made by other settings than model boring-tiny, precision bf16, float32" in said
+    assert (
+        "out holds 4 shards embedded with other settings than model boring-tiny, precision bf16, float32"
+        in said
+    )
     assert "00000, 00001, 00002, 00003. Add --redo" in said
     assert not changed()
     assert "Shards    4 embedded\n" in cli("embed", "in", out, "--precision", "bf16", "--redo").stdout

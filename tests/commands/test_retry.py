@@ -109,7 +109,7 @@ def test_another_model_is_refused_and_a_changed_shard_is_left_to_embed(cli: Comm
     before = cli.stamps(cli.folder / "out")
     back_again(source, 0, 1)
     said = cli("retry", *places, "--precision", "bf16", code=1).output
-    assert "A retry needs the settings that they were made with" in said
+    assert "A retry needs the settings that they were embedded with" in said
     assert cli.stamps(cli.folder / "out") == before
     assert "does not hold" in cli("retry", *places, "--shard", "00007", code=1).output
     table = pq.read_table(source / "00000.parquet")

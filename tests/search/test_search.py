@@ -187,4 +187,4 @@ def test_another_model_than_the_embeddings_is_refused(gallery: Gallery, tmp_path
         folder / "open_clip_model.safetensors",
     )
     said = gallery.call("search", "red", "--output", gallery.output, "--model", folder, code=1).stderr
-    assert "The embeddings were made with boring-tiny" in said
+    assert "The images were embedded with boring-tiny" in said
