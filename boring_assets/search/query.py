@@ -278,8 +278,8 @@ class Searcher:
         if model.digest != index_model["weights_digest"]:
             raise ModelError(
                 f"The images were embedded with {index_model['model']} {index_model['pretrained']} "
-                f"(weights {index_model['weights_digest']}), but {name} has other weights ({model.digest}). Set "
-                "BORING_MODEL and BORING_PRETRAINED to the model that they were embedded with."
+                f"(weights {index_model['weights_digest']}), but {name} has other weights ({model.digest}). "
+                "Set BORING_MODEL and BORING_PRETRAINED to the model that they were embedded with."
             )
         return model
 

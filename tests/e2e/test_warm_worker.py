@@ -9,7 +9,7 @@ from tests.e2e.processes import Home
 from tests.e2e.test_killed_run import launch
 from tests.waiting import wait_for
 
-IMAGES = 200  # so that a run has several seconds of work: a worker sees once a second that its run is canceled
+IMAGES = 200  # seconds of work: a worker looks once a second whether its run is canceled
 TERMINATE = """mutation($id: String!) { terminateRun(runId: $id) {
     __typename ... on TerminateRunFailure { message } ... on PythonError { message } } }"""
 
