@@ -7,7 +7,8 @@ from typing import Any
 import dagster as dg
 from pydantic import TypeAdapter, ValidationError
 
-from boring_assets.engine.decoding.limits import Limits, check_formats
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.decoding.pillow import check_formats
 from boring_assets.engine.model.devices import Lease, lease
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import Options

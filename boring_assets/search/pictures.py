@@ -6,7 +6,8 @@ from collections.abc import Callable
 from threading import Lock
 from typing import TypeVar
 
-from boring_assets.engine.decoding.limits import Limits, check_formats
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.decoding.pillow import check_formats
 from boring_assets.engine.decoding.thumbnail import thumbnail
 from boring_assets.engine.inputs.lookup import Lookup
 from boring_assets.engine.inputs.sources import open_shard

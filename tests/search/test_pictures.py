@@ -86,7 +86,8 @@ def test_a_thumbnail_has_no_metadata_of_the_original() -> None:
 
 
 def test_a_wrong_or_too_large_picture_is_a_failure() -> None:
-    for data in (b"", b"<svg/>", jpeg(HELD_OUT[0], 1)[:200]):
+    not_allowed = encoded(Image.new("RGB", (50, 50)), "PPM")
+    for data in (b"", b"<svg/>", jpeg(HELD_OUT[0], 1)[:200], not_allowed):
         made = thumbnail(data, Limits())
         assert isinstance(made, Failure)
         assert pixel_digest(data, Limits()) is None

@@ -6,8 +6,6 @@ most 2 levels in 255. All other images, and JPEGs that the fast path refuses, go
 steps as in open_clip.
 """
 
-import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,22 +16,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from boring_assets.engine.decoding.limits import (
     Limits,
-    MeteredFile,
     PastLimit,
-    check_container,
     check_scans,
     check_size,
     explain_unknown,
-    load_plugins,
 )
+from boring_assets.engine.decoding.pillow import open_image
 from boring_assets.engine.decoding.pixels import Size
 from boring_assets.engine.samples import Failure, Reason
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What Pillow warns about is either a recorded failure or harmless.
-_NO_WARNINGS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 # Maximum decoded pixels of a group of equally sized images that are resized together.
 _GROUP_PIXELS = 4 * 2**20
 DEVICE_RESIZE_PIXELS = 512 * 512
@@ -247,21 +241,10 @@ def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> 
     """Decodes in the same steps as open_clip, on a Pillow image in its own mode."""
     import torch
 
-    if _NO_WARNINGS not in warnings.filters:  # another library may have reset the filters
-        warnings.filterwarnings("ignore", module=_NO_WARNINGS[3].pattern)
-    # Pillow's own limit also applies inside a file, e.g. to the tiles of a TIFF.
-    Image.MAX_IMAGE_PIXELS = limits.pixels
     try:
-        load_plugins(limits.extra_formats)
-        check_container(data, limits)
-        with Image.open(MeteredFile(data, limits.seconds), formats=limits.formats) as image:
-            width, height = image.size
+        with open_image(data, limits) as image:
+            height, width = image.height, image.width
             check_size(height, width, preprocess.resized(height, width), limits)
-            if image.format == "TIFF":  # libtiff decodes whole tiles, whose size Pillow does not check
-                tile = image.tag_v2.get(323, 1), image.tag_v2.get(322, 1)  # type: ignore[attr-defined]
-                check_size(*tile, tile, limits)
-            if image.format in ("JPEG", "MPO"):
-                check_scans(data, height, width, limits)
             resized = _resize_with_pillow(image, preprocess)
             pixels = _crop_with_pillow(resized, preprocess).convert("RGB")
     except (PastLimit, Image.DecompressionBombError) as error:

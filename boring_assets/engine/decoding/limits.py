@@ -1,23 +1,18 @@
 """Limits on images and shards, and checks of them before memory or time is spent.
 
 Input is not trusted. For most decoders the time grows with an image's pixels and bytes, which are checked
-first. Two things remain: the scans of a JPEG are counted here, and `MeteredFile` stops Pillow between the
-many small pieces of a file.
+first. Two things remain: the scans of a JPEG are counted here, and `pillow.MeteredFile` stops Pillow between
+the many small pieces of a file.
 """
 
-import io
 import re
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-
-from PIL import Image
-
-from boring_assets.errors import SettingsError
 
 # The formats of image datasets. Pillow reads some forty more, which few people need and few maintain.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+# Formats that a plug-in of Pillow reads: the extra of this project that installs it.
+EXTRAS = {"HEIF": "heic", "JXL": "jxl"}
 
 # Time to decode an empty scan, measured on colour images of 9408 x 9408 pixels and of 1 x 1.
 _SCAN_SECONDS_PER_PIXEL = 6e-10
@@ -94,68 +89,12 @@ class PastLimit(Exception):
     """An image is past one of the limits; the message says which, and by how much."""
 
 
-# Formats that a plug-in of Pillow reads: the extra of this project that installs it.
-_EXTRAS = {"HEIF": "heic", "JXL": "jxl"}
-_OTHER_NAMES = {"HEIC": "HEIF", "JPEGXL": "JXL", "JPEG-XL": "JXL", "JPEG XL": "JXL", "JP2": "JPEG2000"}
-
-
-def check_formats(names: Sequence[str]) -> tuple[str, ...]:
-    """Checks names of image formats, and loads the plug-ins that some need.
-
-    Args:
-        names: Names as Pillow has them, in any case, e.g. `JPEG2000`; also `HEIC` and `JPEGXL`.
-
-    Returns:
-        The same in Pillow's own spelling.
-
-    Raises:
-        SettingsError: Pillow has no format of a name, or its plug-in is not installed.
-    """
-    Image.init()
-    formats = tuple(_OTHER_NAMES.get(name.upper(), name.upper()) for name in names)
-    known = {name.upper() for name in Image.OPEN} | set(_EXTRAS)
-    for name, image_format in zip(names, formats, strict=True):
-        if image_format not in known:
-            raise SettingsError(
-                f"BORING_EXTRA_IMAGE_FORMATS names {name!r}, which Pillow does not read. Expected some of "
-                f"{', '.join(sorted(known - set(FORMATS)))}."
-            )
-    try:
-        load_plugins(formats)
-    except ImportError as error:
-        raise SettingsError(
-            f"BORING_EXTRA_IMAGE_FORMATS names {', '.join(names)}, but {error.name} is not installed: "
-            'pip install "boring_assets[heic]" for HEIC, "boring_assets[jxl]" for JPEG XL.'
-        ) from error
-    return formats
-
-
-@cache
-def load_plugins(formats: tuple[str, ...]) -> None:
-    """Registers the plug-ins of Pillow that some formats need; each process that decodes has to.
-
-    Raises:
-        ImportError: A plug-in is not installed.
-    """
-    if "HEIF" in formats:
-        import pillow_heif
-
-        # One thread an image, as for every other format; nothing but the image itself is wanted.
-        pillow_heif.register_heif_opener(
-            thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
-        )
-    if "JXL" in formats:
-        from pillow_jxl import JpegXLImagePlugin
-
-        JpegXLImagePlugin.DECODE_THREADS = 0
-
-
 def explain_unknown(data: bytes, limits: Limits) -> str:
     """Why no decoder took an image: its format and how to turn it on, or the bytes that it begins with."""
     name = image_format(data)
     if name is None or name in limits.formats:
         return f"not one of {', '.join(limits.formats)}: it begins with {data[:16]!r}"
-    extra = f', and pip install "boring_assets[{_EXTRAS[name]}]"' if name in _EXTRAS else ""
+    extra = f', and pip install "boring_assets[{EXTRAS[name]}]"' if name in EXTRAS else ""
     return f"not one of {', '.join(limits.formats)}, but {name}: set BORING_EXTRA_IMAGE_FORMATS={name}{extra}"
 
 
@@ -256,31 +195,3 @@ def _jxl_size(data: bytes) -> tuple[int, int]:
     height = side()
     ratio = ((0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[take(3)]
     return height, height * ratio[0] // ratio[1] if ratio[0] else side()
-
-
-class MeteredFile(io.BytesIO):
-    """An image's bytes, which a decoder may read until it has used more time than the limit.
-
-    It is the thread's processor time, so that no image fails because the machine is busy.
-    """
-
-    def __init__(self, data: bytes, seconds: float) -> None:
-        """Starts the clock.
-
-        Args:
-            data: The encoded image.
-            seconds: The limit.
-        """
-        super().__init__(data)
-        self._seconds = seconds
-        self._end = time.thread_time() + seconds
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Reads as any file does.
-
-        Raises:
-            PastLimit: The time is up.
-        """
-        if time.thread_time() > self._end:
-            raise PastLimit(f"decoding takes longer than the limit of {self._seconds:g} s")
-        return super().read(size)

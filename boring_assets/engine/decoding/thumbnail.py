@@ -3,9 +3,10 @@
 import hashlib
 import io
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from boring_assets.engine.decoding.limits import Limits, PastLimit, check_container, load_plugins
+from boring_assets.engine.decoding.limits import Limits, PastLimit, explain_unknown
+from boring_assets.engine.decoding.pillow import open_image
 from boring_assets.engine.samples import Failure, Reason
 
 SIDE = 224
@@ -16,7 +17,7 @@ def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
     """Returns a small JPEG of an encoded image.
 
     Args:
-        data: The image, in any format that Pillow reads.
+        data: The encoded image.
         limits: Limits for one image.
         side: Longest side of the thumbnail, in pixels.
 
@@ -26,13 +27,7 @@ def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
     if len(data) > limits.bytes:
         return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
     try:
-        load_plugins(limits.extra_formats)
-        check_container(data, limits)
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > limits.pixels:
-                return Failure(
-                    Reason.TOO_LARGE, f"{image.width} x {image.height} pixels; the limit is {limits.pixels}"
-                )
+        with open_image(data, limits) as image:
             image.draft("RGB", (2 * side, 2 * side))  # decodes a JPEG at a fraction of its size
             small = ImageOps.exif_transpose(image)
             small.thumbnail((side, side))
@@ -41,6 +36,8 @@ def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
             return out.getvalue()
     except (PastLimit, Image.DecompressionBombError) as error:
         return Failure(Reason.TOO_LARGE, str(error))
+    except UnidentifiedImageError:
+        return Failure(Reason.DECODE_ERROR, explain_unknown(data, limits))
     # Pillow's plug-ins raise nearly any exception for damaged bytes.
     except Exception as error:
         return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])
@@ -51,11 +48,7 @@ def pixel_digest(data: bytes, limits: Limits) -> str | None:
     if len(data) > limits.bytes:
         return None
     try:
-        load_plugins(limits.extra_formats)
-        check_container(data, limits)
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > limits.pixels:
-                return None
+        with open_image(data, limits) as image:
             head = f"{image.width} {image.height}".encode()
             return hashlib.sha256(head + image.convert("RGB").tobytes()).hexdigest()
     except Exception:  # as in `thumbnail`

@@ -249,6 +249,7 @@ Image.new("1", (14_000, 14_000)).save(out, "PNG")
 warnings.resetwarnings()
 for pixels in (14_000**2, 14_000**2 - 1):
     print(type(decode(out.getvalue(), Preprocess(64, 64), Limits(pixels=pixels))).__name__)
+    assert Image.MAX_IMAGE_PIXELS == default  # other code in this process keeps its own limit
 assert 2 * default < 14_000**2
 """
     command = [sys.executable, "-W", "always", "-c", code]

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from boring_assets.engine.decoding.decode import Preprocess, decode
-from boring_assets.engine.decoding.limits import Limits, check_formats
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.decoding.pillow import check_formats
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import SettingsError
 from tests.engine.kinds import encoded, picture
