@@ -56,7 +56,7 @@ class Embedder:
             model: Name or directory; see `load_model`.
             pretrained: Tag or checkpoint of the weights.
             device: `auto`, `cpu`, `cuda` or `cuda:N`; see `Encoder`.
-            precision: `auto`, `fp32`, `bf16` or `fp16`.
+            precision: `auto`, `fp32`, `bf16`, `fp16`, or `int8` (CPU only).
             batch_size: Images in a batch, or `auto`.
             limits: Limits for one image.
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
@@ -22,8 +22,9 @@ from boring_assets.engine.decoding.decoders import Target
 from boring_assets.engine.decoding.pixels import Pixels, stack, take
 from boring_assets.engine.model.cuda import SLOTS, Graph, pin
 from boring_assets.engine.model.cuda import Pending as OnDevice
+from boring_assets.engine.model.int8 import Int8Tower
 from boring_assets.engine.model.load import ClipModel, load_model
-from boring_assets.engine.model.precision import pick_device, pick_precision
+from boring_assets.engine.model.precision import pick_device, pick_precision, torch_dtype
 from boring_assets.engine.model.resize import DeviceResize
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ModelError
@@ -63,8 +64,8 @@ def bad_vectors(vectors: np.ndarray) -> np.ndarray:
     return ~(np.abs(lengths - 1) < _UNIT)  # a NaN compares false
 
 
-class _HalfPrecisionBatch:
-    """A batch of a model in half precision: unusable embeddings are computed again in fp32."""
+class _ReducedPrecisionBatch:
+    """A batch of a model below fp32: unusable embeddings are computed again in fp32."""
 
     def __init__(self, encoder: "Encoder", pending: Pending, pieces: list[Pixels]) -> None:
         self._encoder, self._pending, self._pieces = encoder, pending, pieces
@@ -93,7 +94,7 @@ class Encoder:
     Attributes:
         model: The model.
         device: Where it runs.
-        precision: `fp32`, `bf16` or `fp16`.
+        precision: `fp32`, `bf16`, `fp16` or `int8`.
         batch_size: Images in a full batch; shrinks when the device's memory runs out.
         dim: Length of an embedding.
         in_flight: Batches that may be unanswered while the next is prepared.
@@ -124,7 +125,7 @@ class Encoder:
         self.model = model
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
-        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        self._dtype = torch_dtype(self.precision)
         numbers = model.preprocess
         self.size = numbers.height, numbers.width
         std, mean = torch.tensor(numbers.std), torch.tensor(numbers.mean)
@@ -133,6 +134,7 @@ class Encoder:
         self._shift = (-mean / std).view(3, 1, 1).to(self.device)
         self._graph: Graph | None = None
         self._streams: ThreadPoolExecutor | None = None
+        share = 1
         if self.device.type == "cuda":
             self.in_flight = SLOTS - 1
         else:
@@ -144,6 +146,10 @@ class Encoder:
         self._one_at_a_time = Lock()
         try:
             model.module.visual.to(device=self.device, dtype=self._dtype)
+            self._encode: Callable[[Tensor], Tensor] = model.module.encode_image
+            if self.precision == "int8":
+                images = torch.zeros(2, 3, *self.size)
+                self._encode = Int8Tower(model.module.visual, images, share, model.name)
             self.dim = self._forward(self._blank(1)).shape[1]
             self.batch_size = self._find_batch_size() if batch_size == "auto" else batch_size
         except torch.OutOfMemoryError as error:
@@ -191,7 +197,7 @@ class Encoder:
             ModelError: The device's memory does not suffice for a single image.
         """
         pending = self._submit(pieces)
-        return pending if self.precision == "fp32" else _HalfPrecisionBatch(self, pending, pieces)
+        return pending if self.precision == "fp32" else _ReducedPrecisionBatch(self, pending, pieces)
 
     def _submit(self, pieces: list[Pixels]) -> Pending:
         import torch
@@ -240,7 +246,7 @@ class Encoder:
     def in_fp32(self, pixels: "Tensor") -> np.ndarray:
         """Embeds images in fp32, also if the encoder's precision is another.
 
-        The weights were converted in place, so they are loaded once more at the first call.
+        Weights in half precision were converted in place, so they are loaded once more at the first call.
 
         Args:
             pixels: uint8 [n, height, width, 3], on the host or the device.
@@ -264,7 +270,7 @@ class Encoder:
                     self._fp32 = self._load_again()
                     self._fp32.visual.to(self.device)
                 parts = [
-                    self._forward(part.to(self.device), self._fp32, torch.float32).cpu().numpy()
+                    self._forward(part.to(self.device), self._fp32.encode_image, torch.float32).cpu().numpy()
                     for part in pixels.split(CPU_BATCH)
                 ]
             except torch.OutOfMemoryError as error:
@@ -283,6 +289,8 @@ class Encoder:
         )
 
     def _load_again(self) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
+        if self.precision == "int8":
+            return self.model.module  # it is in fp32 still
         again = load_model(*self.model.loaded_from)
         if again.digest != self.model.digest:
             raise ModelError(
@@ -298,17 +306,22 @@ class Encoder:
             self._graph = Graph(self._forward, self._blank(self.batch_size), resize)
         return self._graph
 
-    def _forward(self, pixels: "Tensor", module: Any = None, dtype: "torch.dtype | None" = None) -> "Tensor":
+    def _forward(
+        self,
+        pixels: "Tensor",
+        encode: "Callable[[Tensor], Tensor] | None" = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> "Tensor":
         """uint8 [n, height, width, 3] on the device to float32 [n, dim] on it, L2-normalized.
 
-        `module` and `dtype` are the encoder's own by default.
+        `encode` and `dtype` are the encoder's own by default.
         """
         import torch
 
         with torch.inference_mode():
             chw = pixels.permute(0, 3, 1, 2).to(torch.float32)
             images = torch.addcmul(self._shift, chw, self._scale).to(dtype or self._dtype)
-            features = (module or self.model.module).encode_image(images)
+            features = (encode or self._encode)(images)
             return torch.nn.functional.normalize(features.to(torch.float32), dim=-1)
 
     def _blank(self, count: int) -> "Tensor":
