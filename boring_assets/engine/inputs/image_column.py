@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, ForwardFile
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.layouts import Image, OpenShard, in_parallel
+from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, ForwardFile
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
 
