@@ -133,6 +133,7 @@ class Encoder:
         self._scale = (1 / (255 * std)).view(3, 1, 1).to(self.device)
         self._shift = (-mean / std).view(3, 1, 1).to(self.device)
         self._graph: Graph | None = None
+        self._int8: Int8Tower | None = None
         self._streams: ThreadPoolExecutor | None = None
         share = 1
         if self.device.type == "cuda":
@@ -146,10 +147,9 @@ class Encoder:
         self._one_at_a_time = Lock()
         try:
             model.module.visual.to(device=self.device, dtype=self._dtype)
-            self._encode: Callable[[Tensor], Tensor] = model.module.encode_image
             if self.precision == "int8":
                 images = torch.zeros(2, 3, *self.size)
-                self._encode = Int8Tower(model.module.visual, images, share, model.name)
+                self._int8 = Int8Tower(model.module.visual, images, share, model.name)
             self.dim = self._forward(self._blank(1)).shape[1]
             self.batch_size = self._find_batch_size() if batch_size == "auto" else batch_size
         except torch.OutOfMemoryError as error:
@@ -321,7 +321,7 @@ class Encoder:
         with torch.inference_mode():
             chw = pixels.permute(0, 3, 1, 2).to(torch.float32)
             images = torch.addcmul(self._shift, chw, self._scale).to(dtype or self._dtype)
-            features = (encode or self._encode)(images)
+            features = (encode or self._int8 or self.model.module.encode_image)(images)
             return torch.nn.functional.normalize(features.to(torch.float32), dim=-1)
 
     def _blank(self, count: int) -> "Tensor":
