@@ -12,7 +12,8 @@ import numpy as np
 from boring_assets.engine.decoding.decoders import Decoded, Decoders
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.decoding.pixels import Pixels
-from boring_assets.engine.model.encoder import Encoder, Pending, bad_vectors
+from boring_assets.engine.model.bad_vectors import Pending, bad_vectors
+from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import load_model
 from boring_assets.engine.samples import Failure, Reason
 

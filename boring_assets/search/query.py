@@ -172,7 +172,7 @@ class Searcher:
 
     def of_picture(self, data: bytes) -> np.ndarray | Failure:
         """Returns the embedding of an encoded picture, float32 [dim], or why there is none."""
-        from boring_assets.engine.model.encoder import bad_vectors
+        from boring_assets.engine.model.bad_vectors import bad_vectors
 
         limits = picture_limits(self._settings)
         with self._lock:
