@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.inputs.fetch import Fetcher
-from boring_assets.engine.inputs.layouts import Image, OpenShard, in_parallel
-from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, ForwardFile
+from boring_assets.engine.inputs.layouts import Image, OpenShard
+from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, ForwardFile, in_parallel
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
 
@@ -36,12 +36,12 @@ class ColumnShard(OpenShard):
     file: pq.ParquetFile
     image_column: str
     fetcher: Fetcher
-    is_large: bool = False
+    remote_size: int = 0  # of a file that is read in more than one request
 
     def images(self) -> Iterator[Image]:  # noqa: D102
         row, total = 0, self.rows.num_rows
         columns, files = [self.image_column], []
-        if self.is_large:
+        if self.remote_size:
             self._read_ahead()
         for batch in self.file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
             for value in batch.column(0):
@@ -66,22 +66,14 @@ class ColumnShard(OpenShard):
         Not where several columns make an image, in row groups larger than a block: reads go to and fro there.
         """
         metadata = self.file.metadata
-        columns = [
-            number
-            for number in range(metadata.num_columns)
-            if metadata.schema.column(number).path.partition(".")[0] == self.image_column
-        ]
-        chunks = [
-            metadata.row_group(group).column(column)
-            for group in range(metadata.num_row_groups)
-            for column in columns
-        ]
-        largest = max((chunk.total_compressed_size for chunk in chunks), default=0)
-        if not chunks or (len(columns) > 1 and largest > OBJECT_BLOCK):
+        paths = (metadata.schema.column(number).path for number in range(metadata.num_columns))
+        columns = sum(path.partition(".")[0] == self.image_column for path in paths)
+        # The size is that of row groups: see `rows._batch_rows`.
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        if columns > 1 and max((group.total_byte_size for group in groups), default=0) > OBJECT_BLOCK:
             return
-        first = chunks[0].dictionary_page_offset or chunks[0].data_page_offset
-        file = ForwardFile(self.shard.fs, self.shard.path, first)
-        self.close()  # with the blocks that it keeps
+        file = ForwardFile(self.shard.fs, self.shard.path, self.remote_size)
+        self.close()
         self.file = pq.ParquetFile(file, metadata=metadata, buffer_size=OBJECT_BLOCK)
 
     def read(self, row: int) -> bytes | Failure:

@@ -1,9 +1,7 @@
 """Open shards: the base class, and shards with images beside a parquet or behind its URLs."""
 
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, TypeVar
@@ -15,6 +13,7 @@ from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.blocks import Start
 from boring_assets.engine.inputs.columns import missing_column
 from boring_assets.engine.inputs.fetch import Fetcher, is_below, real_path
+from boring_assets.engine.inputs.read_ahead import in_parallel
 from boring_assets.engine.inputs.tar import TarReader, open_tar, read_members
 from boring_assets.engine.inputs.texts import number_in
 from boring_assets.engine.samples import Failure, Reason, Shard
@@ -236,18 +235,3 @@ class UrlShard(OpenShard):
         if not url:
             return row, self.absent(row, "the row has no URL")
         return row, self.fetcher.fetch(url, self.shard)
-
-
-def in_parallel(items: Iterable[Item], work: Callable[[Item], Image], threads: int) -> Iterator[Image]:
-    """Yields results in order; at most twice `threads` of them are computed ahead."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
-    pending: deque[Future[Image]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) >= 2 * threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)

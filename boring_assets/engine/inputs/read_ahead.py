@@ -7,13 +7,18 @@ their turn take the rest, at most half of the budget.
 
 import io
 import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.inputs.blocks import BlockReader, LocalReader, Start
 
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 # A request waits long for its first byte.
 OBJECT_BLOCK = 8 * 2**20
 _MOST_REQUESTS = 16
@@ -105,9 +110,9 @@ class RemoteReader(BlockReader):
             fs: The filesystem.
             path: The file's path on it.
             block: Bytes in one request.
-            start: The bytes of the file that were read already.
+            start: The bytes of the file, from `first` on, that were read already; and its size.
             budget: How much is read ahead.
-            first: Where to begin in the file; not with `start`.
+            first: Where to begin in the file.
         """
         super().__init__(path, start.data if start else b"")
         self._fs, self._block, self._budget = fs, block, budget
@@ -162,22 +167,35 @@ def open_blocks(fs: AbstractFileSystem, path: str, start: Start | None = None) -
     return LocalReader(path) if isinstance(fs, LocalFileSystem) else RemoteReader(fs, path, start=start)
 
 
-class ForwardFile(io.RawIOBase):
-    """A remote file for pyarrow whose reads go forward, over blocks that are requested ahead.
+def in_parallel(
+    items: Iterable[Item], work: Callable[[Item], Answer], threads: int = _MOST_REQUESTS
+) -> Iterator[Answer]:
+    """Yields the answers for some items in order; at most twice `threads` of them are computed ahead."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
+    pending: deque[Future[Answer]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) >= 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    A read backwards is a request of its own.
-    """
 
-    def __init__(self, fs: AbstractFileSystem, path: str, first: int) -> None:
-        """Requests the first blocks.
+class RemoteFile(io.RawIOBase):
+    """A remote file for pyarrow; each read is one request, so several columns are best read in parallel."""
+
+    def __init__(self, fs: AbstractFileSystem, path: str, size: int) -> None:
+        """Requests nothing yet.
 
         Args:
             fs: The filesystem.
             path: The file's path on it.
-            first: Where the reads begin.
+            size: The file's size in bytes.
         """
-        self._fs, self._path = fs, path
-        self._reader, self._read_to = RemoteReader(fs, path, first=first), first
+        self._fs, self._path, self._size = fs, path, size
         self._at = 0
 
     def readable(self) -> bool:  # noqa: D102
@@ -190,23 +208,44 @@ class ForwardFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:  # noqa: D102
-        self._at = offset + (0, self._at, self._reader.size)[whence]
+        self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
     def read(self, size: int = -1) -> bytes:  # noqa: D102
-        count = max(0, min(self._reader.size - self._at, size if size >= 0 else self._reader.size))
-        if count == 0:
-            return b""
-        if self._at >= self._read_to:
-            self._reader.skip(self._at - self._read_to)
-            data = self._reader.read(count)
-            self._read_to = self._at + len(data)
-        else:
-            data = self._fs.cat_file(self._path, start=self._at, end=self._at + count)
+        count = max(0, min(self._size - self._at, size if size >= 0 else self._size))
+        data = self._fetch(count) if count else b""
         self._at += len(data)
+        return data
+
+    def _fetch(self, count: int) -> bytes:
+        return bytes(self._fs.cat_file(self._path, start=self._at, end=self._at + count))
+
+
+class ForwardFile(RemoteFile):
+    """A remote file for pyarrow whose reads go forward, over blocks that are requested ahead.
+
+    A read backwards is a request of its own.
+    """
+
+    _reader: RemoteReader | None = None
+    _read_to = 0
+
+    def _fetch(self, count: int) -> bytes:
+        if self._reader is None:
+            start = Start(b"", self._size)
+            self._reader, self._read_to = (
+                RemoteReader(self._fs, self._path, start=start, first=self._at),
+                self._at,
+            )
+        if self._at < self._read_to:
+            return super()._fetch(count)
+        self._reader.skip(self._at - self._read_to)
+        data = self._reader.read(count)
+        self._read_to = self._at + len(data)
         return data
 
     def close(self) -> None:
         """Ends the requests that are in flight."""
-        self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
         super().close()

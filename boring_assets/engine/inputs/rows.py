@@ -1,19 +1,27 @@
 """The rows of a parquet file. Its footer and pages are not trusted: limits are checked while it is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.read_ahead import in_parallel
 from boring_assets.engine.inputs.texts import to_text
 from boring_assets.errors import ShardError
 
 _MAX_BATCH, _MIN_BATCH = 65_536, 16
+_PARALLEL = 16
 
 
-def read_rows(file: pq.ParquetFile, names: list[str], uri: str, limits: Limits) -> pa.Table:
+def read_rows(
+    file: pq.ParquetFile,
+    names: list[str],
+    uri: str,
+    limits: Limits,
+    open_again: Callable[[], pq.ParquetFile] | None = None,
+) -> pa.Table:
     """Reads columns of a parquet file, within the limits on rows and bytes.
 
     Args:
@@ -21,6 +29,8 @@ def read_rows(file: pq.ParquetFile, names: list[str], uri: str, limits: Limits) 
         names: Columns; also a field of a struct, as `column.field`.
         uri: The file's URI, for messages.
         limits: The limits.
+        open_again: Opens the file once more, to read several row groups at the same time where each read is
+            a request.
 
     Returns:
         The columns, without view types. A text that is not UTF-8 is null.
@@ -33,7 +43,7 @@ def read_rows(file: pq.ParquetFile, names: list[str], uri: str, limits: Limits) 
     if not names:
         return file.read(columns=[])
     batches, count, size = [], 0, 0
-    for batch in file.iter_batches(batch_size=_batch_rows(file, limits), columns=names):
+    for batch in _batches(file, names, limits, open_again):
         count, size = count + batch.num_rows, size + batch.nbytes
         check_rows(count, size, uri, limits)
         batches.append(batch)
@@ -61,6 +71,29 @@ def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
             f"{uri} has {size} bytes or more besides its images; the limit is {limits.shard_bytes} "
             "(BORING_MAX_SHARD_MB). Split it, or raise the limit."
         )
+
+
+def _batches(
+    file: pq.ParquetFile,
+    names: list[str],
+    limits: Limits,
+    open_again: Callable[[], pq.ParquetFile] | None,
+) -> Iterator[pa.RecordBatch]:
+    rows, groups = _batch_rows(file, limits), range(file.metadata.num_row_groups)
+    largest = max((file.metadata.row_group(number).total_byte_size for number in groups), default=0)
+    if open_again is None or len(groups) < 2 or 2 * _PARALLEL * largest > limits.shard_bytes:
+        yield from file.iter_batches(batch_size=rows, columns=names)
+        return
+
+    def read(group: int) -> list[pa.RecordBatch]:
+        part = open_again()
+        try:
+            return list(part.iter_batches(rows, [group], names))
+        finally:
+            part.close(force=True)
+
+    for batches in in_parallel(groups, read, _PARALLEL):
+        yield from batches
 
 
 def _batch_rows(file: pq.ParquetFile, limits: Limits) -> int:

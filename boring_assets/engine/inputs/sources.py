@@ -21,7 +21,7 @@ from boring_assets.engine.inputs.columns import (
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.image_column import ColumnShard
 from boring_assets.engine.inputs.layouts import FolderShard, OpenShard, TarShard, UrlShard
-from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK
+from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, RemoteFile
 from boring_assets.engine.inputs.rows import read_rows
 from boring_assets.engine.inputs.tfrecord import TFRecordBeside, open_tfrecord
 from boring_assets.engine.inputs.webdataset import open_webdataset
@@ -53,12 +53,12 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     if opener := opener_of(shard.path):
         return opener(shard, limits, max_rows)
     try:
-        file, is_large = _open_parquet(shard)
+        file, remote_size = _open_parquet(shard)
         names = file.schema_arrow.names
         if len(set(names)) != len(names):
             raise ShardError(f"{shard.uri} has two columns of one name: {names}. Rename one.")
         images = find_image_column(file, shard.columns, shard.uri)
-        rows, columns = _read_columns(file, images, shard, limits)
+        rows, columns = _read_columns(file, images, shard, limits, remote_size)
     except ShardError:
         raise
     except Exception as error:  # any damage, and any error of the filesystem's library
@@ -70,7 +70,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     rows = rows.slice(0, rows.num_rows - cut)
     opened: OpenShard
     if images.column:
-        opened = ColumnShard(shard, rows, columns, limits, cut, file, images.column, fetcher, is_large)
+        opened = ColumnShard(shard, rows, columns, limits, cut, file, images.column, fetcher, remote_size)
     else:
         file.close()
         opened = _open_beside(shard, rows, columns, limits, cut, fetcher, images.others)
@@ -79,14 +79,15 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
 
 
 def _read_columns(
-    file: pq.ParquetFile, images: ImageColumns, shard: Shard, limits: Limits
+    file: pq.ParquetFile, images: ImageColumns, shard: Shard, limits: Limits, remote_size: int
 ) -> tuple[pa.Table, dict[str, str]]:
     """Returns every column except images, and which of them are the URL, key and caption."""
     keep = shard.columns.keep_images
     left_out = {images.column} | (set() if keep else images.others)
     names = [name for name in file.schema_arrow.names if name not in left_out]
     paths = path_field(file.schema_arrow, images.column)
-    rows = read_rows(file, [*names, *paths], shard.uri, limits)
+    again = partial(_open_remote, shard, remote_size, file.metadata) if remote_size else None
+    rows = read_rows(file, [*names, *paths], shard.uri, limits, again)
     if paths:
         rows = with_paths(rows, images.column)
     rows, columns = with_texts(rows, shard.columns, shard.uri)
@@ -146,17 +147,24 @@ def _open_beside(
     )
 
 
-def _open_parquet(shard: Shard) -> tuple[pq.ParquetFile, bool]:
+def _open_parquet(shard: Shard) -> tuple[pq.ParquetFile, int]:
     """Opens a parquet file. A small remote file, e.g. one without images, is read in one request.
 
     Returns:
-        The file, and whether it is remote and too large for that.
+        The file, and its size if it is remote and too large for that, else 0.
     """
     start = read_start(shard.fs, shard.path, OBJECT_BLOCK)
-    if start and start.is_all:
-        return pq.ParquetFile(pa.BufferReader(start.data)), False
-    file = pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=OBJECT_BLOCK)
-    return file, start is not None
+    if start is None:
+        return pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=OBJECT_BLOCK), 0
+    if start.is_all:
+        return pq.ParquetFile(pa.BufferReader(start.data)), 0
+    size = start.size or shard.fs.size(shard.path)
+    return _open_remote(shard, size), size
+
+
+def _open_remote(shard: Shard, size: int, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    file = RemoteFile(shard.fs, shard.path, size)
+    return pq.ParquetFile(file, metadata=metadata, buffer_size=OBJECT_BLOCK)
 
 
 def _tar_at(shard: Shard, path: str) -> tuple[bool, Start | None]:
