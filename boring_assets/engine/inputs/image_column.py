@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import codecs
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from boring_assets.engine.decoding.limits import image_format
 from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, ForwardFile
 from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.image_values import base64_start, image_field, is_text, without_prefix
 from boring_assets.engine.inputs.layouts import Image, OpenShard, in_parallel
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
@@ -19,7 +22,20 @@ from boring_assets.errors import ShardError
 # Images in memory at the same time; each may be as large as the limit.
 _BATCH_ROWS = 16
 _PARALLEL_FILES = 16
+_BASE64_START = 256
+_LISTS = (
+    pa.ListScalar,
+    pa.LargeListScalar,
+    pa.FixedSizeListScalar,
+    pa.ListViewScalar,
+    pa.LargeListViewScalar,
+)
 _EMPTY = "the image is empty (0 bytes)"
+
+
+def _decoded(value: pa.Scalar) -> pa.Scalar:
+    """A value without dictionary encoding."""
+    return value.value if isinstance(value, pa.DictionaryScalar) and value.is_valid else value
 
 
 @dataclass(frozen=True)
@@ -98,26 +114,35 @@ class ColumnShard(OpenShard):
 
     def _image(self, row: int, value: pa.Scalar) -> bytes | Failure | _Path:
         path = None
+        value = _decoded(value)
+        if isinstance(value, _LISTS) and value.is_valid and not pa.types.is_integer(value.type.value_type):
+            if len(value.values) > 1:
+                detail = f"the row has {len(value.values)} images; one is expected"
+                return Failure(Reason.DECODE_ERROR, f"{detail}. Write a row for each of them.")
+            if not len(value.values):
+                return self.absent(row, "the list of images is empty")
+            value = _decoded(value.values[0])
         if isinstance(value, pa.StructScalar) and value.is_valid:
             path = value["path"].as_py() if "path" in value else None
-            value = value["bytes"]
+            value = _decoded(value[image_field(value.type)])
         if not value.is_valid:
             return _Path(path) if path else self.absent(row, "the image column is null here")
-        if isinstance(value, pa.StringScalar | pa.LargeStringScalar | pa.StringViewScalar):
-            return self._from_base64(row, value.as_buffer())
-        if isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+        if isinstance(value, _LISTS):
             return self._from_numbers(row, value.values)
         data = value.as_buffer()
         if not data.size:
             return _Path(path) if path else self.absent(row, _EMPTY)
+        if is_text(value.type):
+            return self._from_base64(row, data)
+        start = data[:_BASE64_START].to_pybytes()
+        if image_format(start) is None and image_format(base64_start(start)):
+            return self._from_base64(row, data)
         return self.too_large(data.size) or data.to_pybytes()
 
     def _from_base64(self, row: int, text: pa.Buffer) -> bytes | Failure:
         if refusal := self.too_large(text.size * 3 // 4 - 100):
             return refusal
-        data = text.to_pybytes()
-        if data.startswith(b"data:"):
-            data = data.partition(b",")[2]
+        data = without_prefix(text.to_pybytes().removeprefix(codecs.BOM_UTF8).lstrip())
         data = b"".join(data.split()).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
         try:
             image = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)

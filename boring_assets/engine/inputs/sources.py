@@ -11,10 +11,10 @@ from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, Start, read_start
 from boring_assets.engine.inputs.columns import (
     IMAGE_COLUMNS,
     ImageColumns,
+    columns_of_images,
     find_image_column,
     missing_column,
     path_field,
-    text_columns_of_images,
     with_paths,
     with_texts,
 )
@@ -71,8 +71,9 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     if images.column:
         opened = ColumnShard(shard, rows, columns, limits, cut, file, images.column, fetcher, is_large)
     else:
+        schema = file.schema_arrow
         file.close()
-        opened = _open_beside(shard, rows, columns, limits, cut, fetcher, images.others)
+        opened = _open_beside(shard, rows, columns, limits, cut, fetcher, schema, images.hint(schema))
     opened.notes += images.notes(shard.columns.keep_images)
     return opened
 
@@ -89,9 +90,9 @@ def _read_columns(
     if paths:
         rows = with_paths(rows, images.column)
     rows, columns = with_texts(rows, shard.columns, shard.uri)
-    base64 = text_columns_of_images(rows) - set(columns.values())
-    images.others |= base64
-    return rows.drop_columns(sorted(base64)) if base64 and not keep else rows, columns
+    found = columns_of_images(rows, columns)
+    images.others |= found
+    return rows if keep else rows.drop_columns(sorted(found)), columns
 
 
 def _open_beside(
@@ -101,7 +102,8 @@ def _open_beside(
     limits: Limits,
     cut: int,
     fetcher: Fetcher,
-    image_columns: set[str],
+    schema: pa.Schema,
+    hint: str,
 ) -> OpenShard:
     stem = shard.path.removesuffix(".parquet")
     kind: Callable[..., OpenShard] | None = None
@@ -115,7 +117,8 @@ def _open_beside(
             kind = TFRecordBeside
         if kind and "key" not in columns:
             raise ShardError(
-                f"{shard.uri} has images beside it but no `key` column to find them by; add one."
+                f"{shard.uri} has images beside it but no `key` column to find them by. Name one of its "
+                f"columns with BORING_KEY_COLUMN: {', '.join(schema.names)}."
             )
         if kind:
             return kind(shard, rows, columns, limits, cut)
@@ -124,8 +127,7 @@ def _open_beside(
     except Exception as error:
         raise ShardError(f"The images beside {shard.uri} cannot be read: {error}.") from error
     if shard.columns.image:
-        there = {*rows.column_names, *image_columns}
-        raise ShardError(missing_column(shard.columns.image, "image", there, shard.uri))
+        raise ShardError(missing_column(shard.columns.image, "image", schema.names, shard.uri))
     for ending in COMPRESSED_TARS:
         if shard.fs.isfile(stem + ending):
             raise ShardError(
@@ -134,14 +136,11 @@ def _open_beside(
             )
     if "url" in columns:
         return UrlShard(shard, rows, columns, limits, cut, fetcher)
-    hint = "".join(
-        f" The column {name!r} holds images, but not one a row as bytes: set BORING_IMAGE_COLUMN={name}."
-        for name in sorted(image_columns)
-    )
     raise ShardError(
-        f"{shard.uri} leads to no images: it has the columns {rows.column_names} and neither a tar nor a "
+        f"{shard.uri} leads to no images: it has the columns {schema.names} and neither a tar nor a "
         f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "
-        f"`.tfrecord` of the same name, or a `url` column. To name a column, set BORING_IMAGE_COLUMN.{hint}"
+        f"`.tfrecord` of the same name, or a `url` column. To name a column, set BORING_IMAGE_COLUMN, or for "
+        f"paths and URLs BORING_URL_COLUMN.{hint}"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.columns import ALIASES, with_texts
+from boring_assets.engine.inputs.columns import ALIASES, ImageColumns, by_lower, columns_of_images, with_texts
 from boring_assets.engine.inputs.layouts import Image, OpenShard
 from boring_assets.engine.inputs.rows import check_rows
 from boring_assets.engine.inputs.texts import first_text
@@ -75,7 +75,10 @@ class StreamedShard(OpenShard):
         kept = records[: self.max_rows]
         self.cut = len(records) - len(kept)
         rows = to_table(kept, self.first, self.shard.uri, self.limits)
-        self.rows, self.columns = with_texts(rows, self.shard.columns, self.shard.uri)
+        rows, self.columns = with_texts(rows, self.shard.columns, self.shard.uri)
+        images, keep = columns_of_images(rows, self.columns), self.shard.columns.keep_images
+        self.notes += ImageColumns(None, images, False).notes(keep)
+        self.rows = rows if keep else rows.drop_columns(sorted(images))
         for row in range(self.rows.num_rows):
             if row not in answered:
                 yield row, self.absent(row, self.why_absent(row))
@@ -115,7 +118,7 @@ def _clean(value: Any) -> Any:
 
 def caption_in(values: Record, names: ColumnNames) -> str | None:
     """The caption among the values of a sample, under the name that the settings give or a usual one."""
-    lower = {name.lower(): name for name in reversed(values)}
+    lower = by_lower(values)
     for alias in (names.caption,) if names.caption else ALIASES["caption"]:
         name = alias if names.caption else lower.get(alias)
         if name in values:
@@ -157,6 +160,6 @@ def _column(values: list[Any]) -> pa.Array:
         return pa.array(values, pa.bool_())
     if kinds == {int} and all(value is None or -_INT64 <= value < _INT64 for value in values):
         return pa.array(values, pa.int64())
-    if kinds in ({float}, {int, float}) and all(abs(value or 0) < 2**53 for value in values):
+    if kinds in ({float}, {int, float}) and not any(abs(value or 0) >= 2**53 for value in values):
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     return pa.array([None if value is None else str(value) for value in values], pa.string())
