@@ -15,8 +15,8 @@ from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.blocks import Start
 from boring_assets.engine.inputs.columns import missing_column
 from boring_assets.engine.inputs.fetch import Fetcher, is_below, real_path
-from boring_assets.engine.inputs.tar import TarReader, open_tar, read_members
-from boring_assets.engine.inputs.texts import number_in
+from boring_assets.engine.inputs.tar import Member, TarReader, open_tar, read_members
+from boring_assets.engine.inputs.texts import number_in, to_text
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ShardError
 
@@ -79,14 +79,21 @@ class OpenShard(ABC):
             return None
         return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self.limits.bytes}")
 
+    def content(self, row: int, member: Member) -> bytes | Failure:
+        """Returns the image of a member of a tar."""
+        if member.problem:
+            return self.absent(row, member.problem)
+        return self.too_large(member.size) or member.data or b""
+
     def absent(self, row: int, detail: str) -> Failure:
         """Returns the failure of a row without image: img2dataset's status, else `missing_image`."""
         names = self.rows.column_names
         status = self.rows["status"][row].as_py() if "status" in names else None
-        if status in (None, "success"):
+        status = to_text(status) if isinstance(status, bytes) else status
+        if not isinstance(status, str) or not status.startswith("failed"):  # a column of another meaning
             return Failure(Reason.MISSING_IMAGE, detail)
         message = self.rows["error_message"][row].as_py() if "error_message" in names else None
-        return Failure(Reason.NOT_DOWNLOADED, f"{status}: {message}" if message else str(status))
+        return Failure(Reason.NOT_DOWNLOADED, f"{status}: {message}" if message else status)
 
 
 @dataclass
@@ -107,8 +114,9 @@ class TarShard(OpenShard):
             row = waiting.take(member.name)
             if row is None:
                 continue
-            yield row, self.too_large(member.size) or member.data or b""
+            yield row, self.content(row, member)
         _check_extension(self, waiting, uri)
+        self.notes += waiting.notes("tar")
         for row in waiting.left():
             yield row, self.absent(row, "the tar has no image of this key")
 
@@ -139,6 +147,7 @@ class _RowsByKey:
                 self._by_number[number] = None if number in self._by_number else row
         self._taken: set[int] = set()
         self.extensions: set[str] = set()
+        self.without_row = 0
 
     def take(self, name: str) -> int | None:
         """Returns the row of a file; None if it is no image, of no row, or the second file of a row."""
@@ -153,6 +162,10 @@ class _RowsByKey:
         row = self._rows.get(stem)
         if row is None:
             row = self.find(PurePosixPath(stem).name)
+        if row is None:  # keys that are names of files
+            row = self._rows.get(name, self._rows.get(PurePosixPath(name).name))
+        if row is None and not PurePosixPath(name).name.startswith("."):
+            self.without_row += 1
         if row is None or row in self._taken:
             return None
         self._taken.add(row)
@@ -163,6 +176,11 @@ class _RowsByKey:
         row = self._rows.get(key)
         number = number_in(key) if row is None else None
         return row if number is None else self._by_number.get(number)
+
+    def notes(self, what: str) -> list[str]:
+        """Returns a message about images that have no row."""
+        some = f"{self.without_row} images of the {what} have no row in the parquet, and are not embedded."
+        return [some] if self.without_row else []
 
     def left(self) -> Iterator[int]:
         """Returns the rows without a file."""
@@ -189,7 +207,7 @@ class FolderShard(OpenShard):
         waiting = rows_by_key(self)
         wanted: dict[str, int] = {}
         for path, info in sorted(fs.find(folder, detail=True).items()):
-            row = waiting.take(PurePosixPath(path).name)
+            row = waiting.take(path.removeprefix(folder + "/"))
             if row is None or not self.wants(row):
                 continue
             if refusal := self.too_large(info["size"]) or self._leads_outside(path, info):
@@ -197,6 +215,7 @@ class FolderShard(OpenShard):
             else:
                 wanted[path] = row
         _check_extension(self, waiting, folder)
+        self.notes += waiting.notes("folder")
         for row in waiting.left():
             yield row, self.absent(row, "the folder has no image of this key")
         yield from in_parallel(wanted.items(), self._read, 16)

@@ -10,9 +10,9 @@ _NAMES = ("raw", "caption", "text", "sentence", "value")
 
 
 def to_text(data: bytes) -> str | None:
-    """The text, or None where the bytes are not UTF-8."""
+    """The text, without the mark that Windows writes before it; None where the bytes are not UTF-8."""
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None
 
@@ -53,7 +53,9 @@ def to_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
             return column.cast(pa.string())
         except pa.ArrowException:
             pass
-    return pa.chunked_array([pa.array(map(first_text, column.to_pylist()), pa.string())])
+    return pa.chunked_array(
+        [pa.array(map(first_text, column.to_pylist(maps_as_pydicts="lossy")), pa.string())]
+    )
 
 
 def _needs_python(kind: pa.DataType) -> bool:

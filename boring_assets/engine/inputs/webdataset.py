@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.columns import CAPTION_TEXT, missing_column
+from boring_assets.engine.inputs.image_values import is_image
 from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES, Image, webdataset_name
 from boring_assets.engine.inputs.streamed import (
     MAX_TEXT_BYTES,
@@ -20,13 +21,14 @@ from boring_assets.engine.inputs.streamed import (
     parse_json,
     plain_values,
 )
-from boring_assets.engine.inputs.tar import TarReader, open_tar, read_members
+from boring_assets.engine.inputs.tar import Member, TarReader, open_tar, read_members
 from boring_assets.engine.inputs.texts import to_text
-from boring_assets.engine.samples import ColumnNames, Shard
+from boring_assets.engine.samples import ColumnNames, Failure, Reason, Shard
 from boring_assets.errors import ShardError
 
 _TEXT_EXTENSIONS = ("caption.txt", "txt", "cap", "caption", "text", "json")
 _MAX_EXTENSIONS = 1000
+_MOST_NOTES = 10
 
 
 @dataclass
@@ -89,7 +91,9 @@ class TarRows:
         return None, sample if self._is_text(extension) else None
 
     def _is_text(self, extension: str) -> bool:
-        return extension in _TEXT_EXTENSIONS or extension == self.columns.caption.lower()
+        return extension in _TEXT_EXTENSIONS or (
+            extension != "" and extension == self.columns.caption.lower()
+        )
 
     def finish(self) -> None:
         """Adds a row for each text that belongs to no image."""
@@ -122,6 +126,7 @@ class WebdatasetShard(StreamedShard):
     reader: TarReader
     _texts: dict[str, _Texts] = field(default_factory=dict, init=False)
     _tar: TarRows = field(init=False)
+    _passed_over: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._tar = TarRows(self.shard.columns)
@@ -132,11 +137,26 @@ class WebdatasetShard(StreamedShard):
             if row is not None:
                 self._count(self._tar.keys[row], rows=1)
                 if self.max_rows is None or row < self.max_rows:
-                    yield row, self.too_large(member.size) or member.data or b""
+                    # Its own columns, which may say why it is absent, come later.
+                    problem = Failure(Reason.MISSING_IMAGE, member.problem) if member.problem else None
+                    yield row, problem or self.content(row, member)
             elif text_key is not None and member.size <= MAX_TEXT_BYTES:
                 self._add_text(text_key, member.name, member.data or b"")
+            elif text_key is None and self._is_unnamed_image(member):
+                self._passed_over.setdefault(webdataset_name(member.name)[1], member.name)
         if not self._tar.has_images:
             raise self._no_images()
+        for extension, name in self._passed_over.items():
+            self.notes.append(
+                f"Members such as {name!r} hold images that are not embedded. To embed those, set "
+                f"BORING_IMAGE_COLUMN={extension}."
+                if extension
+                else f"Members such as {name!r} hold images that are not embedded: they have no extension."
+            )
+
+    def _is_unnamed_image(self, member: Member) -> bool:
+        is_new = len(self._passed_over) < _MOST_NOTES and not self.shard.columns.image
+        return is_new and bool(webdataset_name(member.name)[0]) and is_image((member.data or b"")[:64])
 
     def _add_text(self, key: str, name: str, data: bytes) -> None:
         texts = self._texts.setdefault(key, _Texts())
