@@ -263,7 +263,7 @@ def _list(root: Root) -> _Listing:
     own = own_files(listing.files, markers)
     if own and len(own) == len(listing.files):
         listing.refused[root.uri] = (
-            "all parquet files below it are outputs or exports of boring_assets, not inputs"
+            "all parquet files below it are outputs or exports of boring_assets, not inputs."
         )
     for path in own:
         del listing.files[path]

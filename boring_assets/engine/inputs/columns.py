@@ -107,6 +107,16 @@ def with_texts(rows: pa.Table, names: ColumnNames, uri: str) -> tuple[pa.Table, 
     return rows, columns
 
 
+def without_data_urls(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
+    """Returns the rows with null for URLs that are images themselves (`data:`)."""
+    if "url" not in columns:
+        return rows
+    number = rows.schema.get_field_index(columns["url"])
+    are_data = pc.starts_with(rows[number], "data:", ignore_case=True)
+    urls = pc.if_else(are_data, pa.scalar(None, pa.string()), rows[number])
+    return rows.set_column(number, columns["url"], urls) if pc.any(are_data).as_py() else rows
+
+
 def path_field(schema: pa.Schema, image_column: str | None) -> list[str]:
     """Returns the parquet name of the image column's field with paths, if there is one."""
     kind = schema.field(image_column).type if image_column else pa.null()

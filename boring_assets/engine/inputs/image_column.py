@@ -1,8 +1,5 @@
 """Images in a column of the parquet itself: bytes, structs of bytes and path, base64 text, lists of bytes."""
 
-import base64
-import binascii
-import codecs
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,18 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.decoding.limits import image_format
 from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, ForwardFile
 from boring_assets.engine.inputs.fetch import Fetcher
-from boring_assets.engine.inputs.image_values import base64_start, image_field, is_text, without_prefix
-from boring_assets.engine.inputs.layouts import Image, OpenShard, in_parallel
+from boring_assets.engine.inputs.image_values import image_field, is_text
+from boring_assets.engine.inputs.layouts import EMPTY, Image, OpenShard, in_parallel
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
 
 # Images in memory at the same time; each may be as large as the limit.
 _BATCH_ROWS = 16
 _PARALLEL_FILES = 16
-_BASE64_START = 256
 _LISTS = (
     pa.ListScalar,
     pa.LargeListScalar,
@@ -30,7 +25,6 @@ _LISTS = (
     pa.ListViewScalar,
     pa.LargeListViewScalar,
 )
-_EMPTY = "the image is empty (0 bytes)"
 
 
 def _decoded(value: pa.Scalar) -> pa.Scalar:
@@ -131,28 +125,8 @@ class ColumnShard(OpenShard):
             return self._from_numbers(row, value.values)
         data = value.as_buffer()
         if not data.size:
-            return _Path(path) if path else self.absent(row, _EMPTY)
-        if is_text(value.type):
-            return self._from_base64(row, data)
-        start = data[:_BASE64_START].to_pybytes()
-        if image_format(start) is None and image_format(base64_start(start)):
-            return self._from_base64(row, data)
-        return self.too_large(data.size) or data.to_pybytes()
-
-    def _from_base64(self, row: int, text: pa.Buffer) -> bytes | Failure:
-        if refusal := self.too_large(text.size * 3 // 4 - 100):
-            return refusal
-        data = without_prefix(text.to_pybytes().removeprefix(codecs.BOM_UTF8).lstrip())
-        data = b"".join(data.split()).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
-        try:
-            image = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-        except binascii.Error:
-            return Failure(
-                Reason.DECODE_ERROR,
-                f"the text is not base64: it begins with {data[:16]!r}. "
-                "For paths or URLs set BORING_URL_COLUMN.",
-            )
-        return self.too_large(len(image)) or image or self.absent(row, _EMPTY)
+            return _Path(path) if path else self.absent(row, EMPTY)
+        return self.from_text(row, data) if is_text(value.type) else self.from_bytes(row, data)
 
     def _from_numbers(self, row: int, values: pa.Array) -> bytes | Failure:
         if refusal := self.too_large(len(values)):
@@ -160,7 +134,7 @@ class ColumnShard(OpenShard):
         if values.null_count:
             return Failure(Reason.DECODE_ERROR, "the list of bytes has nulls")
         if not len(values):
-            return self.absent(row, _EMPTY)
+            return self.absent(row, EMPTY)
         numbers = values.to_numpy(zero_copy_only=False)
         if numbers.min() < -128 or numbers.max() > 255:
             return Failure(Reason.DECODE_ERROR, "the list has numbers that are not bytes")

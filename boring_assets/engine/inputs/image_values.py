@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import codecs
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,8 @@ from boring_assets.engine.decoding.limits import image_format
 
 # The first bytes of a value that are looked at. The smallest images have some thirty bytes.
 _START, _LEAST = 32, 26
-_TEXT_START = 256
+START_BYTES = 256
+"""How much of a value says whether it is an image, also as base64."""
 _BASE64_START = 64
 _MAYBE_BASE64 = r"^\s*((?i:data:)|[A-Za-z0-9+/_-]{64})"
 # Lists of numbers are taken apart in Python: only the first ones of a column.
@@ -123,19 +125,24 @@ def _starts(part: pa.Array) -> Iterator[bytes]:
         yield from _starts(part.flatten())
     elif is_binary(kind):
         binary = part.cast(pa.large_binary()) if pa.types.is_binary_view(kind) else part
-        for value in pc.binary_slice(binary, 0, _TEXT_START).unique():
+        for value in pc.binary_slice(binary, 0, START_BYTES).unique():
             if value.is_valid:
                 yield value.as_py()
                 yield base64_start(value.as_py())
     elif is_text(kind):
         texts = part.filter(pc.match_substring_regex(part, _MAYBE_BASE64)).cast(pa.large_binary())
-        for text in pc.binary_slice(texts, 0, _TEXT_START).unique():
+        for text in pc.binary_slice(texts, 0, START_BYTES).unique():
             yield base64_start(text.as_py())
+
+
+def is_encoded_text(start: bytes) -> bool:
+    """Whether bytes that begin so are no image, but the base64 text of one."""
+    return image_format(start) is None and image_format(base64_start(start)) is not None
 
 
 def base64_start(text: bytes) -> bytes:
     """The first bytes that a base64 text stands for; empty where it is none."""
-    body = without_prefix(text[:_TEXT_START].lstrip())
+    body = without_prefix(text[:START_BYTES].lstrip())
     body = body[:_BASE64_START].replace(b"-", b"+").replace(b"_", b"/")
     try:
         return base64.b64decode(body, validate=True) if len(body) == _BASE64_START else b""
@@ -146,3 +153,18 @@ def base64_start(text: bytes) -> bytes:
 def without_prefix(text: bytes) -> bytes:
     """Returns a text without the `data:image/jpeg;base64,` before it."""
     return text.partition(b",")[2] if text[:5].lower() == b"data:" else text
+
+
+def is_data_url(url: str) -> bool:
+    """Whether a URL holds what it leads to."""
+    return url[:5].lower() == "data:"
+
+
+def decode_base64(text: bytes) -> bytes | None:
+    """What a base64 text stands for, in either alphabet, with line breaks or after `data:...,`; or None."""
+    body = without_prefix(text.removeprefix(codecs.BOM_UTF8).lstrip())
+    body = b"".join(body.split()).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
+    try:
+        return base64.b64decode(body + b"=" * (-len(body) % 4), validate=True)
+    except binascii.Error:
+        return None

@@ -15,6 +15,7 @@ from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.blocks import Start
 from boring_assets.engine.inputs.columns import missing_column
 from boring_assets.engine.inputs.fetch import Fetcher, is_below, real_path
+from boring_assets.engine.inputs.image_values import START_BYTES, decode_base64, is_data_url, is_encoded_text
 from boring_assets.engine.inputs.tar import Member, TarReader, open_tar, read_members
 from boring_assets.engine.inputs.texts import number_in, to_text
 from boring_assets.engine.samples import Failure, Reason, Shard
@@ -23,6 +24,7 @@ from boring_assets.errors import ShardError
 IMAGE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif jp2 j2k ico ppm pgm pnm pbm tga jxl".split()  # noqa: SIM905
 )
+EMPTY = "the image is empty (0 bytes)"
 Image = tuple[int, bytes | Failure]
 Item = TypeVar("Item")
 
@@ -78,6 +80,25 @@ class OpenShard(ABC):
         if size <= self.limits.bytes:
             return None
         return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self.limits.bytes}")
+
+    def from_bytes(self, row: int, data: bytes | pa.Buffer) -> bytes | Failure:
+        """Returns an image that is there as bytes, or as base64 in bytes."""
+        if is_encoded_text(bytes(data[:START_BYTES])):
+            return self.from_text(row, data)
+        return self.too_large(len(data)) or bytes(data)
+
+    def from_text(self, row: int, text: bytes | pa.Buffer) -> bytes | Failure:
+        """Returns an image that is there as base64."""
+        if refusal := self.too_large(len(text) * 3 // 4 - 100):
+            return refusal
+        image = decode_base64(bytes(text))
+        if image is None:
+            return Failure(
+                Reason.DECODE_ERROR,
+                f"the text is not base64: it begins with {bytes(text[:16])!r}. "
+                "For paths or URLs set BORING_URL_COLUMN.",
+            )
+        return self.too_large(len(image)) or image or self.absent(row, EMPTY)
 
     def content(self, row: int, member: Member) -> bytes | Failure:
         """Returns the image of a member of a tar."""
@@ -245,16 +266,30 @@ class UrlShard(OpenShard):
     """Images behind the URLs of the parquet, if they are nowhere else."""
 
     fetcher: Fetcher
+    urls: list[str | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.urls = self.column("url")
 
     def images(self) -> Iterator[Image]:  # noqa: D102
-        urls = (item for item in enumerate(self.column("url")) if self.wants(item[0]))
-        yield from in_parallel(urls, self._fetch, self.fetcher.parallel)
+        rows = (row for row in range(len(self.urls)) if self.wants(row))
+        yield from in_parallel(rows, lambda row: (row, self.read(row)), self.fetcher.parallel)
 
-    def _fetch(self, item: tuple[int, str | None]) -> Image:
-        row, url = item
+    def read(self, row: int) -> bytes | Failure:
+        """Returns the image of one row; a `data:` URL holds it."""
+        url = self.urls[row]
         if not url:
-            return row, self.absent(row, "the row has no URL")
-        return row, self.fetcher.fetch(url, self.shard)
+            return self.absent(row, "the row has no URL")
+        return self.from_text(row, url.encode()) if is_data_url(url) else self.fetcher.fetch(url, self.shard)
+
+
+@dataclass
+class NullShard(OpenShard):
+    """A column of images that are all null, which then has no type."""
+
+    def images(self) -> Iterator[Image]:  # noqa: D102
+        for row in range(self.rows.num_rows):
+            yield row, self.absent(row, "the image column is null here")
 
 
 def in_parallel(items: Iterable[Item], work: Callable[[Item], Image], threads: int) -> Iterator[Image]:

@@ -64,8 +64,7 @@ class Lookup:
                 return self._from_folder(row)
             if not isinstance(opened, UrlShard):
                 return Failure(Reason.FETCH_ERROR, f"no single image can be read of {opened.shard.uri}")
-            url = opened.column("url")[row]
-            return opened.fetcher.fetch(url, opened.shard) if url else opened.absent(row, "no URL")
+            return opened.read(row)
         # Filesystems raise errors of their libraries, and a damaged tar nearly anything.
         except Exception as error:
             return Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])

@@ -17,10 +17,11 @@ from boring_assets.engine.inputs.columns import (
     path_field,
     with_paths,
     with_texts,
+    without_data_urls,
 )
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.image_column import ColumnShard
-from boring_assets.engine.inputs.layouts import FolderShard, OpenShard, TarShard, UrlShard
+from boring_assets.engine.inputs.layouts import FolderShard, NullShard, OpenShard, TarShard, UrlShard
 from boring_assets.engine.inputs.rows import read_rows
 from boring_assets.engine.inputs.tfrecord import TFRecordBeside, open_tfrecord
 from boring_assets.engine.inputs.webdataset import open_webdataset
@@ -74,6 +75,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
         schema = file.schema_arrow
         file.close()
         opened = _open_beside(shard, rows, columns, limits, cut, fetcher, schema, images.hint(schema))
+    opened.rows = without_data_urls(opened.rows, columns)
     opened.notes += images.notes(shard.columns.keep_images)
     return opened
 
@@ -136,6 +138,8 @@ def _open_beside(
             )
     if "url" in columns:
         return UrlShard(shard, rows, columns, limits, cut, fetcher)
+    if any(pa.types.is_null(field.type) and field.name.lower() in IMAGE_COLUMNS for field in schema):
+        return NullShard(shard, rows, columns, limits, cut)
     raise ShardError(
         f"{shard.uri} leads to no images: it has the columns {schema.names} and neither a tar nor a "
         f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "

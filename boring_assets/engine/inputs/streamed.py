@@ -13,7 +13,14 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.columns import ALIASES, ImageColumns, by_lower, columns_of_images, with_texts
+from boring_assets.engine.inputs.columns import (
+    ALIASES,
+    ImageColumns,
+    by_lower,
+    columns_of_images,
+    with_texts,
+    without_data_urls,
+)
 from boring_assets.engine.inputs.layouts import Image, OpenShard
 from boring_assets.engine.inputs.rows import check_rows
 from boring_assets.engine.inputs.texts import first_text
@@ -70,7 +77,9 @@ class StreamedShard(OpenShard):
                 answered.add(row)
                 yield row, image
         except OSError as error:
-            raise ShardError(f"{self.shard.uri} cannot be read: {error}.") from error
+            raise ShardError(
+                f"{self.shard.uri} cannot be read: {error}. Write it again, or try it again."
+            ) from error
         records = self._records()
         kept = records[: self.max_rows]
         self.cut = len(records) - len(kept)
@@ -78,7 +87,8 @@ class StreamedShard(OpenShard):
         rows, self.columns = with_texts(rows, self.shard.columns, self.shard.uri)
         images, keep = columns_of_images(rows, self.columns), self.shard.columns.keep_images
         self.notes += ImageColumns(None, images, False).notes(keep)
-        self.rows = rows if keep else rows.drop_columns(sorted(images))
+        rows = rows if keep else rows.drop_columns(sorted(images))
+        self.rows = without_data_urls(rows, self.columns)
         for row in range(self.rows.num_rows):
             if row not in answered:
                 yield row, self.absent(row, self.why_absent(row))

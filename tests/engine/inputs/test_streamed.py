@@ -1,5 +1,6 @@
 """Tars and TFRecord files without a parquet: their rows, their images, what is wrong with damaged ones."""
 
+import base64
 import json
 import shutil
 import struct
@@ -17,7 +18,7 @@ from boring_assets.engine.inputs.streamed import to_table
 from boring_assets.engine.inputs.tfrecord import _example_class
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
-from tests.engine.kinds import shard_at, write_tar
+from tests.engine.kinds import jpeg, shard_at, write_tar
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -143,6 +144,18 @@ def test_a_file_that_tensorflow_wrote(tmp_path: Path) -> None:
     assert shard.rows["labels"].to_pylist() == ["[1, 2, 3]", None]
 
 
+def test_images_as_base64_in_a_tfrecord(tmp_path: Path) -> None:
+    image, mask = jpeg(1), base64.b64encode(jpeg(2))
+    records = [example(image=base64.b64encode(image), mask=mask), example(image=image, mask=mask), example()]
+    (tmp_path / "0.tfrecord").write_bytes(b"".join(map(framed, records)))
+    shard, images = opened(tmp_path / "0.tfrecord")
+    assert images[:2] == [image, image]
+    assert images[2] == Failure(
+        Reason.MISSING_IMAGE, "the example has no image among its features: it has none"
+    )
+    assert shard.rows.column_names == ["key"]
+
+
 def test_examples_are_rows_and_their_features_columns(tmp_path: Path) -> None:
     path = tmp_path / "train.tfrecord-00000-of-00002"
     records = [
@@ -200,3 +213,7 @@ def test_a_tfrecord_beside_a_parquet_as_img2dataset_writes_it(tmp_path: Path) ->
     _, images = opened(tmp_path / "00000.parquet")
     assert images[:2] == [b"one", b"two"]
     assert images[2] == Failure(Reason.NOT_DOWNLOADED, "failed_to_download: HTTP Error 404")
+    with (tmp_path / "00000.tfrecord").open("ab") as file:
+        file.write(framed(example(key=b"9", jpg=b"nine")))
+    shard, _ = opened(tmp_path / "00000.parquet")
+    assert shard.notes == ["1 images of the TFRecord file have no row in the parquet, and are not embedded."]

@@ -464,3 +464,35 @@ def test_the_caption_in_a_map_is_a_value_of_it(tmp_path: Path) -> None:
     captions = pa.array([[("en", "dog"), ("de", "Hund")], [], None], pa.map_(pa.string(), pa.string()))
     pq.write_table(pa.table({"jpg": JPEGS[:3], "caption": captions}), tmp_path / "0.parquet")
     assert read(tmp_path)[0].column("caption") == ["dog", None, None]
+
+
+def test_urls_that_hold_their_image(tmp_path: Path) -> None:
+    """It is embedded, and the output has no such URL."""
+    (tmp_path / "c.jpg").write_bytes(JPEGS[2])
+    urls = [
+        f"data:image/jpeg;base64,{_BASE64[0].decode()}",
+        f"DATA:,{_BASE64[1].decode()}",
+        "c.jpg",
+        "data:,?",
+    ]
+    pq.write_table(pa.table({"url": urls, "key": list("abcd")}), tmp_path / "0.parquet")
+    opened, images = read(tmp_path)
+    assert images[:3] == JPEGS[:3]
+    assert images[3].reason is Reason.DECODE_ERROR  # type: ignore[union-attr]
+    assert opened.column("url") == [None, None, "c.jpg", None]
+    pq.write_table(pa.table({"url": urls, "jpg": JPEGS}), tmp_path / "0.parquet")
+    opened, images = read(tmp_path)
+    assert images == JPEGS
+    assert opened.column("url") == [None, None, "c.jpg", None]
+
+
+def test_a_shard_of_nothing_but_nulls(tmp_path: Path) -> None:
+    """pandas and pyarrow write a column of nulls without a type."""
+    pq.write_table(pa.table({"image": pa.nulls(2), "text": ["a", "b"]}), tmp_path / "0.parquet")
+    for name in ("", "image"):
+        opened, images = read(tmp_path, image=name)
+        assert [image.reason for image in images] == [Reason.MISSING_IMAGE] * 2  # type: ignore[union-attr]
+        assert opened.column("caption") == ["a", "b"]
+    (tmp_path / "c.jpg").write_bytes(JPEGS[2])
+    pq.write_table(pa.table({"image": pa.nulls(1), "url": ["c.jpg"]}), tmp_path / "0.parquet")
+    assert read(tmp_path)[1] == [JPEGS[2]]
