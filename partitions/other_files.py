@@ -28,10 +28,8 @@ def why_refused(path: str) -> str | None:
     if lower.endswith(_ARCHIVES):
         return "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
     if lower.endswith(_MISNAMED) or (_is_shard(lower) and not _is_shard(path)):
-        return (
-            f"Names of shards end in {', '.join((SUFFIX, *LONE_SUFFIXES))}, in lower case. If it is a shard, "
-            "unpack what is not read compressed, and rename it."
-        )
+        names = ", ".join((SUFFIX, *LONE_SUFFIXES))
+        return f"Names of shards end in {names}. Rename it, unpacked if it is compressed otherwise."
     return None
 
 

@@ -50,7 +50,10 @@ def describe_model(settings: Settings) -> str:
 
 def print_left_out(console: Console, states: ShardStates, found: Discovery) -> None:
     """Prints which shards of the input are left out, and why."""
-    left_out = [f"{path}: {why}" for path, why in found.refused.items()]
+    paths: dict[str, list[str]] = {}
+    for path, why in found.refused.items():
+        paths.setdefault(why, []).append(path)
+    left_out = [f"{first_of(some_paths)}: {why}" for why, some_paths in paths.items()]
     for state, why in ((State.GROWING, "still being written"), (State.RUNNING, "in another run now")):
         if keys := [key for key, one in states.states.items() if one is state]:
             left_out.append(f"{some(len(keys), 'shard')} {why}: {first_of(keys)}")

@@ -16,7 +16,7 @@ from boring_assets.engine.inputs.image_values import (
     may_hold_images,
     starts,
 )
-from boring_assets.engine.inputs.texts import to_texts
+from boring_assets.engine.inputs.texts import key_text, to_text, to_texts
 from boring_assets.engine.samples import ColumnNames
 from boring_assets.errors import ShardError
 
@@ -98,7 +98,7 @@ def with_texts(rows: pa.Table, names: ColumnNames, uri: str) -> tuple[pa.Table, 
     columns = find_columns(rows.schema, names, uri)
     for name, column in list(columns.items()):
         number = rows.schema.get_field_index(column)
-        texts = to_texts(rows[number])
+        texts = to_texts(rows[number], key_text if name == "key" else to_text)
         if pa.types.is_nested(rows.schema.field(number).type):
             columns[name] = CAPTION_TEXT if name == "caption" else f"{name} as text"
             rows = rows.append_column(columns[name], texts)

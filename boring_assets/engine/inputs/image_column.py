@@ -28,8 +28,10 @@ _LISTS = (
 
 
 def _decoded(value: pa.Scalar) -> pa.Scalar:
-    """A value without dictionary encoding."""
-    return value.value if isinstance(value, pa.DictionaryScalar) and value.is_valid else value
+    """A value without dictionary encoding or extension type."""
+    while isinstance(value, pa.DictionaryScalar | pa.ExtensionScalar) and value.is_valid:
+        value = value.value
+    return value
 
 
 @dataclass(frozen=True)

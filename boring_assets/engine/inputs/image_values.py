@@ -25,7 +25,9 @@ _BARE_JXL = b"\xff\x0a"
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """A type without dictionary encoding."""
+    """A type without dictionary encoding, and an extension type as what it is stored as."""
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 

@@ -113,7 +113,7 @@ def _open_beside(
         is_tar, start = _tar_at(shard, stem + ".tar")
         if is_tar:
             kind = partial(TarShard, start=start)
-        elif shard.fs.isdir(stem):
+        elif shard.fs.isdir(stem) and not ("url" in columns and "key" not in columns):
             kind = FolderShard
         elif shard.fs.isfile(stem + ".tfrecord"):
             kind = TFRecordBeside

@@ -44,8 +44,6 @@ class StreamedShard(OpenShard):
     """
 
     streamed: ClassVar[bool] = True
-    first: ClassVar[tuple[str, ...]] = ("key",)
-    """Columns that always exist, before the others."""
 
     max_rows: int | None
     _row_count: int = field(default=0, init=False)
@@ -66,6 +64,10 @@ class StreamedShard(OpenShard):
     def _records(self) -> list[Record]:
         """The columns of each row, once all images were read; also of rows past `max_rows`."""
 
+    def _first(self) -> tuple[str, ...]:
+        """Columns that always exist, before the others."""
+        return ("key",)
+
     @abstractmethod
     def why_absent(self, row: int) -> str:
         """Why a row has no image."""
@@ -83,7 +85,7 @@ class StreamedShard(OpenShard):
         records = self._records()
         kept = records[: self.max_rows]
         self.cut = len(records) - len(kept)
-        rows = to_table(kept, self.first, self.shard.uri, self.limits)
+        rows = to_table(kept, self._first(), self.shard.uri, self.limits)
         rows, self.columns = with_texts(rows, self.shard.columns, self.shard.uri)
         images, keep = columns_of_images(rows, self.columns), self.shard.columns.keep_images
         self.notes += ImageColumns(None, images, False).notes(keep)

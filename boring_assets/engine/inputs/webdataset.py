@@ -7,7 +7,7 @@ keys end at the first dot. Where a setting names the images' extension (`left.pn
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.columns import CAPTION_TEXT, missing_column
@@ -121,8 +121,6 @@ class _Texts:
 class WebdatasetShard(StreamedShard):
     """A tar of samples."""
 
-    first: ClassVar[tuple[str, ...]] = ("key", CAPTION_TEXT)
-
     reader: TarReader
     _texts: dict[str, _Texts] = field(default_factory=dict, init=False)
     _tar: TarRows = field(init=False)
@@ -189,6 +187,9 @@ class WebdatasetShard(StreamedShard):
         self._tar.finish()
         return [self._record(key) for key in self._tar.keys]
 
+    def _first(self) -> tuple[str, ...]:
+        return ("key",) if self.shard.columns.caption else ("key", CAPTION_TEXT)
+
     def _record(self, key: str) -> Record:
         captions: dict[str, str | None] = {}
         values: Record = {}
@@ -198,9 +199,9 @@ class WebdatasetShard(StreamedShard):
                                        and kind not in captions}  # fmt: skip
                 values = texts.values | values
         from_json = captions.pop("json", None)
-        named = self.shard.columns.caption
-        if named.lower() in captions:
-            return {"key": key, **values, named: captions[named.lower()]}
+        if named := self.shard.columns.caption:  # an extension, or a name in the JSON
+            own = {named: captions[named.lower()]} if named.lower() in captions else {}
+            return {"key": key, **values, **own}
         return {"key": key, CAPTION_TEXT: next(iter(captions.values()), from_json), **values}
 
     def why_absent(self, row: int) -> str:  # noqa: D102

@@ -153,8 +153,9 @@ _BASE64 = [base64.b64encode(image) for image in JPEGS]
         pa.array([image.ljust(_WIDTH, b"\0") for image in JPEGS], pa.binary(_WIDTH)),
         pa.array([{"data": image, "name": "a.jpg"} for image in JPEGS]),
         pa.array(_BASE64),
+        pa.ExtensionArray.from_storage(pa.opaque(pa.binary(), "blob", "a database"), pa.array(JPEGS)),
     ],
-    ids=["dictionary", "fixed size", "struct of other names", "base64 in bytes"],
+    ids=["dictionary", "fixed size", "struct of other names", "base64 in bytes", "extension"],
 )
 def test_bytes_of_every_type(tmp_path: Path, column: pa.Array) -> None:
     """Of a usual name, of another one, and named by the setting."""
@@ -496,3 +497,28 @@ def test_a_shard_of_nothing_but_nulls(tmp_path: Path) -> None:
     (tmp_path / "c.jpg").write_bytes(JPEGS[2])
     pq.write_table(pa.table({"image": pa.nulls(1), "url": ["c.jpg"]}), tmp_path / "0.parquet")
     assert read(tmp_path)[1] == [JPEGS[2]]
+
+
+def test_keys_in_bytes_that_are_no_text_are_hexadecimal(tmp_path: Path) -> None:
+    keys = pa.array([b"\xff" * 4, b"abcd", None], pa.binary(4))
+    pq.write_table(pa.table({"jpg": JPEGS[:3], "key": keys, "caption": keys}), tmp_path / "0.parquet")
+    opened, _ = read(tmp_path)
+    assert opened.column("key") == ["ffffffff", "abcd", None]
+    assert opened.column("caption") == [None, "abcd", None]
+
+
+def test_a_folder_of_the_files_that_urls_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(JPEGS[0])
+    pq.write_table(pa.table({"url": ["images/a.jpg"]}), tmp_path / "images.parquet")
+    assert read(tmp_path)[1] == JPEGS[:1]
+
+
+def test_the_caption_of_a_tar_is_only_what_the_setting_names(tmp_path: Path) -> None:
+    members = [("a.jpg", JPEGS[0]), ("a.prompt", b"one"), ("b.jpg", JPEGS[1]), ("b.txt", b"another text")]
+    write_tar(tmp_path / "0.tar", members)
+    opened, _ = read(tmp_path, caption="prompt")
+    assert opened.column("caption") == ["one", None]
+    assert opened.rows.column_names == ["key", "prompt"]
+    with pytest.raises(ShardError, match=r"has no column 'nothing'.* It has: key\."):
+        read(tmp_path, caption="nothing")
