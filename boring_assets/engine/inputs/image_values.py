@@ -16,7 +16,8 @@ _START, _LEAST = 32, 26
 START_BYTES = 256
 """How much of a value says whether it is an image, also as base64."""
 _BASE64_START = 64
-_MAYBE_BASE64 = r"^\s*((?i:data:)|[A-Za-z0-9+/_-]{64})"
+# Longer than a SHA-256 in hexadecimal, of which a column may have millions.
+_MAYBE_BASE64 = r"^\s*((?i:data:)|[A-Za-z0-9+/_-]{64}\s*[A-Za-z0-9+/_=-])"
 # Lists of numbers are taken apart in Python: only the first ones of a column.
 _MAX_LISTS = 64
 # What may follow `FF D8 FF` in a JPEG: APPn, COM, DQT, DHT, DRI, SOFn.
@@ -127,14 +128,13 @@ def _starts(part: pa.Array) -> Iterator[bytes]:
         yield from _starts(part.flatten())
     elif is_binary(kind):
         binary = part.cast(pa.large_binary()) if pa.types.is_binary_view(kind) else part
-        for value in pc.binary_slice(binary, 0, START_BYTES).unique():
-            if value.is_valid:
-                yield value.as_py()
-                yield base64_start(value.as_py())
+        for start in pc.binary_slice(binary, 0, START_BYTES).drop_null().unique().to_pylist():
+            yield start
+            if start.isascii():
+                yield base64_start(start)
     elif is_text(kind):
         texts = part.filter(pc.match_substring_regex(part, _MAYBE_BASE64)).cast(pa.large_binary())
-        for text in pc.binary_slice(texts, 0, START_BYTES).unique():
-            yield base64_start(text.as_py())
+        yield from map(base64_start, pc.binary_slice(texts, 0, START_BYTES).unique().to_pylist())
 
 
 def is_encoded_text(start: bytes) -> bool:

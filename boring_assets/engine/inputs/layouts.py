@@ -168,7 +168,7 @@ class _RowsByKey:
                 self._by_number[number] = None if number in self._by_number else row
         self._taken: set[int] = set()
         self.extensions: set[str] = set()
-        self.without_row = 0
+        self.without_row, self.second = 0, 0
 
     def take(self, name: str) -> int | None:
         """Returns the row of a file; None if it is no image, of no row, or the second file of a row."""
@@ -187,6 +187,7 @@ class _RowsByKey:
             row = self._rows.get(name, self._rows.get(PurePosixPath(name).name))
         if row is None and not PurePosixPath(name).name.startswith("."):
             self.without_row += 1
+        self.second += row in self._taken
         if row is None or row in self._taken:
             return None
         self._taken.add(row)
@@ -199,9 +200,16 @@ class _RowsByKey:
         return row if number is None else self._by_number.get(number)
 
     def notes(self, what: str) -> list[str]:
-        """Returns a message about images that have no row."""
-        some = f"{self.without_row} images of the {what} have no row in the parquet, and are not embedded."
-        return [some] if self.without_row else []
+        """Returns messages about images that belong to no row, or to one that has an image already."""
+        texts = {
+            "have no row in the parquet": self.without_row,
+            "are not the first one of their row": self.second,
+        }
+        return [
+            f"{count} images of the {what} {text}, and are not embedded."
+            for text, count in texts.items()
+            if count
+        ]
 
     def left(self) -> Iterator[int]:
         """Returns the rows without a file."""

@@ -40,12 +40,14 @@ class TarRows:
         keys: The key of each row.
         extensions: The extensions that were seen.
         has_images: Whether any member was an image.
+        second: Number of members that are a second image of their sample.
     """
 
     columns: ColumnNames
     keys: list[str] = field(default_factory=list)
     extensions: set[str] = field(default_factory=set)
     has_images: bool = False
+    second: int = 0
     _samples: dict[str, int] = field(default_factory=dict)
     _rows_with_image: set[int] = field(default_factory=set)
     _text_keys: dict[str, None] = field(default_factory=dict)
@@ -88,6 +90,7 @@ class TarRows:
             if row not in self._rows_with_image:
                 self._rows_with_image.add(row)
                 return row, None
+            self.second += 1
         return None, sample if self._is_text(extension) else None
 
     def _is_text(self, extension: str) -> bool:
@@ -144,6 +147,9 @@ class WebdatasetShard(StreamedShard):
                 self._passed_over.setdefault(webdataset_name(member.name)[1], member.name)
         if not self._tar.has_images:
             raise self._no_images()
+        if self._tar.second:
+            count = self._tar.second
+            self.notes.append(f"{count} images are not the first one of their sample, and are not embedded.")
         for extension, name in self._passed_over.items():
             self.notes.append(
                 f"Members such as {name!r} hold images that are not embedded. To embed those, set "

@@ -522,3 +522,16 @@ def test_the_caption_of_a_tar_is_only_what_the_setting_names(tmp_path: Path) -> 
     assert opened.rows.column_names == ["key", "prompt"]
     with pytest.raises(ShardError, match=r"has no column 'nothing'.* It has: key\."):
         read(tmp_path, caption="nothing")
+
+
+def test_second_images_of_a_row_are_said(tmp_path: Path) -> None:
+    members = [("a.jpg", JPEGS[0]), ("a.jpg", JPEGS[1]), ("b.jpg", JPEGS[2]), ("b.png", MASK)]
+    write_tar(tmp_path / "0.tar", members)
+    assert len(read(tmp_path)[1]) == 4
+    opened, images = read(tmp_path, image="jpg")
+    assert images == [JPEGS[0], JPEGS[2]]
+    assert opened.notes == ["1 images are not the first one of their sample, and are not embedded."]
+    pq.write_table(pa.table({"key": ["a", "b"]}), tmp_path / "0.parquet")
+    opened, images = read(tmp_path)
+    assert images == [JPEGS[0], JPEGS[2]]
+    assert opened.notes == ["2 images of the tar are not the first one of their row, and are not embedded."]
