@@ -84,9 +84,10 @@ class Settings(BaseSettings):
         description="`auto` (CUDA, else CPU), `cpu`, `cuda`, `cuda:N`, or several: `cuda:0,cuda:1`. "
         "With several devices, each run uses a free one.",
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(
         "auto",
-        description="Arithmetic of the model; `auto` is bf16 where the device is fast at it, else fp32.",
+        description="Arithmetic of the model; `auto` is bf16 where the device is fast at it, else fp32. "
+        "`int8` is for CPUs that are slow at bf16.",
     )
     batch_size: PositiveInt | Literal["auto"] = Field(
         "auto",

@@ -104,7 +104,7 @@ def test_input_and_output_are_positions_and_the_earlier_flags_are_still_taken(cl
         (("in", "out", "--batch-size", "x"), ["BORING_BATCH_SIZE (--batch-size) is 'x'", "'auto'"]),
         (("in", "out", "--max-samples", "-1"), ["BORING_MAX_SAMPLES (--max-samples) is '-1'"]),
         (("in", "out", "--num-workers", "0"), ["BORING_NUM_WORKERS (--num-workers) is '0'"]),
-        (("in", "out", "--precision", "x"), ["BORING_PRECISION (--precision) is 'x'", "'bf16' or 'fp16'"]),
+        (("in", "out", "--precision", "x"), ["BORING_PRECISION (--precision) is 'x'", "'fp16' or 'int8'"]),
         (("in", "out", "--device", "x"), ["BORING_DEVICE (--device) is 'x'", "cpu"]),
         (("in", "out", "--config", "no.toml"), ["BORING_CONFIG (--config) names no.toml", "TOML file"]),
         (

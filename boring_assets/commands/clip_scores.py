@@ -19,7 +19,7 @@ from boring_assets.commands.options import Command, apply, config, folder, setti
 @setting("model")
 @setting("pretrained")
 @setting("device")
-@setting("precision", metavar="auto|fp32|bf16|fp16")
+@setting("precision", metavar="auto|fp32|bf16|fp16|int8")
 @setting("caption_embeddings", is_flag=True, default=None)
 @config
 def clip_scores(**options: Any) -> None:

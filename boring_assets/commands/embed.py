@@ -25,7 +25,7 @@ from boring_assets.commands.options import Command, apply, columns, config, fold
 @setting("num_workers", metavar="N")
 @setting("max_samples", metavar="N")
 @setting("device")
-@setting("precision", metavar="auto|fp32|bf16|fp16")
+@setting("precision", metavar="auto|fp32|bf16|fp16|int8")
 @setting("quiet_seconds", metavar="SECONDS")
 @setting("allowed_url_prefixes", metavar="PREFIX,...")
 @columns

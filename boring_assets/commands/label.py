@@ -19,7 +19,7 @@ from boring_assets.errors import SettingsError
 @setting("model")
 @setting("pretrained")
 @setting("device")
-@setting("precision", metavar="auto|fp32|bf16|fp16")
+@setting("precision", metavar="auto|fp32|bf16|fp16|int8")
 @config
 def label(**options: Any) -> None:
     """Compute the heads of the settings for each image in OUTPUT.

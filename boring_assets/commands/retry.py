@@ -38,7 +38,7 @@ _NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
 @setting("batch_size", metavar="auto|N")
 @setting("num_workers", metavar="N")
 @setting("device")
-@setting("precision", metavar="auto|fp32|bf16|fp16")
+@setting("precision", metavar="auto|fp32|bf16|fp16|int8")
 @setting("quiet_seconds", metavar="SECONDS")
 @setting("allowed_url_prefixes", metavar="PREFIX,...")
 @config

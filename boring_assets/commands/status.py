@@ -34,7 +34,7 @@ from boring_assets.wording import first_of, plain, some
 @folder("output_dir")
 @setting("model")
 @setting("pretrained")
-@setting("precision", metavar="auto|fp32|bf16|fp16")
+@setting("precision", metavar="auto|fp32|bf16|fp16|int8")
 @setting("quiet_seconds", metavar="SECONDS")
 @columns
 @config

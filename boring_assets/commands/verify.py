@@ -30,7 +30,7 @@ _SHOWN = 20
 @folder("input_dir", required=False)
 @setting("model")
 @setting("pretrained")
-@setting("precision", metavar="auto|fp32|bf16|fp16")
+@setting("precision", metavar="auto|fp32|bf16|fp16|int8")
 @setting("device")
 @setting("quiet_seconds", metavar="SECONDS")
 @config

@@ -9,7 +9,8 @@ from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoding.decoders import Decoded
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.job import Job
-from boring_assets.engine.model.encoder import Encoder, Pending, bad_vectors
+from boring_assets.engine.model.bad_vectors import Pending, bad_vectors
+from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.reader import Chunk
 from boring_assets.engine.results import EmbeddedShard, FailedShard, Options, Progress
 from boring_assets.engine.samples import Failure, Reason, Shard

@@ -12,7 +12,8 @@ import numpy as np
 from boring_assets.engine.decoding.decoders import Decoded, Decoders
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.decoding.pixels import Pixels
-from boring_assets.engine.model.encoder import Encoder, Pending, bad_vectors
+from boring_assets.engine.model.bad_vectors import Pending, bad_vectors
+from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import load_model
 from boring_assets.engine.samples import Failure, Reason
 
@@ -56,7 +57,7 @@ class Embedder:
             model: Name or directory; see `load_model`.
             pretrained: Tag or checkpoint of the weights.
             device: `auto`, `cpu`, `cuda` or `cuda:N`; see `Encoder`.
-            precision: `auto`, `fp32`, `bf16` or `fp16`.
+            precision: `auto`, `fp32`, `bf16`, `fp16`, or `int8` (CPU only).
             batch_size: Images in a batch, or `auto`.
             limits: Limits for one image.
 

@@ -25,8 +25,8 @@ from typing import Any, TypeVar, overload
 
 from boring_assets.engine.batcher import Batcher
 from boring_assets.engine.channel import Channel, Closed
-from boring_assets.engine.inputs.blocks import OBJECT_STORAGE
 from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.read_ahead import OBJECT_STORAGE
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.reader import Assignment, Chunk, Reader
 from boring_assets.engine.reader_processes import THREADS, ReaderProcesses

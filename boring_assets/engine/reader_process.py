@@ -17,8 +17,8 @@ from boring_assets.engine.decoding.arena import Arena
 from boring_assets.engine.decoding.decode import Preprocess
 from boring_assets.engine.decoding.decoders import Decoders, Target, new_buffer
 from boring_assets.engine.decoding.pixels import Size
-from boring_assets.engine.inputs.blocks import OBJECT_STORAGE
 from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.read_ahead import OBJECT_STORAGE
 from boring_assets.engine.reader import Chunk, Opened, Reader
 from boring_assets.engine.results import Options
 from boring_assets.engine.samples import Failure

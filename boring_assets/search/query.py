@@ -172,7 +172,7 @@ class Searcher:
 
     def of_picture(self, data: bytes) -> np.ndarray | Failure:
         """Returns the embedding of an encoded picture, float32 [dim], or why there is none."""
-        from boring_assets.engine.model.encoder import bad_vectors
+        from boring_assets.engine.model.bad_vectors import bad_vectors
 
         limits = picture_limits(self._settings)
         with self._lock:
@@ -293,7 +293,10 @@ class Searcher:
     def _images(self) -> "Encoder":
         from boring_assets.engine.model.encoder import Encoder
 
-        return Encoder(self._model, self._settings.device, self._settings.precision, batch_size=1)
+        precision = self._settings.precision
+        # Converting a model to int8 takes longer than a query in fp32.
+        precision = "fp32" if precision == "int8" else precision
+        return Encoder(self._model, self._settings.device, precision, batch_size=1)
 
 
 def _spread(count: int, offset: int, limit: int) -> list[int]:

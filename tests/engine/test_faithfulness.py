@@ -18,7 +18,7 @@ from tests.engine.kinds import KINDS, sample, shard_at
 from tests.engine.resizing import ResizingEncoder
 
 # The median and the worst cosine that are good enough.
-GOOD = {"fp32": (0.9999, 0.999), "bf16": (0.999, 0.99)}
+GOOD = {"fp32": (0.9999, 0.999), "bf16": (0.999, 0.99), "int8": (0.999, 0.995)}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,8 @@ def expected(images: dict[str, bytes]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision"), [(Encoder, "fp32"), (Encoder, "bf16"), (ResizingEncoder, "fp32")]
+    ("kind", "precision"),
+    [(Encoder, "fp32"), (Encoder, "bf16"), (Encoder, "int8"), (ResizingEncoder, "fp32")],
 )
 def test_embeddings_are_those_of_open_clip(
     images: dict[str, bytes],

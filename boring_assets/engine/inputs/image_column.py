@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, ForwardFile
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.image_values import image_field, is_text
 from boring_assets.engine.inputs.layouts import EMPTY, Image, OpenShard, in_parallel
+from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, ForwardFile
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, Start, read_start
+from boring_assets.engine.inputs.blocks import Start, read_start
 from boring_assets.engine.inputs.columns import (
     IMAGE_COLUMNS,
     ImageColumns,
@@ -22,6 +22,7 @@ from boring_assets.engine.inputs.columns import (
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.image_column import ColumnShard
 from boring_assets.engine.inputs.layouts import FolderShard, NullShard, OpenShard, TarShard, UrlShard
+from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK
 from boring_assets.engine.inputs.rows import read_rows
 from boring_assets.engine.inputs.tfrecord import TFRecordBeside, open_tfrecord
 from boring_assets.engine.inputs.webdataset import open_webdataset

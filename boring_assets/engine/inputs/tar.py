@@ -14,7 +14,8 @@ from typing import NamedTuple
 import pyarrow as pa
 from fsspec import AbstractFileSystem
 
-from boring_assets.engine.inputs.blocks import OBJECT_BLOCK, BlockReader, Start, read_start
+from boring_assets.engine.inputs.blocks import BlockReader, Start, read_start
+from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, open_blocks
 from boring_assets.errors import ShardError
 
 BLOCK = 512
@@ -101,7 +102,7 @@ def open_tar(fs: AbstractFileSystem, path: str, start: Start | None = None) -> T
     Raises:
         OSError: It is not there.
     """
-    reader = BlockReader(fs, path, start=start or read_start(fs, path, OBJECT_BLOCK))
+    reader = open_blocks(fs, path, start or read_start(fs, path, OBJECT_BLOCK))
     if path.endswith((".gz", ".tgz")):
         return DecompressedReader(reader, "gzip")
     return DecompressedReader(reader, "zstd") if path.endswith(".zst") else reader

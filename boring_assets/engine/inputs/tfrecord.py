@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 from boring_assets.engine.decoding.limits import Limits, image_format
-from boring_assets.engine.inputs.blocks import BlockReader
 from boring_assets.engine.inputs.columns import (
     CAPTION_TEXT,
     IMAGE_COLUMNS,
@@ -21,6 +20,7 @@ from boring_assets.engine.inputs.columns import (
     missing_column,
 )
 from boring_assets.engine.inputs.layouts import Image, OpenShard, rows_by_key
+from boring_assets.engine.inputs.read_ahead import open_blocks
 from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES, Record, StreamedShard, caption_in
 from boring_assets.engine.inputs.texts import to_text
 from boring_assets.engine.samples import ColumnNames, Failure, Reason, Shard
@@ -145,7 +145,7 @@ def read_records(shard: Shard, limits: Limits) -> Iterator[Example | Failure]:
         ) from error
     most = limits.bytes + MAX_TEXT_BYTES
     try:
-        reader = BlockReader(shard.fs, shard.path)
+        reader = open_blocks(shard.fs, shard.path)
         try:
             number = 0
             while head := reader.read(_HEAD.size):

@@ -8,22 +8,20 @@ wait for each other at every layer, and busy decoders make those waits long.
 
 import gc
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from boring_assets.engine.decoding.arena import Arena
-from boring_assets.engine.decoding.decode import resize
 from boring_assets.engine.decoding.decoders import Target
 from boring_assets.engine.decoding.pixels import Pixels, stack, take
-from boring_assets.engine.model.cuda import SLOTS, Graph, pin
-from boring_assets.engine.model.cuda import Pending as OnDevice
-from boring_assets.engine.model.load import ClipModel, load_model
-from boring_assets.engine.model.precision import pick_device, pick_precision
+from boring_assets.engine.model.bad_vectors import Fp32Fallback, Pending
+from boring_assets.engine.model.cuda import SLOTS, Graph, find_batch_size, pin
+from boring_assets.engine.model.int8 import Int8Tower
+from boring_assets.engine.model.load import ClipModel
+from boring_assets.engine.model.precision import pick_device, pick_precision, torch_dtype
 from boring_assets.engine.model.resize import DeviceResize
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ModelError
@@ -37,54 +35,6 @@ log = logging.getLogger(__name__)
 CPU_BATCH = 16
 # Batches that the CPU computes at once; with more cores, each batch is given several.
 _CPU_STREAMS = 8
-CUDA_BATCHES = (64, 128, 256, 512, 1024)
-# A larger batch must be this much faster to be worth its memory.
-_WORTH = 1.02
-# How far the squared length of a usable embedding may be from 1.
-_UNIT = 1e-3
-
-
-class Pending(Protocol):
-    """A batch that was submitted to the device."""
-
-    def result(self) -> np.ndarray:
-        """Waits for the embeddings, float32 [count, dim], L2-normalized; see `bad_vectors`."""
-        ...
-
-
-def bad_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Returns which embeddings are unusable, bool [n]: with NaN, infinity or zero length.
-
-    Args:
-        vectors: float32 [n, dim], L2-normalized where they could be.
-    """
-    with np.errstate(all="ignore"):
-        lengths = np.einsum("ij,ij->i", vectors, vectors)
-    return ~(np.abs(lengths - 1) < _UNIT)  # a NaN compares false
-
-
-class _HalfPrecisionBatch:
-    """A batch of a model in half precision: unusable embeddings are computed again in fp32."""
-
-    def __init__(self, encoder: "Encoder", pending: Pending, pieces: list[Pixels]) -> None:
-        self._encoder, self._pending, self._pieces = encoder, pending, pieces
-
-    def result(self) -> np.ndarray:
-        """Waits for the embeddings; those that are unusable in fp32 too stay so."""
-        import torch
-
-        vectors = self._pending.result()
-        bad = np.flatnonzero(bad_vectors(vectors))
-        if len(bad):
-            if isinstance(self._pending, OnDevice):
-                pixels = self._pending.pixels[torch.from_numpy(bad).to(self._pending.pixels.device)]
-            else:
-                images = [piece.image(number) for piece in self._pieces for number in range(len(piece))]
-                preprocess = self._encoder.model.preprocess
-                pixels = torch.cat([resize(images[row][None], preprocess) for row in bad])
-            vectors = np.array(vectors)
-            vectors[bad] = self._encoder.in_fp32(pixels)
-        return vectors
 
 
 class Encoder:
@@ -93,7 +43,7 @@ class Encoder:
     Attributes:
         model: The model.
         device: Where it runs.
-        precision: `fp32`, `bf16` or `fp16`.
+        precision: `fp32`, `bf16`, `fp16` or `int8`.
         batch_size: Images in a full batch; shrinks when the device's memory runs out.
         dim: Length of an embedding.
         in_flight: Batches that may be unanswered while the next is prepared.
@@ -124,7 +74,7 @@ class Encoder:
         self.model = model
         self.device = pick_device(device)
         self.precision = pick_precision(precision, self.device)
-        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        self._dtype = torch_dtype(self.precision)
         numbers = model.preprocess
         self.size = numbers.height, numbers.width
         std, mean = torch.tensor(numbers.std), torch.tensor(numbers.mean)
@@ -132,7 +82,9 @@ class Encoder:
         self._scale = (1 / (255 * std)).view(3, 1, 1).to(self.device)
         self._shift = (-mean / std).view(3, 1, 1).to(self.device)
         self._graph: Graph | None = None
+        self._int8: Int8Tower | None = None
         self._streams: ThreadPoolExecutor | None = None
+        share = 1
         if self.device.type == "cuda":
             self.in_flight = SLOTS - 1
         else:
@@ -140,12 +92,14 @@ class Encoder:
             self.in_flight = min(cores, _CPU_STREAMS)
             share = cores // self.in_flight
             self._streams = ThreadPoolExecutor(self.in_flight, "forward", torch.set_num_threads, (share,))
-        self._fp32: open_clip.CLIP | open_clip.CustomTextCLIP | None = None
-        self._one_at_a_time = Lock()
+        self._fp32 = None if self.precision == "fp32" else Fp32Fallback(model, self.precision, self._in_fp32)
         try:
             model.module.visual.to(device=self.device, dtype=self._dtype)
+            if self.precision == "int8":
+                images = torch.zeros(2, 3, *self.size)
+                self._int8 = Int8Tower(model.module.visual, images, share, model.name)
             self.dim = self._forward(self._blank(1)).shape[1]
-            self.batch_size = self._find_batch_size() if batch_size == "auto" else batch_size
+            self.batch_size = self._best_batch_size() if batch_size == "auto" else batch_size
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{self.device} has too little memory for {model.name}: {error}") from error
 
@@ -191,7 +145,7 @@ class Encoder:
             ModelError: The device's memory does not suffice for a single image.
         """
         pending = self._submit(pieces)
-        return pending if self.precision == "fp32" else _HalfPrecisionBatch(self, pending, pieces)
+        return self._fp32.repair(pending, pieces) if self._fp32 else pending
 
     def _submit(self, pieces: list[Pixels]) -> Pending:
         import torch
@@ -237,44 +191,6 @@ class Encoder:
             parts.append(embed(part))
         return np.concatenate(parts)
 
-    def in_fp32(self, pixels: "Tensor") -> np.ndarray:
-        """Embeds images in fp32, also if the encoder's precision is another.
-
-        The weights were converted in place, so they are loaded once more at the first call.
-
-        Args:
-            pixels: uint8 [n, height, width, 3], on the host or the device.
-
-        Returns:
-            float32 [n, dim], L2-normalized where the model gives numbers.
-
-        Raises:
-            ModelError: The weights cannot be loaded again, are others now, or do not fit into the device.
-        """
-        import torch
-
-        with self._one_at_a_time:
-            try:
-                if self._fp32 is None:
-                    log.warning(
-                        "%s gives vectors that are no numbers in %s; those images are computed in fp32.",
-                        self.model.name,
-                        self.precision,
-                    )
-                    self._fp32 = self._load_again()
-                    self._fp32.visual.to(self.device)
-                parts = [
-                    self._forward(part.to(self.device), self._fp32, torch.float32).cpu().numpy()
-                    for part in pixels.split(CPU_BATCH)
-                ]
-            except torch.OutOfMemoryError as error:
-                raise ModelError(
-                    f"{self.model.name} gives vectors that are no numbers in {self.precision}, and "
-                    f"{self.device} has too little memory to compute those images again in fp32. Set "
-                    "BORING_PRECISION to fp32, or lower BORING_BATCH_SIZE."
-                ) from error
-        return np.concatenate(parts)
-
     def bad_vector(self) -> Failure:
         """Returns the failure of an image whose vector is unusable."""
         tried = self.precision if self.precision == "fp32" else f"{self.precision} and in fp32"
@@ -282,14 +198,16 @@ class Encoder:
             Reason.BAD_VECTOR, f"{self.model.name} gives NaN, infinity or a vector of length zero in {tried}"
         )
 
-    def _load_again(self) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
-        again = load_model(*self.model.loaded_from)
-        if again.digest != self.model.digest:
-            raise ModelError(
-                f"The weights of {self.model.name} have changed since this run began ({self.model.digest}, "
-                f"now {again.digest}). Start it again."
-            )
-        return again.module
+    def _in_fp32(self, module: "open_clip.CLIP | open_clip.CustomTextCLIP", pixels: "Tensor") -> np.ndarray:
+        """Embeds uint8 [n, height, width, 3] by another copy of the model, in fp32."""
+        import torch
+
+        module.visual.to(self.device)
+        parts = [
+            self._forward(part.to(self.device), module.encode_image, torch.float32).cpu().numpy()
+            for part in pixels.split(CPU_BATCH)
+        ]
+        return np.concatenate(parts)
 
     def _captured(self) -> Graph:
         if self._graph is None or self._graph.batch_size != self.batch_size:
@@ -298,17 +216,22 @@ class Encoder:
             self._graph = Graph(self._forward, self._blank(self.batch_size), resize)
         return self._graph
 
-    def _forward(self, pixels: "Tensor", module: Any = None, dtype: "torch.dtype | None" = None) -> "Tensor":
+    def _forward(
+        self,
+        pixels: "Tensor",
+        encode: "Callable[[Tensor], Tensor] | None" = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> "Tensor":
         """uint8 [n, height, width, 3] on the device to float32 [n, dim] on it, L2-normalized.
 
-        `module` and `dtype` are the encoder's own by default.
+        `encode` and `dtype` are the encoder's own by default.
         """
         import torch
 
         with torch.inference_mode():
             chw = pixels.permute(0, 3, 1, 2).to(torch.float32)
             images = torch.addcmul(self._shift, chw, self._scale).to(dtype or self._dtype)
-            features = (module or self.model.module).encode_image(images)
+            features = (encode or self._int8 or self.model.module.encode_image)(images)
             return torch.nn.functional.normalize(features.to(torch.float32), dim=-1)
 
     def _blank(self, count: int) -> "Tensor":
@@ -317,34 +240,7 @@ class Encoder:
         size = (count, self.model.preprocess.height, self.model.preprocess.width, 3)
         return torch.randint(0, 256, size, dtype=torch.uint8, device=self.device)
 
-    def _find_batch_size(self) -> int:
+    def _best_batch_size(self) -> int:
         if self.device.type == "cpu":
             return CPU_BATCH
-        import torch
-
-        best, best_rate = CUDA_BATCHES[0], 0.0
-        for size in CUDA_BATCHES:
-            try:
-                rate = self._measure(size)
-            except torch.OutOfMemoryError:
-                break
-            if rate < best_rate * _WORTH:
-                break
-            best, best_rate = size, rate
-        torch.cuda.empty_cache()
-        log.info("Batch size %d on %s: %.0f images a second, forward only.", best, self.device, best_rate)
-        return best
-
-    def _measure(self, size: int) -> float:
-        """Returns the images a second of the forward only, the best of three."""
-        import torch
-
-        pixels = self._blank(size)
-        seconds = []
-        for _ in range(4):
-            torch.cuda.synchronize(self.device)
-            start = time.perf_counter()
-            self._forward(pixels)
-            torch.cuda.synchronize(self.device)
-            seconds.append(time.perf_counter() - start)
-        return size / min(seconds[1:])
+        return find_batch_size(self._forward, self._blank, self.device)

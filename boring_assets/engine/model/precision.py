@@ -39,12 +39,33 @@ def pick_device(name: str) -> "torch.device":
 
 
 def pick_precision(name: str, device: "torch.device") -> str:
-    """`fp32`, `bf16` or `fp16`; `auto` is bf16 where the device computes it faster than fp32, else fp32."""
+    """Returns the precision that a setting names.
+
+    Args:
+        name: `fp32`, `bf16`, `fp16`, `int8` (on the CPU only), or `auto`: bf16 where the device computes it
+            faster than fp32, else fp32.
+        device: The model's device.
+
+    Raises:
+        ModelError: The device has no such precision.
+    """
     import torch
 
+    if name == "int8" and device.type != "cpu":
+        raise ModelError(
+            f"BORING_PRECISION is int8, which runs on the CPU only, and the device is {device}. Set "
+            "BORING_DEVICE to cpu, or use bf16 or fp16."
+        )
     if name != "auto":
         return name
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if fast else "fp32"
+
+
+def torch_dtype(precision: str) -> "torch.dtype":
+    """Returns the type of a model's weights. In int8 the model keeps fp32; ONNX Runtime has a copy of it."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)

@@ -7,7 +7,7 @@ import numpy as np
 
 from boring_assets.engine.model.imports import import_open_clip
 from boring_assets.engine.model.load import ClipModel, resolve
-from boring_assets.engine.model.precision import pick_device, pick_precision
+from boring_assets.engine.model.precision import pick_device, pick_precision, torch_dtype
 from boring_assets.engine.model.trust import check_model
 from boring_assets.errors import ModelError
 
@@ -36,8 +36,7 @@ class TextEncoder:
 
         self.model = model
         self._device = pick_device(device)
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        dtype = dtypes[pick_precision(precision, self._device)]
+        dtype = torch_dtype(pick_precision(precision, self._device))
         self._tokenize = _tokenizer(model)
         try:
             model.module.to(device=self._device, dtype=dtype)

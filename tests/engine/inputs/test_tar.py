@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from boring_assets.engine.inputs.blocks import BlockReader
+from boring_assets.engine.inputs.read_ahead import RemoteReader
 from boring_assets.engine.inputs.tar import BLOCK, LINK, MAX_NAME_BYTES, Member, read_members
 from boring_assets.errors import ShardError
 from tests.waiting import HANG_SECONDS
@@ -40,7 +40,7 @@ def pack(entries: list[Entry], form: int, **options: object) -> bytes:
 def ours(data: bytes, block: int = 8 * 2**20, max_bytes: int = NO_LIMIT) -> list[Member]:
     fs = MemoryFileSystem()
     fs.pipe_file("/set/00000.tar", data)
-    reader = BlockReader(fs, "/set/00000.tar", block=block)
+    reader = RemoteReader(fs, "/set/00000.tar", block=block)
     try:
         return list(read_members(reader, "memory:///set/00000.tar", max_bytes))
     finally:
@@ -121,7 +121,7 @@ def test_a_cut_tar_gives_whole_members_and_then_an_error(form: str, big: int, da
     expected = pythons(whole)
     fs = MemoryFileSystem()
     fs.pipe_file("/cut.tar", whole[:cut])
-    reader = BlockReader(fs, "/cut.tar", block=700)
+    reader = RemoteReader(fs, "/cut.tar", block=700)
     got: list[Member] = []
     message = ""
     try:
@@ -209,7 +209,7 @@ def test_a_member_past_the_limit_is_passed_over_and_not_held() -> None:
     fs = Watched()
     entries = [("a.jpg", REG, b"1" * 10), ("big.jpg", REG, b"2" * 300_000), ("b.jpg", REG, b"3" * 10)]
     fs.pipe_file("/big.tar", pack(entries, tarfile.GNU_FORMAT))
-    reader = BlockReader(fs, "/big.tar", block=10_000)
+    reader = RemoteReader(fs, "/big.tar", block=10_000)
     members = list(read_members(reader, "memory:///big.tar", 1000))
     reader.close()
     assert members == [

@@ -10,15 +10,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.blocks import (
-    OBJECT_BLOCK,
-    OBJECT_STORAGE,
-    BlockReader,
-    Budget,
-    Start,
-    read_start,
-)
+from boring_assets.engine.inputs.blocks import Start, read_start
 from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, OBJECT_STORAGE, Budget, RemoteReader
 from boring_assets.engine.inputs.sources import open_shard
 from tests.engine.opening import shard_at
 from tests.waiting import wait_for
@@ -57,7 +51,7 @@ def fs() -> Slow:
 
 def test_files_share_a_budget_and_the_one_that_is_read_comes_first(fs: Slow) -> None:
     budget = Budget(8 * BLOCK)
-    a, b, c, d, e = (BlockReader(fs, f"/{name}", block=BLOCK, budget=budget) for name in "abcde")
+    a, b, c, d, e = (RemoteReader(fs, f"/{name}", block=BLOCK, budget=budget) for name in "abcde")
     # Nobody reads yet: half of the budget is asked for, and each file's first block in any case.
     wait_for(lambda: len(fs.asked) == 8, "the first requests")
     assert [fs.count(f"/{name}") for name in "abcde"] == [4, 1, 1, 1, 1]
@@ -89,7 +83,7 @@ def test_the_first_bytes_are_not_read_again(fs: Slow) -> None:
     assert whole == Start(b"a" * 20 * BLOCK, 20 * BLOCK)
     assert part == Start(b"b" * BLOCK, None)
     for name, start, requests in (("a", whole, 1), ("b", part, 20)):
-        reader = BlockReader(fs, f"/{name}", block=BLOCK, start=start)
+        reader = RemoteReader(fs, f"/{name}", block=BLOCK, start=start)
         assert reader.read(10**6) == name.encode() * 20 * BLOCK
         reader.close()
         assert fs.count(f"/{name}") == requests
@@ -97,7 +91,7 @@ def test_the_first_bytes_are_not_read_again(fs: Slow) -> None:
 
 def test_a_failed_block_costs_no_budget(fs: Slow) -> None:
     budget = Budget(2 * BLOCK)
-    reader = BlockReader(fs, "/a", block=BLOCK, budget=budget)
+    reader = RemoteReader(fs, "/a", block=BLOCK, budget=budget)
     fs.rm("/a")
     fs.go.set()
     with pytest.raises(FileNotFoundError):

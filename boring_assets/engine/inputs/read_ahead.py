@@ -1,0 +1,212 @@
+"""Files of object storage from start to end, in blocks that are requested before they are needed.
+
+One budget of bytes covers all files that a process reads from object storage: the blocks that are under way,
+and those that wait to be read. The shard that is read takes what it can use. Shards that are open before
+their turn take the rest, at most half of the budget.
+"""
+
+import io
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from boring_assets.engine.inputs.blocks import BlockReader, LocalReader, Start
+
+# A request waits long for its first byte.
+OBJECT_BLOCK = 8 * 2**20
+_MOST_REQUESTS = 16
+
+
+class Budget:
+    """Bytes that several readers may have asked for before somebody reads them.
+
+    Each reader may have one block even where nothing is left, so that none waits for another.
+
+    Attributes:
+        total: How many bytes.
+    """
+
+    def __init__(self, total: int) -> None:
+        """Nothing is asked for yet."""
+        self.total = total
+        self._used = 0
+        self._readers: list[RemoteReader] = []
+        self._lock = threading.Lock()
+
+    def add(self, reader: "RemoteReader") -> None:
+        """Lets a reader ask for blocks, after those that are there."""
+        with self._lock:
+            self._readers.append(reader)
+            self._share_out()
+
+    def take(self, reader: "RemoteReader") -> tuple[int, Future[bytes]] | None:
+        """The reader's next block and its size; from now on it comes before the others."""
+        with self._lock:
+            if not reader.is_read:
+                reader.is_read = True
+                if reader in self._readers:  # a file that came whole with its first bytes is not
+                    self._readers.remove(reader)
+                    self._readers.insert(0, reader)
+                    self._share_out()
+            return reader.asked.pop(0) if reader.asked else None
+
+    def give_back(self, size: int) -> None:
+        """Shares out the bytes of a block that is read."""
+        with self._lock:
+            self._used -= size
+            self._share_out()
+
+    def remove(self, reader: "RemoteReader") -> None:
+        """Shares out what a reader has asked for and will not read."""
+        with self._lock:
+            if reader in self._readers:
+                self._readers.remove(reader)
+                self._used -= sum(size for size, _ in reader.asked)
+                reader.asked.clear()
+                self._share_out()
+
+    def _share_out(self) -> None:
+        for reader in self._readers:
+            most = self.total if reader.is_read else self.total // 2
+            while (size := reader.next_size) and (not reader.asked or self._used + size <= most):
+                reader.ask()
+                self._used += size
+
+
+OBJECT_STORAGE = Budget(_MOST_REQUESTS * OBJECT_BLOCK)
+
+
+OBJECT_STORAGE = Budget(_MOST_REQUESTS * OBJECT_BLOCK)
+
+
+class RemoteReader(BlockReader):
+    """Reads a remote file from its start to its end, with requests in flight ahead of it.
+
+    Attributes:
+        size: The file's size in bytes.
+        asked: Size and content of the blocks that are asked for, in order. The budget changes it.
+        is_read: Whether reading has begun.
+    """
+
+    def __init__(
+        self,
+        fs: AbstractFileSystem,
+        path: str,
+        block: int = OBJECT_BLOCK,
+        start: Start | None = None,
+        budget: Budget = OBJECT_STORAGE,
+        first: int = 0,
+    ) -> None:
+        """Requests the first block.
+
+        Args:
+            fs: The filesystem.
+            path: The file's path on it.
+            block: Bytes in one request.
+            start: The bytes of the file that were read already.
+            budget: How much is read ahead.
+            first: Where to begin in the file; not with `start`.
+        """
+        super().__init__(path, start.data if start else b"")
+        self._fs, self._block, self._budget = fs, block, budget
+        size = start.size if start else None
+        self.size = fs.size(path) if size is None else size
+        self._pool = ThreadPoolExecutor(_MOST_REQUESTS, thread_name_prefix="read-ahead")
+        self._end = first + len(self._buffer)
+        self.asked: list[tuple[int, Future[bytes]]] = []
+        self.is_read = False
+        if self.next_size:
+            self._budget.add(self)
+
+    def close(self) -> None:
+        """Ends the requests that are in flight."""
+        self._budget.remove(self)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def next_size(self) -> int:
+        """Size of the block that is asked for next; 0 at the end of the file."""
+        return max(0, min(self._block, self.size - self._end))
+
+    def ask(self) -> None:
+        """Requests the next block; called by the budget."""
+        size = self.next_size
+        block = self._pool.submit(self._fs.cat_file, self._path, start=self._end, end=self._end + size)
+        self.asked.append((size, block))
+        self._end += size
+
+    def _next_block(self) -> bytes:
+        taken = self._budget.take(self)
+        if taken is None:
+            return b""
+        size, block = taken
+        try:
+            return self._check(block.result(), size)
+        finally:
+            self._budget.give_back(size)
+
+
+def open_blocks(fs: AbstractFileSystem, path: str, start: Start | None = None) -> BlockReader:
+    """Opens a local or remote file to read it from start to end.
+
+    Args:
+        fs: The filesystem.
+        path: The file's path on it.
+        start: The first bytes of a remote file, if they were read already.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return LocalReader(path) if isinstance(fs, LocalFileSystem) else RemoteReader(fs, path, start=start)
+
+
+class ForwardFile(io.RawIOBase):
+    """A remote file for pyarrow whose reads go forward, over blocks that are requested ahead.
+
+    A read backwards is a request of its own.
+    """
+
+    def __init__(self, fs: AbstractFileSystem, path: str, first: int) -> None:
+        """Requests the first blocks.
+
+        Args:
+            fs: The filesystem.
+            path: The file's path on it.
+            first: Where the reads begin.
+        """
+        self._fs, self._path = fs, path
+        self._reader, self._read_to = RemoteReader(fs, path, first=first), first
+        self._at = 0
+
+    def readable(self) -> bool:  # noqa: D102
+        return True
+
+    def seekable(self) -> bool:  # noqa: D102
+        return True
+
+    def tell(self) -> int:  # noqa: D102
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:  # noqa: D102
+        self._at = offset + (0, self._at, self._reader.size)[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:  # noqa: D102
+        count = max(0, min(self._reader.size - self._at, size if size >= 0 else self._reader.size))
+        if count == 0:
+            return b""
+        if self._at >= self._read_to:
+            self._reader.skip(self._at - self._read_to)
+            data = self._reader.read(count)
+            self._read_to = self._at + len(data)
+        else:
+            data = self._fs.cat_file(self._path, start=self._at, end=self._at + count)
+        self._at += len(data)
+        return data
+
+    def close(self) -> None:
+        """Ends the requests that are in flight."""
+        self._reader.close()
+        super().close()

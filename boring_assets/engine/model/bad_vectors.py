@@ -1,0 +1,142 @@
+"""Embeddings that are unusable: found, and computed once more in fp32."""
+
+import logging
+from collections.abc import Callable
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from boring_assets.engine.decoding.decode import resize
+from boring_assets.engine.decoding.pixels import Pixels
+from boring_assets.engine.model.cuda import Pending as OnDevice
+from boring_assets.engine.model.load import ClipModel, load_model
+from boring_assets.errors import ModelError
+
+if TYPE_CHECKING:
+    import open_clip
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+# How far the squared length of a usable embedding may be from 1.
+_UNIT = 1e-3
+
+
+class Pending(Protocol):
+    """A batch that was submitted to the device."""
+
+    def result(self) -> np.ndarray:
+        """Waits for the embeddings, float32 [count, dim], L2-normalized; see `bad_vectors`."""
+        ...
+
+
+def bad_vectors(vectors: np.ndarray) -> np.ndarray:
+    """Returns which embeddings are unusable, bool [n]: with NaN, infinity or zero length.
+
+    Args:
+        vectors: float32 [n, dim], L2-normalized where they could be.
+    """
+    with np.errstate(all="ignore"):
+        lengths = np.einsum("ij,ij->i", vectors, vectors)
+    return ~(np.abs(lengths - 1) < _UNIT)  # a NaN compares false
+
+
+class Fp32Fallback:
+    """Computes the unusable embeddings of a model in another precision again in fp32."""
+
+    def __init__(
+        self,
+        model: ClipModel,
+        precision: str,
+        embed: "Callable[[open_clip.CLIP | open_clip.CustomTextCLIP, Tensor], np.ndarray]",
+    ) -> None:
+        """Loads nothing yet.
+
+        Args:
+            model: The model.
+            precision: Its precision.
+            embed: Embeds pixels, uint8 [n, height, width, 3], by a copy of the model in fp32.
+        """
+        self._model, self._precision, self._embed = model, precision, embed
+        self._module: open_clip.CLIP | open_clip.CustomTextCLIP | None = None
+        self._one_at_a_time = Lock()
+
+    def repair(self, pending: Pending, pieces: list[Pixels]) -> Pending:
+        """Returns a batch with unusable embeddings replaced; those that are unusable in fp32 too stay so.
+
+        Args:
+            pending: The batch.
+            pieces: Its images.
+        """
+        return _Repaired(self, pending, pieces)
+
+    def embed(self, pixels: "Tensor") -> np.ndarray:
+        """Embeds images in fp32; weights that were converted are loaded once more at the first call.
+
+        Args:
+            pixels: uint8 [n, height, width, 3], on the host or the device.
+
+        Returns:
+            float32 [n, dim], L2-normalized where the model gives numbers.
+
+        Raises:
+            ModelError: The weights cannot be loaded again, are others now, or do not fit into the device.
+        """
+        import torch
+
+        with self._one_at_a_time:
+            try:
+                if self._module is None:
+                    log.warning(
+                        "%s gives vectors that are no numbers in %s; those images are computed in fp32.",
+                        self._model.name,
+                        self._precision,
+                    )
+                    self._module = self._load()
+                return self._embed(self._module, pixels)
+            except torch.OutOfMemoryError as error:
+                raise ModelError(
+                    f"{self._model.name} gives vectors that are no numbers in {self._precision}, and "
+                    "the device has too little memory to compute those images again in fp32. Set "
+                    "BORING_PRECISION to fp32, or lower BORING_BATCH_SIZE."
+                ) from error
+
+    def preprocess(self, pieces: list[Pixels], rows: list[int]) -> "Tensor":
+        """Returns some images of a batch as the model takes them, uint8 [n, height, width, 3]."""
+        import torch
+
+        images = [piece.image(number) for piece in pieces for number in range(len(piece))]
+        return torch.cat([resize(images[row][None], self._model.preprocess) for row in rows])
+
+    def _load(self) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
+        if self._precision == "int8":
+            return self._model.module  # it is in fp32 still
+        again = load_model(*self._model.loaded_from)
+        if again.digest != self._model.digest:
+            raise ModelError(
+                f"The weights of {self._model.name} have changed since this run began "
+                f"({self._model.digest}, now {again.digest}). Start it again."
+            )
+        return again.module
+
+
+class _Repaired:
+    """A batch whose unusable embeddings are computed again."""
+
+    def __init__(self, fallback: Fp32Fallback, pending: Pending, pieces: list[Pixels]) -> None:
+        self._fallback, self._pending, self._pieces = fallback, pending, pieces
+
+    def result(self) -> np.ndarray:
+        """Waits for the embeddings."""
+        import torch
+
+        vectors = self._pending.result()
+        bad = np.flatnonzero(bad_vectors(vectors))
+        if len(bad):
+            if isinstance(self._pending, OnDevice):
+                pixels = self._pending.pixels[torch.from_numpy(bad).to(self._pending.pixels.device)]
+            else:
+                pixels = self._fallback.preprocess(self._pieces, bad.tolist())
+            vectors = np.array(vectors)
+            vectors[bad] = self._fallback.embed(pixels)
+        return vectors
