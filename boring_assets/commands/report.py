@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from boring_assets.settings import PREFIX, Settings
+from boring_assets.settings import COLUMN_SETTINGS, PREFIX, Settings
 from boring_assets.shard_states import ShardStates, State
 from boring_assets.wording import first_of, plain, some
 from partitions.discovery import Discovery
@@ -45,7 +45,9 @@ class Summary:
 def describe_model(settings: Settings) -> str:
     """Returns the settings that determine the embeddings, as text."""
     tag = f" {settings.pretrained}" if settings.pretrained else ""
-    return f"model {settings.model}{tag}, precision {settings.precision}, {settings.output_dtype}"
+    named = [f"{name}={value}" for name in COLUMN_SETTINGS if (value := getattr(settings, name))]
+    columns = ", ".join(named) or "columns of the usual names"
+    return f"model {settings.model}{tag}, precision {settings.precision}, {settings.output_dtype}, {columns}"
 
 
 def print_left_out(console: Console, states: ShardStates, found: Discovery) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.blocks import Start, read_start
 from boring_assets.engine.inputs.columns import (
+    ALIASES,
     IMAGE_COLUMNS,
     ImageColumns,
     columns_of_images,
@@ -141,6 +142,12 @@ def _open_beside(
         return UrlShard(shard, rows, columns, limits, cut, fetcher)
     if any(pa.types.is_null(field.type) and field.name.lower() in IMAGE_COLUMNS for field in schema):
         return NullShard(shard, rows, columns, limits, cut)
+    for field in schema:
+        if field.name.lower() in ALIASES["url"] and pa.types.is_nested(field.type):
+            hint += (
+                f" The column {field.name!r} holds several values a row: to take the first, set "
+                f"BORING_URL_COLUMN={field.name}."
+            )
     raise ShardError(
         f"{shard.uri} leads to no images: it has the columns {schema.names} and neither a tar nor a "
         f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "

@@ -487,6 +487,14 @@ def test_urls_that_hold_their_image(tmp_path: Path) -> None:
     assert opened.column("url") == [None, None, "c.jpg", None]
 
 
+def test_a_list_of_urls_says_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(JPEGS[0])
+    pq.write_table(pa.table({"url": [["a.jpg", "b.jpg"]]}), tmp_path / "0.parquet")
+    with pytest.raises(ShardError, match=r"'url' holds several values a row.* BORING_URL_COLUMN=url\."):
+        read(tmp_path)
+    assert read(tmp_path, url="url")[1] == JPEGS[:1]
+
+
 def test_a_shard_of_nothing_but_nulls(tmp_path: Path) -> None:
     """pandas and pyarrow write a column of nulls without a type."""
     pq.write_table(pa.table({"image": pa.nulls(2), "text": ["a", "b"]}), tmp_path / "0.parquet")
