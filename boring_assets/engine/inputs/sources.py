@@ -115,7 +115,7 @@ def _open_beside(
         is_tar, start = _tar_at(shard, stem + ".tar")
         if is_tar:
             kind = partial(TarShard, start=start)
-        elif shard.fs.isdir(stem) and not ("url" in columns and "key" not in columns):
+        elif shard.fs.isdir(stem) and not _urls_lead_into(stem, rows, columns):
             kind = FolderShard
         elif shard.fs.isfile(stem + ".tfrecord"):
             kind = TFRecordBeside
@@ -153,6 +153,15 @@ def _open_beside(
         f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "
         f"`.tfrecord` of the same name, or a `url` column. To name a column, set BORING_IMAGE_COLUMN, or for "
         f"paths and URLs BORING_URL_COLUMN.{hint}"
+    )
+
+
+def _urls_lead_into(folder: str, rows: pa.Table, columns: dict[str, str]) -> bool:
+    """Whether the first URL is a path into a folder: `images/a.jpg` of `images.parquet`."""
+    urls = rows[columns["url"]].drop_null()[:1].to_pylist() if "url" in columns else []
+    return any(
+        f"/{folder.rpartition('/')[2]}/" in f"/{url}" and not url.lower().startswith(("http:", "https:"))
+        for url in urls
     )
 
 

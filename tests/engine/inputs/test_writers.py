@@ -518,7 +518,11 @@ def test_keys_in_bytes_that_are_no_text_are_hexadecimal(tmp_path: Path) -> None:
 def test_a_folder_of_the_files_that_urls_lead_to(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(JPEGS[0])
-    pq.write_table(pa.table({"url": ["images/a.jpg"]}), tmp_path / "images.parquet")
+    for columns in ({}, {"key": ["7"]}):
+        pq.write_table(pa.table({"url": ["images/a.jpg"], **columns}), tmp_path / "images.parquet")
+        assert read(tmp_path)[1] == JPEGS[:1]
+    columns = {"url": ["https://example.com/images/a.jpg"], "key": ["a"]}
+    pq.write_table(pa.table(columns), tmp_path / "images.parquet")
     assert read(tmp_path)[1] == JPEGS[:1]
 
 
