@@ -151,7 +151,7 @@ class ImageColumns:
     def hint(self, schema: pa.Schema) -> str:
         """Returns what to do where none of the columns is taken without a setting."""
         return "".join(
-            f" The column {name!r} holds images, but not one a row as bytes: set BORING_IMAGE_COLUMN={name}."
+            f" The column {name!r} holds images: to embed them, set BORING_IMAGE_COLUMN={name}."
             if can_be_image(kind := schema.field(name).type)
             else f" The column {name!r} holds images inside {kind}, which is not read: write them into a "
             "column of their own."

@@ -206,7 +206,7 @@ class _RowsByKey:
             "are not the first one of their row": self.second,
         }
         return [
-            f"{count} images of the {what} {text}, and are not embedded."
+            f"Images of the {what} that {text}, and are not embedded: {count}."
             for text, count in texts.items()
             if count
         ]

@@ -149,7 +149,7 @@ class WebdatasetShard(StreamedShard):
             raise self._no_images()
         if self._tar.second:
             count = self._tar.second
-            self.notes.append(f"{count} images are not the first one of their sample, and are not embedded.")
+            self.notes.append(f"Images that are not the first of their sample, and not embedded: {count}.")
         for extension, name in self._passed_over.items():
             self.notes.append(
                 f"Members such as {name!r} hold images that are not embedded. To embed those, set "

@@ -216,4 +216,6 @@ def test_a_tfrecord_beside_a_parquet_as_img2dataset_writes_it(tmp_path: Path) ->
     with (tmp_path / "00000.tfrecord").open("ab") as file:
         file.write(framed(example(key=b"9", jpg=b"nine")))
     shard, _ = opened(tmp_path / "00000.parquet")
-    assert shard.notes == ["1 images of the TFRecord file have no row in the parquet, and are not embedded."]
+    assert shard.notes == [
+        "Images of the TFRecord file that have no row in the parquet, and are not embedded: 1."
+    ]

@@ -446,7 +446,9 @@ def test_keys_that_are_names_of_files_or_paths(tmp_path: Path, layout: str) -> N
     opened, images = read(tmp_path)
     assert images[:4] == JPEGS
     assert images[4].reason is Reason.MISSING_IMAGE  # type: ignore[union-attr]
-    assert opened.notes == [f"1 images of the {layout} have no row in the parquet, and are not embedded."]
+    assert opened.notes == [
+        f"Images of the {layout} that have no row in the parquet, and are not embedded: 1."
+    ]
 
 
 def test_only_img2datasets_status_says_that_a_download_failed(tmp_path: Path) -> None:
@@ -542,8 +544,10 @@ def test_second_images_of_a_row_are_said(tmp_path: Path) -> None:
     assert len(read(tmp_path)[1]) == 4
     opened, images = read(tmp_path, image="jpg")
     assert images == [JPEGS[0], JPEGS[2]]
-    assert opened.notes == ["1 images are not the first one of their sample, and are not embedded."]
+    assert opened.notes == ["Images that are not the first of their sample, and not embedded: 1."]
     pq.write_table(pa.table({"key": ["a", "b"]}), tmp_path / "0.parquet")
     opened, images = read(tmp_path)
     assert images == [JPEGS[0], JPEGS[2]]
-    assert opened.notes == ["2 images of the tar are not the first one of their row, and are not embedded."]
+    assert opened.notes == [
+        "Images of the tar that are not the first one of their row, and are not embedded: 2."
+    ]
