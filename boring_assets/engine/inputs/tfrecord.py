@@ -58,6 +58,9 @@ class TFRecordShard(StreamedShard):
             self._add_values(row, {name: values for name, values in example.items() if name != image})
             if image:
                 yield row, self.from_bytes(row, example[image][0])
+            elif (count := len(example.get(names.image, []))) > 1:
+                detail = f"the record has {count} images; one is expected. Write a record for each of them."
+                yield row, Failure(Reason.DECODE_ERROR, detail)
             else:
                 self._features[row] = ", ".join(list(example)[:20])[:400]
         if names.image and self._seen and names.image not in self._seen:

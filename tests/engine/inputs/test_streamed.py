@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.sources import Limits, OpenShard, open_shard
 from boring_assets.engine.inputs.streamed import to_table
 from boring_assets.engine.inputs.tfrecord import _example_class
-from boring_assets.engine.samples import Failure, Reason
+from boring_assets.engine.samples import ColumnNames, Failure, Reason
 from boring_assets.errors import ShardError
 from tests.engine.kinds import jpeg, shard_at, write_tar
 
@@ -153,6 +154,18 @@ def test_images_as_base64_in_a_tfrecord(tmp_path: Path) -> None:
     assert images[2] == Failure(
         Reason.MISSING_IMAGE, "the example has no image among its features: it has none"
     )
+    assert shard.rows.column_names == ["key"]
+
+
+def test_several_images_in_one_feature_fail_as_what_they_are(tmp_path: Path) -> None:
+    record = _example_class()()
+    record.features.feature["views"].bytes_list.value.extend([jpeg(1), jpeg(2)])
+    (tmp_path / "0.tfrecord").write_bytes(framed(record.SerializeToString()) + framed(example(views=jpeg(1))))
+    path = tmp_path / "0.tfrecord"
+    shard = open_shard(replace(shard_at(path), columns=ColumnNames(image="views")), Limits(), Fetcher())
+    images = dict(shard.images())
+    assert "the record has 2 images" in images[0].detail  # type: ignore[union-attr]
+    assert images[1] == jpeg(1)
     assert shard.rows.column_names == ["key"]
 
 
