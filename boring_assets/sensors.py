@@ -62,7 +62,12 @@ def define_new_shards(
             raise dg.Failure(description=f"{type(error).__name__}: {error}") from without_secret_causes(error)
         attempts = _update(instance, from_cursor(context.cursor), states, settings)
         unloaded = [part for part in now if part not in parts]
-        texts = (_summary(states, added), describe(attempts, states.states), _describe_unloaded(unloaded))
+        texts = (
+            _summary(states, added),
+            describe(attempts, states.states),
+            _describe_unloaded(unloaded),
+            _describe_refused(found.refused),
+        )
         text = " ".join(filter(None, texts))
         requests = list(_requests(states, attempts, settings.partitions_per_run, unloaded))
         if not requests:
@@ -155,6 +160,15 @@ def _describe_unloaded(parts: Sequence[Dataset]) -> str:
     """Returns what to do for the parts that are new since the code location was loaded."""
     names = ", ".join(part.part for part in parts)
     return f"New parts: {names}. Reload the code location; until then their shards wait." if parts else ""
+
+
+def _describe_refused(refused: Mapping[str, str]) -> str:
+    """Returns which files are no shards although they look like one."""
+    if not refused:
+        return ""
+    path, why = next(iter(refused.items()))
+    more = f" `boring-assets status` names all {len(refused):,}." if len(refused) > 1 else ""
+    return f"Left out: {path}: {why}{more}"
 
 
 def _summary(states: ShardStates, added: list[str]) -> str:

@@ -29,6 +29,7 @@ from boring_assets.secrets import CREDENTIALS
 from boring_assets.wording import expected
 
 PREFIX = "BORING_"
+COLUMN_SETTINGS = ("image_column", "key_column", "caption_column", "url_column")
 # What Kubernetes puts into a pod's environment for a service whose name begins with `boring`.
 _SERVICE = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT(_\d+_(TCP|UDP)(_\w+)?)?$")
 
@@ -238,8 +239,7 @@ class Settings(BaseSettings):
 
     def embedding_version(self) -> str:
         """The settings that decide what is embedded and its numbers; partitions of other ones are stale."""
-        names = ("image_column", "key_column", "caption_column", "url_column")
-        columns = [f"{name}={value}" for name in names if (value := getattr(self, name))]
+        columns = [f"{name}={value}" for name in COLUMN_SETTINGS if (value := getattr(self, name))]
         weights = [f"sha256={self.weights_sha256}"] if self.weights_sha256 else []
         parts = (self.model, self.pretrained, *weights, self.precision, self.output_dtype, *columns)
         return "-".join(parts)

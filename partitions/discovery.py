@@ -20,7 +20,7 @@ from boring_assets.errors import ShardError, StorageError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_readable
 from partitions.listing import File, file_of, list_files, local_file
-from partitions.other_files import is_archive, suffix_of, what_to_do
+from partitions.other_files import suffix_of, what_to_do, why_refused
 from partitions.own_files import is_marker, output_around, own_files
 from partitions.shards import LONE_SUFFIXES, SUFFIX, below, check_key, key_of, lone_stem, uri_of
 
@@ -60,7 +60,7 @@ class Discovery:
                 "unchanged for --quiet-seconds. Wait, or set that to 0."
             )
         parts += [f"{path}: {why}" for path, why in list(self.refused.items())[:3]]
-        if not self.growing:
+        if not self.growing and (self.others or not self.refused):
             parts += what_to_do(self.others, uri)
         parts.append(
             "Expected are parquet files (with an image column, URLs, or a tar or folder beside each), tars "
@@ -122,10 +122,8 @@ def _shard_files(files: Mapping[str, File], refused: dict[str, str]) -> Iterator
     """Yields each shard's path without the ending, and its file."""
     lone: dict[str, str] = {}
     for path in sorted(path for path in files if not path.endswith(SUFFIX)):
-        if is_archive(path):
-            refused[printable(path)] = (
-                "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
-            )
+        if why := why_refused(path):
+            refused[printable(path)] = why
         elif (stem := lone_stem(path)) is not None:
             parquet = stem + SUFFIX
             other = parquet if parquet in files else lone.setdefault(stem, path)
@@ -235,7 +233,7 @@ def _list(root: Root) -> _Listing:
             return False  # there may be very many images
         if _HIDDEN.search(path, base - 1):
             return False
-        if by_parquet or lone_stem(path) is not None or is_archive(path):
+        if by_parquet or lone_stem(path) is not None or why_refused(path):
             return True
         suffix = suffix_of(path)
         if suffix not in listing.others and len(listing.others) < _MAX_OTHER_SUFFIXES and path != root.path:
@@ -265,7 +263,7 @@ def _list(root: Root) -> _Listing:
     own = own_files(listing.files, markers)
     if own and len(own) == len(listing.files):
         listing.refused[root.uri] = (
-            "all parquet files below it are outputs or exports of boring_assets, not inputs"
+            "all parquet files below it are outputs or exports of boring_assets, not inputs."
         )
     for path in own:
         del listing.files[path]

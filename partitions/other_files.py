@@ -4,8 +4,13 @@ import posixpath
 from collections.abc import Iterator, Mapping
 
 from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES
+from partitions.shards import LONE_SUFFIXES, SUFFIX, lone_stem
 
 _ARCHIVES = (".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.lz4", ".zip", ".7z", ".rar")
+_MISNAMED = (
+    *(".parq", ".pq", ".parquet.gz", ".parquet.zst", ".tar.zstd", ".tzst", ".tar.gzip"),
+    *(".tfrec", ".tfrecord.gz", ".tfrecords.gz", ".tfrec.gz"),
+)
 _TABLES = {
     ".jsonl": 'polars.read_ndjson("{name}").write_parquet("{stem}.parquet")',
     ".ndjson": 'polars.read_ndjson("{name}").write_parquet("{stem}.parquet")',
@@ -17,9 +22,19 @@ _TABLES = {
 }
 
 
-def is_archive(path: str) -> bool:
-    """Whether a file is an archive of a kind that is not read."""
-    return path.endswith(_ARCHIVES)
+def why_refused(path: str) -> str | None:
+    """Why a file that may be a shard is not read, by its name; None for all other files."""
+    lower = path.lower()
+    if lower.endswith(_ARCHIVES):
+        return "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
+    if lower.endswith(_MISNAMED) or (_is_shard(lower) and not _is_shard(path)):
+        names = ", ".join((SUFFIX, *LONE_SUFFIXES))
+        return f"Names of shards end in {names}. Rename it, unpacked if it is compressed otherwise."
+    return None
+
+
+def _is_shard(path: str) -> bool:
+    return path.endswith(SUFFIX) or lone_stem(path) is not None
 
 
 def suffix_of(path: str) -> str:
@@ -33,7 +48,7 @@ def suffix_of(path: str) -> str:
 def what_to_do(others: Mapping[str, str], uri: str) -> Iterator[str]:
     """Yields sentences: what an input without shards holds, and how to convert it."""
     if not others:
-        yield "It is empty."
+        yield "It is empty; names that begin with `.` or `_` are skipped."
         return
     listed = ", ".join(sorted(suffix or "names without an ending" for suffix in others)[:10])
     yield f"It holds other files: {listed} (for example {next(iter(others.values()))})."

@@ -62,6 +62,17 @@ def test_new_and_changed_shards_are_requested_once(settings: Settings, instance:
     assert spans(tick(settings, instance, again.cursor).run_requests) == [("00001", "00001")]
 
 
+def test_files_that_look_like_shards_and_are_none_are_named(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    (Path(settings.input_dir) / "a.zip").parent.mkdir(exist_ok=True)
+    for name in ("a.zip", "B.TAR"):
+        (Path(settings.input_dir) / name).write_bytes(b"x")
+    said = tick(settings, instance).skip_message
+    assert "B.TAR: Names of shards end in .parquet" in said or "a.zip: Archives of this kind" in said
+    assert "`boring-assets status` names all 2." in said
+
+
 def test_shards_made_by_other_settings_are_not_requested(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:

@@ -155,7 +155,8 @@ class Export:
             return pa.unify_schemas(in_order, promote_options="permissive")
         except pa.ArrowException as error:
             raise SettingsError(
-                f"The partitions of {self.output.uri} have columns of one name and different types: {error}"
+                f"The partitions of {self.output.uri} have columns of one name and different types: {error}. "
+                "Read the output as parquet, or embed shards of each kind into an output of their own."
             ) from error
 
     def batches(self, part: Part) -> Iterator[pa.RecordBatch]:

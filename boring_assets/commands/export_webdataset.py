@@ -75,7 +75,8 @@ class WebdatasetWriter:
         keys: set[str] = set()
         count = 0
         with ExitStack() as shard:
-            for sample in (sample for part in export.parts for sample in self._samples(export, part)):
+            parts = (part for part in export.parts if part.rows)
+            for sample in (sample for part in parts for sample in self._samples(export, part)):
                 if isinstance(sample.image, Failure):
                     left_out[sample.image.reason.value] += 1
                     continue

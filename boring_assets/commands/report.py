@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from boring_assets.settings import PREFIX, Settings
+from boring_assets.settings import COLUMN_SETTINGS, PREFIX, Settings
 from boring_assets.shard_states import ShardStates, State
 from boring_assets.wording import first_of, plain, some
 from partitions.discovery import Discovery
@@ -45,12 +45,17 @@ class Summary:
 def describe_model(settings: Settings) -> str:
     """Returns the settings that determine the embeddings, as text."""
     tag = f" {settings.pretrained}" if settings.pretrained else ""
-    return f"model {settings.model}{tag}, precision {settings.precision}, {settings.output_dtype}"
+    named = [f"{name}={value}" for name in COLUMN_SETTINGS if (value := getattr(settings, name))]
+    columns = ", ".join(named) or "columns of the usual names"
+    return f"model {settings.model}{tag}, precision {settings.precision}, {settings.output_dtype}, {columns}"
 
 
 def print_left_out(console: Console, states: ShardStates, found: Discovery) -> None:
     """Prints which shards of the input are left out, and why."""
-    left_out = [f"{path}: {why}" for path, why in found.refused.items()]
+    paths: dict[str, list[str]] = {}
+    for path, why in found.refused.items():
+        paths.setdefault(why, []).append(path)
+    left_out = [f"{first_of(some_paths)}: {why}" for why, some_paths in paths.items()]
     for state, why in ((State.GROWING, "still being written"), (State.RUNNING, "in another run now")):
         if keys := [key for key, one in states.states.items() if one is state]:
             left_out.append(f"{some(len(keys), 'shard')} {why}: {first_of(keys)}")

@@ -95,7 +95,10 @@ class Searcher:
         self._lock = Lock()
         self._table = open_table(root)
         if self._table is None:
-            raise StorageError(f"There is no index below {root.uri} yet. Run `boring-assets index` first.")
+            raise StorageError(
+                f"There is no index below {root.uri} yet. Run `boring-assets index` first; it makes none "
+                "where no image is embedded, see `boring-assets failures`."
+            )
 
     def refresh(self) -> None:
         """Opens the latest version of the index; without this, searches use the version that was opened."""

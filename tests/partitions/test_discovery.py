@@ -270,6 +270,17 @@ def test_compressed_tars_are_shards_and_other_archives_are_named(place: Place) -
     assert [path.rpartition("/")[2] for path in found.refused] == ["d.tar.bz2", "e.zip"]
 
 
+def test_files_that_would_be_shards_under_another_name_are_named(place: Place) -> None:
+    """Beside shards, where nothing else would tell that they are missing."""
+    misnamed = ["B.PARQUET", "c.pq", "d.TAR", "e.tfrec", "f.tfrecord.gz", "g.parquet.gz", "h.ZIP", "i.Tar.gz"]
+    place.write("a.parquet", "A/k.parquet", "Notes.TXT", *misnamed)
+    found = place.look(2 * QUIET)
+    assert [shard.key for shard in found.shards] == ["A/k", "a"]
+    assert [path.rpartition("/")[2] for path in found.refused] == misnamed
+    assert all("ename it" in why or "Pack" in why for why in found.refused.values())
+    assert "It is empty" not in found.explain_empty("in")
+
+
 def test_an_input_without_shards_says_what_it_holds_and_what_to_do(place: Place) -> None:
     place.write(".hidden")
     assert "It is empty" in place.look().explain_empty("in")

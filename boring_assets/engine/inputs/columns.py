@@ -1,16 +1,22 @@
 """Finds the columns of a shard with its images, keys, captions and URLs."""
 
-import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from boring_assets.engine.decoding.limits import image_format
-from boring_assets.engine.inputs.texts import to_texts
+from boring_assets.engine.inputs.image_values import (
+    can_be_image,
+    image_field,
+    is_binary,
+    is_image,
+    may_hold_images,
+    starts,
+)
+from boring_assets.engine.inputs.texts import key_text, to_text, to_texts
 from boring_assets.engine.samples import ColumnNames
 from boring_assets.errors import ShardError
 
@@ -27,7 +33,6 @@ ALIASES = {
     "caption": (CAPTION_TEXT, "caption", "text", "alt_text", "alt"),
 }
 _BATCH_ROWS, _MAX_ROWS = 16, 1024
-_BASE64_PREFIX_LENGTH = 64
 
 
 def find_columns(schema: pa.Schema, names: ColumnNames, uri: str) -> dict[str, str]:
@@ -36,7 +41,7 @@ def find_columns(schema: pa.Schema, names: ColumnNames, uri: str) -> dict[str, s
     Raises:
         ShardError: A column that the settings name is not there.
     """
-    lower = {name.lower(): name for name in reversed(schema.names)}
+    lower = by_lower(schema.names)
     found = {}
     for name, aliases in ALIASES.items():
         if wanted := getattr(names, name):
@@ -48,6 +53,13 @@ def find_columns(schema: pa.Schema, names: ColumnNames, uri: str) -> dict[str, s
                 found[name] = lower[alias]
                 break
     return found
+
+
+def by_lower(names: Iterable[str]) -> dict[str, str]:
+    """Returns names by their lower case; of several, the one in lower case, else the first."""
+    return {
+        name.lower(): name for name in sorted(reversed(list(names)), key=lambda name: name == name.lower())
+    }
 
 
 def _named(wanted: str, setting: str, there: Iterable[str], uri: str) -> str:
@@ -86,13 +98,23 @@ def with_texts(rows: pa.Table, names: ColumnNames, uri: str) -> tuple[pa.Table, 
     columns = find_columns(rows.schema, names, uri)
     for name, column in list(columns.items()):
         number = rows.schema.get_field_index(column)
-        texts = to_texts(rows[number])
+        texts = to_texts(rows[number], key_text if name == "key" else to_text)
         if pa.types.is_nested(rows.schema.field(number).type):
             columns[name] = CAPTION_TEXT if name == "caption" else f"{name} as text"
             rows = rows.append_column(columns[name], texts)
         else:
             rows = rows.set_column(number, column, texts)
     return rows, columns
+
+
+def without_data_urls(rows: pa.Table, columns: dict[str, str]) -> pa.Table:
+    """Returns the rows with null for URLs that are images themselves (`data:`)."""
+    if "url" not in columns:
+        return rows
+    number = rows.schema.get_field_index(columns["url"])
+    are_data = pc.starts_with(rows[number], "data:", ignore_case=True)
+    urls = pc.if_else(are_data, pa.scalar(None, pa.string()), rows[number])
+    return rows.set_column(number, columns["url"], urls) if pc.any(are_data).as_py() else rows
 
 
 def path_field(schema: pa.Schema, image_column: str | None) -> list[str]:
@@ -126,6 +148,16 @@ class ImageColumns:
     others: set[str]
     found_by_bytes: bool
 
+    def hint(self, schema: pa.Schema) -> str:
+        """Returns what to do where none of the columns is taken without a setting."""
+        return "".join(
+            f" The column {name!r} holds images: to embed them, set BORING_IMAGE_COLUMN={name}."
+            if can_be_image(kind := schema.field(name).type)
+            else f" The column {name!r} holds images inside {kind}, which is not read: write them into a "
+            "column of their own."
+            for name in sorted(self.others)
+        )
+
     def notes(self, keep_images: bool) -> list[str]:
         """Returns messages for the user about the choice."""
         notes = []
@@ -153,30 +185,31 @@ def find_image_column(file: pq.ParquetFile, names: ColumnNames, uri: str) -> Ima
             none has a usual name.
     """
     schema = file.schema_arrow
-    holders = {field.name for field in schema if holds_bytes(field.type)}
-    single = {name for name in holders if not pa.types.is_nested(schema.field(name).type)}
-    single |= {name for name in holders if pa.types.is_struct(schema.field(name).type)}
+    kinds = {field.name: field.type for field in schema}
+    holders = {name for name, kind in kinds.items() if may_hold_images(kind)}
     if names.image:
-        chosen = names.image if names.image in schema.names else None  # else an extension of files beside it
-        if chosen and not can_be_image(schema.field(chosen).type):
+        chosen = names.image if names.image in kinds else None  # else an extension of files beside it
+        if chosen and not can_be_image(kinds[chosen]):
             raise ShardError(
                 f"{uri}: the column {chosen!r}, which BORING_IMAGE_COLUMN names, has the type "
-                f"{schema.field(chosen).type}. Expected one image a row: bytes, a struct with `bytes`, "
+                f"{kinds[chosen]}. Expected one image a row: bytes, a struct with `bytes`, "
                 "base64 text, or a list of byte values."
             )
         return ImageColumns(chosen, _columns_of_images(file, holders - {chosen}), False)
-    lower = {name.lower(): name for name in sorted(single, reverse=True)}
+    structs = {name for name in holders if image_field(kinds[name]) == "bytes"}
+    lower = by_lower(name for name in kinds if name in structs or is_binary(kinds[name]))
     chosen = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
     images = _columns_of_images(file, holders - {chosen})
     if chosen:
         return ImageColumns(chosen, images, False)
-    candidates = images & single
-    if not candidates:  # a struct `{bytes, path}` holds images by its type, also where no bytes are sound
-        candidates = {name for name in single if pa.types.is_struct(schema.field(name).type)}
-    checked = [name for name in _CHECKED_IMAGE_COLUMNS if name in candidates]
-    if len(candidates) > 1 and not checked:
+    candidates = {name for name in images if is_binary(kinds[name]) or image_field(kinds[name])}
+    # A struct `{bytes, path}` holds images by its type, also where no bytes are sound.
+    candidates = candidates or structs
+    lower = by_lower(candidates)
+    usual = [lower[name] for name in (*IMAGE_COLUMNS, *_CHECKED_IMAGE_COLUMNS) if name in lower]
+    if len(candidates) > 1 and not usual:
         raise ShardError(ambiguous_images(candidates, uri))
-    chosen = next(iter(checked or candidates), None)
+    chosen = next(iter(usual or candidates), None)
     return ImageColumns(chosen, images - {chosen}, chosen is not None)
 
 
@@ -188,10 +221,10 @@ def _columns_of_images(file: pq.ParquetFile, names: set[str]) -> set[str]:
         return found
     for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=sorted(unknown), use_threads=False):
         for name in sorted(unknown):
-            values = list(_byte_strings(batch.column(name).to_pylist()))
+            values = [start for start in starts(batch.column(name)) if start]
             if values:
                 unknown.discard(name)
-                if any(map(image_format, values)):
+                if any(map(is_image, values)) or all(map(image_format, values)):
                     found.add(name)
         rows += batch.num_rows
         if not unknown or rows >= _MAX_ROWS:
@@ -199,62 +232,12 @@ def _columns_of_images(file: pq.ParquetFile, names: set[str]) -> set[str]:
     return found
 
 
-def text_columns_of_images(rows: pa.Table) -> set[str]:
-    """The text columns whose first value is a base64 image."""
-    found = set()
-    for field in rows.schema:
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            start = rows[field.name].drop_null().slice(0, 1)
-            text = start[0].as_py() if len(start) else ""
-            if len(text) > _BASE64_PREFIX_LENGTH and image_format(_base64_start(text)):
-                found.add(field.name)
-    return found
+def columns_of_images(rows: pa.Table, columns: dict[str, str]) -> set[str]:
+    """The columns in which any value is an image, also as base64 text or inside lists and structs.
 
-
-def _base64_start(text: str) -> bytes:
-    if text.startswith("data:"):
-        text = text[: _BASE64_PREFIX_LENGTH * 4].partition(",")[2]
-    try:
-        return base64.b64decode(text[:_BASE64_PREFIX_LENGTH], validate=True)
-    except ValueError:
-        return b""
-
-
-def _byte_strings(value: Any) -> Iterator[bytes]:
-    """The byte strings in a value of a column, inside lists and structs too."""
-    if isinstance(value, bytes):
-        if value:
-            yield value
-    elif isinstance(value, dict):
-        yield from _byte_strings(value.get("bytes"))
-    elif isinstance(value, list):
-        for item in value:
-            yield from _byte_strings(item)
-
-
-def holds_bytes(kind: pa.DataType) -> bool:
-    """Whether a column of this type may hold images: bytes, a struct with `bytes`, or lists of them."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return holds_bytes(kind.value_type)
-    return is_binary(kind) or _is_struct_of_bytes(kind)
-
-
-def can_be_image(kind: pa.DataType) -> bool:
-    """Whether a setting may name a column of this type: bytes, struct, base64 text, list of integers."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return bool(pa.types.is_integer(kind.value_type))
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    return text or is_binary(kind) or _is_struct_of_bytes(kind)
-
-
-def is_binary(kind: pa.DataType) -> bool:
-    """Whether a type is bytes of any length."""
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
-def _is_struct_of_bytes(kind: pa.DataType) -> bool:
-    fields = {field.name: field.type for field in kind} if pa.types.is_struct(kind) else {}
-    # pandas and pyarrow write a field that is always null with the type null.
-    return "bytes" in fields and (
-        is_binary(fields["bytes"]) or (pa.types.is_null(fields["bytes"]) and "path" in fields)
-    )
+    Args:
+        rows: The rows.
+        columns: Which of them are the URL, key and caption: these stay.
+    """
+    others = set(rows.column_names) - set(columns.values())
+    return {name for name in others if any(map(is_image, starts(rows[name])))}

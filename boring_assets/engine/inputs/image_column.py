@@ -1,7 +1,5 @@
 """Images in a column of the parquet itself: bytes, structs of bytes and path, base64 text, lists of bytes."""
 
-import base64
-import binascii
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.inputs.fetch import Fetcher
-from boring_assets.engine.inputs.layouts import Image, OpenShard
+from boring_assets.engine.inputs.image_values import image_field, is_text
+from boring_assets.engine.inputs.layouts import EMPTY, Image, OpenShard
 from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, ForwardFile, in_parallel
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
@@ -19,7 +18,20 @@ from boring_assets.errors import ShardError
 # Images in memory at the same time; each may be as large as the limit.
 _BATCH_ROWS = 16
 _PARALLEL_FILES = 16
-_EMPTY = "the image is empty (0 bytes)"
+_LISTS = (
+    pa.ListScalar,
+    pa.LargeListScalar,
+    pa.FixedSizeListScalar,
+    pa.ListViewScalar,
+    pa.LargeListViewScalar,
+)
+
+
+def _decoded(value: pa.Scalar) -> pa.Scalar:
+    """A value without dictionary encoding or extension type."""
+    while isinstance(value, pa.DictionaryScalar | pa.ExtensionScalar) and value.is_valid:
+        value = value.value
+    return value
 
 
 @dataclass(frozen=True)
@@ -90,36 +102,25 @@ class ColumnShard(OpenShard):
 
     def _image(self, row: int, value: pa.Scalar) -> bytes | Failure | _Path:
         path = None
+        value = _decoded(value)
+        if isinstance(value, _LISTS) and value.is_valid and not pa.types.is_integer(value.type.value_type):
+            if len(value.values) > 1:
+                detail = f"the row has {len(value.values)} images; one is expected"
+                return Failure(Reason.DECODE_ERROR, f"{detail}. Write a row for each of them.")
+            if not len(value.values):
+                return self.absent(row, "the list of images is empty")
+            value = _decoded(value.values[0])
         if isinstance(value, pa.StructScalar) and value.is_valid:
             path = value["path"].as_py() if "path" in value else None
-            value = value["bytes"]
+            value = _decoded(value[image_field(value.type)])
         if not value.is_valid:
             return _Path(path) if path else self.absent(row, "the image column is null here")
-        if isinstance(value, pa.StringScalar | pa.LargeStringScalar | pa.StringViewScalar):
-            return self._from_base64(row, value.as_buffer())
-        if isinstance(value, pa.ListScalar | pa.LargeListScalar | pa.FixedSizeListScalar):
+        if isinstance(value, _LISTS):
             return self._from_numbers(row, value.values)
         data = value.as_buffer()
         if not data.size:
-            return _Path(path) if path else self.absent(row, _EMPTY)
-        return self.too_large(data.size) or data.to_pybytes()
-
-    def _from_base64(self, row: int, text: pa.Buffer) -> bytes | Failure:
-        if refusal := self.too_large(text.size * 3 // 4 - 100):
-            return refusal
-        data = text.to_pybytes()
-        if data.startswith(b"data:"):
-            data = data.partition(b",")[2]
-        data = b"".join(data.split()).rstrip(b"=").replace(b"-", b"+").replace(b"_", b"/")
-        try:
-            image = base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
-        except binascii.Error:
-            return Failure(
-                Reason.DECODE_ERROR,
-                f"the text is not base64: it begins with {data[:16]!r}. "
-                "For paths or URLs set BORING_URL_COLUMN.",
-            )
-        return self.too_large(len(image)) or image or self.absent(row, _EMPTY)
+            return _Path(path) if path else self.absent(row, EMPTY)
+        return self.from_text(row, data) if is_text(value.type) else self.from_bytes(row, data)
 
     def _from_numbers(self, row: int, values: pa.Array) -> bytes | Failure:
         if refusal := self.too_large(len(values)):
@@ -127,7 +128,7 @@ class ColumnShard(OpenShard):
         if values.null_count:
             return Failure(Reason.DECODE_ERROR, "the list of bytes has nulls")
         if not len(values):
-            return self.absent(row, _EMPTY)
+            return self.absent(row, EMPTY)
         numbers = values.to_numpy(zero_copy_only=False)
         if numbers.min() < -128 or numbers.max() > 255:
             return Failure(Reason.DECODE_ERROR, "the list has numbers that are not bytes")

@@ -13,15 +13,17 @@ from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.blocks import Start
 from boring_assets.engine.inputs.columns import missing_column
 from boring_assets.engine.inputs.fetch import Fetcher, is_below, real_path
+from boring_assets.engine.inputs.image_values import START_BYTES, decode_base64, is_data_url, is_encoded_text
 from boring_assets.engine.inputs.read_ahead import in_parallel
-from boring_assets.engine.inputs.tar import TarReader, open_tar, read_members
-from boring_assets.engine.inputs.texts import number_in
+from boring_assets.engine.inputs.tar import Member, TarReader, open_tar, read_members
+from boring_assets.engine.inputs.texts import number_in, to_text
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ShardError
 
 IMAGE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif jp2 j2k ico ppm pgm pnm pbm tga jxl".split()  # noqa: SIM905
 )
+EMPTY = "the image is empty (0 bytes)"
 Image = tuple[int, bytes | Failure]
 Item = TypeVar("Item")
 
@@ -78,14 +80,40 @@ class OpenShard(ABC):
             return None
         return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self.limits.bytes}")
 
+    def from_bytes(self, row: int, data: bytes | pa.Buffer) -> bytes | Failure:
+        """Returns an image that is there as bytes, or as base64 in bytes."""
+        if is_encoded_text(bytes(data[:START_BYTES])):
+            return self.from_text(row, data)
+        return self.too_large(len(data)) or bytes(data)
+
+    def from_text(self, row: int, text: bytes | pa.Buffer) -> bytes | Failure:
+        """Returns an image that is there as base64."""
+        if refusal := self.too_large(len(text) * 3 // 4 - 100):
+            return refusal
+        image = decode_base64(bytes(text))
+        if image is None:
+            return Failure(
+                Reason.DECODE_ERROR,
+                f"the text is not base64: it begins with {bytes(text[:16])!r}. "
+                "For paths or URLs set BORING_URL_COLUMN.",
+            )
+        return self.too_large(len(image)) or image or self.absent(row, EMPTY)
+
+    def content(self, row: int, member: Member) -> bytes | Failure:
+        """Returns the image of a member of a tar."""
+        if member.problem:
+            return self.absent(row, member.problem)
+        return self.too_large(member.size) or member.data or b""
+
     def absent(self, row: int, detail: str) -> Failure:
         """Returns the failure of a row without image: img2dataset's status, else `missing_image`."""
         names = self.rows.column_names
         status = self.rows["status"][row].as_py() if "status" in names else None
-        if status in (None, "success"):
+        status = to_text(status) if isinstance(status, bytes) else status
+        if not isinstance(status, str) or not status.startswith("failed"):  # a column of another meaning
             return Failure(Reason.MISSING_IMAGE, detail)
         message = self.rows["error_message"][row].as_py() if "error_message" in names else None
-        return Failure(Reason.NOT_DOWNLOADED, f"{status}: {message}" if message else str(status))
+        return Failure(Reason.NOT_DOWNLOADED, f"{status}: {message}" if message else status)
 
 
 @dataclass
@@ -106,8 +134,9 @@ class TarShard(OpenShard):
             row = waiting.take(member.name)
             if row is None:
                 continue
-            yield row, self.too_large(member.size) or member.data or b""
+            yield row, self.content(row, member)
         _check_extension(self, waiting, uri)
+        self.notes += waiting.notes("tar")
         for row in waiting.left():
             yield row, self.absent(row, "the tar has no image of this key")
 
@@ -138,6 +167,7 @@ class _RowsByKey:
                 self._by_number[number] = None if number in self._by_number else row
         self._taken: set[int] = set()
         self.extensions: set[str] = set()
+        self.without_row, self.second = 0, 0
 
     def take(self, name: str) -> int | None:
         """Returns the row of a file; None if it is no image, of no row, or the second file of a row."""
@@ -152,6 +182,11 @@ class _RowsByKey:
         row = self._rows.get(stem)
         if row is None:
             row = self.find(PurePosixPath(stem).name)
+        if row is None:  # keys that are names of files
+            row = self._rows.get(name, self._rows.get(PurePosixPath(name).name))
+        if row is None and not PurePosixPath(name).name.startswith("."):
+            self.without_row += 1
+        self.second += row in self._taken
         if row is None or row in self._taken:
             return None
         self._taken.add(row)
@@ -162,6 +197,18 @@ class _RowsByKey:
         row = self._rows.get(key)
         number = number_in(key) if row is None else None
         return row if number is None else self._by_number.get(number)
+
+    def notes(self, what: str) -> list[str]:
+        """Returns messages about images that belong to no row, or to one that has an image already."""
+        texts = {
+            "have no row in the parquet": self.without_row,
+            "are not the first one of their row": self.second,
+        }
+        return [
+            f"Images of the {what} that {text}, and are not embedded: {count}."
+            for text, count in texts.items()
+            if count
+        ]
 
     def left(self) -> Iterator[int]:
         """Returns the rows without a file."""
@@ -188,7 +235,7 @@ class FolderShard(OpenShard):
         waiting = rows_by_key(self)
         wanted: dict[str, int] = {}
         for path, info in sorted(fs.find(folder, detail=True).items()):
-            row = waiting.take(PurePosixPath(path).name)
+            row = waiting.take(path.removeprefix(folder + "/"))
             if row is None or not self.wants(row):
                 continue
             if refusal := self.too_large(info["size"]) or self._leads_outside(path, info):
@@ -196,6 +243,7 @@ class FolderShard(OpenShard):
             else:
                 wanted[path] = row
         _check_extension(self, waiting, folder)
+        self.notes += waiting.notes("folder")
         for row in waiting.left():
             yield row, self.absent(row, "the folder has no image of this key")
         yield from in_parallel(wanted.items(), self._read, 16)
@@ -225,13 +273,27 @@ class UrlShard(OpenShard):
     """Images behind the URLs of the parquet, if they are nowhere else."""
 
     fetcher: Fetcher
+    urls: list[str | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.urls = self.column("url")
 
     def images(self) -> Iterator[Image]:  # noqa: D102
-        urls = (item for item in enumerate(self.column("url")) if self.wants(item[0]))
-        yield from in_parallel(urls, self._fetch, self.fetcher.parallel)
+        rows = (row for row in range(len(self.urls)) if self.wants(row))
+        yield from in_parallel(rows, lambda row: (row, self.read(row)), self.fetcher.parallel)
 
-    def _fetch(self, item: tuple[int, str | None]) -> Image:
-        row, url = item
+    def read(self, row: int) -> bytes | Failure:
+        """Returns the image of one row; a `data:` URL holds it."""
+        url = self.urls[row]
         if not url:
-            return row, self.absent(row, "the row has no URL")
-        return row, self.fetcher.fetch(url, self.shard)
+            return self.absent(row, "the row has no URL")
+        return self.from_text(row, url.encode()) if is_data_url(url) else self.fetcher.fetch(url, self.shard)
+
+
+@dataclass
+class NullShard(OpenShard):
+    """A column of images that are all null, which then has no type."""
+
+    def images(self) -> Iterator[Image]:  # noqa: D102
+        for row in range(self.rows.num_rows):
+            yield row, self.absent(row, "the image column is null here")

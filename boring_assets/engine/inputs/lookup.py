@@ -3,7 +3,6 @@
 import tarfile
 from collections.abc import Callable
 from functools import cached_property
-from pathlib import PurePosixPath
 
 from boring_assets.engine.inputs.image_column import ColumnShard
 from boring_assets.engine.inputs.layouts import FolderShard, OpenShard, TarShard, UrlShard, rows_by_key
@@ -14,6 +13,10 @@ from boring_assets.engine.samples import Failure, Reason
 
 _Place = tuple[int, int]
 """Offset and size of an image in a tar."""
+
+
+def _is_regular(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
 
 
 class Lookup:
@@ -61,8 +64,7 @@ class Lookup:
                 return self._from_folder(row)
             if not isinstance(opened, UrlShard):
                 return Failure(Reason.FETCH_ERROR, f"no single image can be read of {opened.shard.uri}")
-            url = opened.column("url")[row]
-            return opened.fetcher.fetch(url, opened.shard) if url else opened.absent(row, "no URL")
+            return opened.read(row)
         # Filesystems raise errors of their libraries, and a damaged tar nearly anything.
         except Exception as error:
             return Failure(Reason.FETCH_ERROR, f"{type(error).__name__}: {error}"[:500])
@@ -83,6 +85,8 @@ class Lookup:
             # For a tar without a parquet no columns were read that could give the reason.
             return Failure(Reason.MISSING_IMAGE, why) if opened.streamed else opened.absent(row, why)
         start, size = self._places[row]
+        if size < 0:
+            return Failure(Reason.MISSING_IMAGE, "the member is a link or a sparse file, which is not read")
         if refusal := opened.too_large(size):
             return refusal
         if not self._tar_path.endswith(".tar"):
@@ -91,12 +95,12 @@ class Lookup:
 
     def _from_compressed(self, row: int) -> bytes | Failure:
         """Returns an image of a compressed tar, which has to be read up to the image."""
-        row_of = self._row_finder()
-        reader = open_tar(self._opened.shard.fs, self._tar_path)
+        opened, row_of = self._opened, self._row_finder()
+        reader = open_tar(opened.shard.fs, self._tar_path)
         try:
-            for member in read_members(reader, self._opened.shard.uri, self._opened.limits.bytes):
+            for member in read_members(reader, opened.shard.uri, opened.limits.bytes):
                 if row_of(member.name) == row:
-                    return member.data or b""
+                    return opened.content(row, member)
         finally:
             reader.close()
         return Failure(Reason.MISSING_IMAGE, "the tar has no image of this key")
@@ -131,11 +135,21 @@ class Lookup:
         if not path.endswith(".tar"):
             reader = open_tar(fs, path)
             try:
-                return [(member.name, (0, member.size)) for member in read_members(reader, path, 0)]
+                return [
+                    (member.name, (0, -1 if member.problem else member.size))
+                    for member in read_members(reader, path, 0)
+                ]
             finally:
                 reader.close()
-        with fs.open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            return [(member.name, (member.offset_data, member.size)) for member in tar if member.isreg()]
+        with (
+            fs.open(path, "rb") as file,
+            tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar,
+        ):
+            return [
+                (member.name, (member.offset_data, member.size if _is_regular(member) else -1))
+                for member in tar
+                if member.isreg() or member.islnk() or member.issym()
+            ]
 
     def _from_folder(self, row: int) -> bytes | Failure:
         if row not in self._files:
@@ -148,9 +162,10 @@ class Lookup:
         """Path and size of each row's image in the folder."""
         shard = self._opened.shard
         waiting = rows_by_key(self._opened)
-        listed = shard.fs.find(shard.path.removesuffix(".parquet"), detail=True)
+        folder = shard.path.removesuffix(".parquet")
+        listed = shard.fs.find(folder, detail=True)
         taken = (
-            (waiting.take(PurePosixPath(path).name), path, info["size"])
+            (waiting.take(path.removeprefix(folder + "/")), path, info["size"])
             for path, info in sorted(listed.items())
         )
         return {row: (path, size) for row, path, size in taken if row is not None}

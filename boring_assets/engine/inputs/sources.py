@@ -9,18 +9,20 @@ import pyarrow.parquet as pq
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.blocks import Start, read_start
 from boring_assets.engine.inputs.columns import (
+    ALIASES,
     IMAGE_COLUMNS,
     ImageColumns,
+    columns_of_images,
     find_image_column,
     missing_column,
     path_field,
-    text_columns_of_images,
     with_paths,
     with_texts,
+    without_data_urls,
 )
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.image_column import ColumnShard
-from boring_assets.engine.inputs.layouts import FolderShard, OpenShard, TarShard, UrlShard
+from boring_assets.engine.inputs.layouts import FolderShard, NullShard, OpenShard, TarShard, UrlShard
 from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, RemoteFile
 from boring_assets.engine.inputs.rows import read_rows
 from boring_assets.engine.inputs.tfrecord import TFRecordBeside, open_tfrecord
@@ -72,8 +74,10 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     if images.column:
         opened = ColumnShard(shard, rows, columns, limits, cut, file, images.column, fetcher, remote_size)
     else:
+        schema = file.schema_arrow
         file.close()
-        opened = _open_beside(shard, rows, columns, limits, cut, fetcher, images.others)
+        opened = _open_beside(shard, rows, columns, limits, cut, fetcher, schema, images.hint(schema))
+    opened.rows = without_data_urls(opened.rows, columns)
     opened.notes += images.notes(shard.columns.keep_images)
     return opened
 
@@ -91,9 +95,9 @@ def _read_columns(
     if paths:
         rows = with_paths(rows, images.column)
     rows, columns = with_texts(rows, shard.columns, shard.uri)
-    base64 = text_columns_of_images(rows) - set(columns.values())
-    images.others |= base64
-    return rows.drop_columns(sorted(base64)) if base64 and not keep else rows, columns
+    found = columns_of_images(rows, columns)
+    images.others |= found
+    return rows if keep else rows.drop_columns(sorted(found)), columns
 
 
 def _open_beside(
@@ -103,7 +107,8 @@ def _open_beside(
     limits: Limits,
     cut: int,
     fetcher: Fetcher,
-    image_columns: set[str],
+    schema: pa.Schema,
+    hint: str,
 ) -> OpenShard:
     stem = shard.path.removesuffix(".parquet")
     kind: Callable[..., OpenShard] | None = None
@@ -111,13 +116,14 @@ def _open_beside(
         is_tar, start = _tar_at(shard, stem + ".tar")
         if is_tar:
             kind = partial(TarShard, start=start)
-        elif shard.fs.isdir(stem):
+        elif shard.fs.isdir(stem) and not _urls_lead_into(stem, rows, columns):
             kind = FolderShard
         elif shard.fs.isfile(stem + ".tfrecord"):
             kind = TFRecordBeside
         if kind and "key" not in columns:
             raise ShardError(
-                f"{shard.uri} has images beside it but no `key` column to find them by; add one."
+                f"{shard.uri} has images beside it but no `key` column to find them by. Name one of its "
+                f"columns with BORING_KEY_COLUMN: {', '.join(schema.names)}."
             )
         if kind:
             return kind(shard, rows, columns, limits, cut)
@@ -126,8 +132,7 @@ def _open_beside(
     except Exception as error:
         raise ShardError(f"The images beside {shard.uri} cannot be read: {error}.") from error
     if shard.columns.image:
-        there = {*rows.column_names, *image_columns}
-        raise ShardError(missing_column(shard.columns.image, "image", there, shard.uri))
+        raise ShardError(missing_column(shard.columns.image, "image", schema.names, shard.uri))
     for ending in COMPRESSED_TARS:
         if shard.fs.isfile(stem + ending):
             raise ShardError(
@@ -136,14 +141,28 @@ def _open_beside(
             )
     if "url" in columns:
         return UrlShard(shard, rows, columns, limits, cut, fetcher)
-    hint = "".join(
-        f" The column {name!r} holds images, but not one a row as bytes: set BORING_IMAGE_COLUMN={name}."
-        for name in sorted(image_columns)
-    )
+    if any(pa.types.is_null(field.type) and field.name.lower() in IMAGE_COLUMNS for field in schema):
+        return NullShard(shard, rows, columns, limits, cut)
+    for field in schema:
+        if field.name.lower() in ALIASES["url"] and pa.types.is_nested(field.type):
+            hint += (
+                f" The column {field.name!r} holds several values a row: to take the first, set "
+                f"BORING_URL_COLUMN={field.name}."
+            )
     raise ShardError(
-        f"{shard.uri} leads to no images: it has the columns {rows.column_names} and neither a tar nor a "
+        f"{shard.uri} leads to no images: it has the columns {schema.names} and neither a tar nor a "
         f"folder beside it. Expected a binary column ({', '.join(IMAGE_COLUMNS)}), a `.tar`, a folder or a "
-        f"`.tfrecord` of the same name, or a `url` column. To name a column, set BORING_IMAGE_COLUMN.{hint}"
+        f"`.tfrecord` of the same name, or a `url` column. To name a column, set BORING_IMAGE_COLUMN, or for "
+        f"paths and URLs BORING_URL_COLUMN.{hint}"
+    )
+
+
+def _urls_lead_into(folder: str, rows: pa.Table, columns: dict[str, str]) -> bool:
+    """Whether the first URL is a path into a folder: `images/a.jpg` of `images.parquet`."""
+    urls = rows[columns["url"]].drop_null()[:1].to_pylist() if "url" in columns else []
+    return any(
+        f"/{folder.rpartition('/')[2]}/" in f"/{url}" and not url.lower().startswith(("http:", "https:"))
+        for url in urls
     )
 
 

@@ -13,7 +13,14 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.columns import ALIASES, with_texts
+from boring_assets.engine.inputs.columns import (
+    ALIASES,
+    ImageColumns,
+    by_lower,
+    columns_of_images,
+    with_texts,
+    without_data_urls,
+)
 from boring_assets.engine.inputs.layouts import Image, OpenShard
 from boring_assets.engine.inputs.rows import check_rows
 from boring_assets.engine.inputs.texts import first_text
@@ -37,8 +44,6 @@ class StreamedShard(OpenShard):
     """
 
     streamed: ClassVar[bool] = True
-    first: ClassVar[tuple[str, ...]] = ("key",)
-    """Columns that always exist, before the others."""
 
     max_rows: int | None
     _row_count: int = field(default=0, init=False)
@@ -59,6 +64,10 @@ class StreamedShard(OpenShard):
     def _records(self) -> list[Record]:
         """The columns of each row, once all images were read; also of rows past `max_rows`."""
 
+    def _first(self) -> tuple[str, ...]:
+        """Columns that always exist, before the others."""
+        return ("key",)
+
     @abstractmethod
     def why_absent(self, row: int) -> str:
         """Why a row has no image."""
@@ -70,12 +79,18 @@ class StreamedShard(OpenShard):
                 answered.add(row)
                 yield row, image
         except OSError as error:
-            raise ShardError(f"{self.shard.uri} cannot be read: {error}.") from error
+            raise ShardError(
+                f"{self.shard.uri} cannot be read: {error}. Write it again, or try it again."
+            ) from error
         records = self._records()
         kept = records[: self.max_rows]
         self.cut = len(records) - len(kept)
-        rows = to_table(kept, self.first, self.shard.uri, self.limits)
-        self.rows, self.columns = with_texts(rows, self.shard.columns, self.shard.uri)
+        rows = to_table(kept, self._first(), self.shard.uri, self.limits)
+        rows, self.columns = with_texts(rows, self.shard.columns, self.shard.uri)
+        images, keep = columns_of_images(rows, self.columns), self.shard.columns.keep_images
+        self.notes += ImageColumns(None, images, False).notes(keep)
+        rows = rows if keep else rows.drop_columns(sorted(images))
+        self.rows = without_data_urls(rows, self.columns)
         for row in range(self.rows.num_rows):
             if row not in answered:
                 yield row, self.absent(row, self.why_absent(row))
@@ -115,7 +130,7 @@ def _clean(value: Any) -> Any:
 
 def caption_in(values: Record, names: ColumnNames) -> str | None:
     """The caption among the values of a sample, under the name that the settings give or a usual one."""
-    lower = {name.lower(): name for name in reversed(values)}
+    lower = by_lower(values)
     for alias in (names.caption,) if names.caption else ALIASES["caption"]:
         name = alias if names.caption else lower.get(alias)
         if name in values:
@@ -157,6 +172,6 @@ def _column(values: list[Any]) -> pa.Array:
         return pa.array(values, pa.bool_())
     if kinds == {int} and all(value is None or -_INT64 <= value < _INT64 for value in values):
         return pa.array(values, pa.int64())
-    if kinds in ({float}, {int, float}) and all(abs(value or 0) < 2**53 for value in values):
+    if kinds in ({float}, {int, float}) and not any(abs(value or 0) >= 2**53 for value in values):
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     return pa.array([None if value is None else str(value) for value in values], pa.string())

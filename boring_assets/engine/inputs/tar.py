@@ -23,20 +23,24 @@ _ADLER = 65521
 # A pax or GNU long-name header holds a name; anything longer is an attack or damage.
 MAX_NAME_BYTES = 1 << 20
 _PIECE = 2**20
+LINK = "the member is a link, which is not followed; pack the tar with --dereference --hard-dereference"
+SPARSE = "the member is a sparse file, which is not read; pack the tar without --sparse"
 
 
 class Member(NamedTuple):
-    """One regular file of a tar.
+    r"""One file of a tar.
 
     Attributes:
-        name: Its name, as written.
+        name: Its name, as written; bytes that are not UTF-8 as `\xe9`.
         size: Its size in bytes.
         data: Its content, or None where it is longer than was asked for.
+        problem: Why its content is not read; empty for a regular file.
     """
 
     name: str
     size: int
     data: bytes | None
+    problem: str = ""
 
 
 class DecompressedReader:
@@ -105,7 +109,7 @@ def open_tar(fs: AbstractFileSystem, path: str, start: Start | None = None) -> T
 
 
 def read_members(reader: TarReader, uri: str, max_bytes: int) -> Iterator[Member]:
-    """Yields the regular files of a tar; links, devices and folders are skipped.
+    """Yields the files of a tar; folders, devices and pipes are skipped.
 
     Args:
         reader: The tar, at its start.
@@ -119,7 +123,7 @@ def read_members(reader: TarReader, uri: str, max_bytes: int) -> Iterator[Member
         ShardError: The tar is damaged or ends early. A tar that was cut between two members lacks the end
             mark, two blocks of zeros; one block is accepted.
     """
-    long_name, long_size = "", -1
+    long_name, long_size, sparse = "", -1, False
     while (header := reader.read(BLOCK)).strip(b"\0"):
         kind, name, size = _parse_header(header, uri)
         if kind in b"xLgKX":
@@ -127,21 +131,31 @@ def read_members(reader: TarReader, uri: str, max_bytes: int) -> Iterator[Member
             if body is None:
                 raise ShardError(f"The tar {uri} has an extended header of {size} bytes: it is damaged.")
             if kind == b"L"[0]:
-                long_name = body.rstrip(b"\0").decode("utf-8", "replace")
+                long_name = _decode(body.rstrip(b"\0"))
             elif kind in b"xX":
-                long_name, long_size = _parse_pax(body, long_name, long_size)
+                records = _parse_pax(body)
+                if path := records.get(b"GNU.sparse.name") or records.get(b"path"):
+                    long_name = _decode(path)
+                with suppress(ValueError):
+                    long_size = max(0, int(records.get(b"size", b"")))
+                sparse = sparse or any(record.startswith(b"GNU.sparse.") for record in records)
             continue
         if long_size >= 0:
             size = long_size
-        if kind in b"0\x007":
-            yield Member(long_name or name, size, _read_body(reader, size, uri, max_bytes))
-        elif kind not in b"123456":  # links, devices, folders and pipes have no content
+        name = long_name or name
+        if kind in b"0\x007" and not sparse:
+            yield Member(name, size, _read_body(reader, size, uri, max_bytes))
+        elif kind in b"12":
+            yield Member(name, 0, None, LINK)
+        elif kind not in b"3456":  # devices, folders and pipes have no content
             # The map of holes of a GNU sparse file may continue in blocks that its size does not include.
             more = kind == b"S"[0] and header[482]
             while more:
                 more = reader.read(BLOCK).ljust(BLOCK, b"\0")[504]
             _read_body(reader, size, uri, 0)
-        long_name, long_size = "", -1
+            if sparse or kind == b"S"[0]:
+                yield Member(name, 0, None, SPARSE)
+        long_name, long_size, sparse = "", -1, False
     if len(header) < BLOCK:
         raise _ends_early(uri, "without its end mark")
 
@@ -163,6 +177,14 @@ def _ends_early(uri: str, where: str = "in the middle of a member") -> ShardErro
     return ShardError(f"The tar {uri} ends {where}. Upload it again, or wait until it is whole.")
 
 
+def _hint(header: bytes) -> str:
+    """What to do, if the first bytes say it."""
+    for magic, suffix in ((b"\x1f\x8b", ".tar.gz"), (b"\x28\xb5\x2f\xfd", ".tar.zst")):
+        if header.startswith(magic):
+            return f" It is compressed: let its name end in {suffix}."
+    return " Write it again, or remove it from the input."
+
+
 def _parse_header(header: bytes, uri: str) -> tuple[int, str, int]:
     """Kind, name and size of a member; its checksum is verified."""
     try:
@@ -180,15 +202,23 @@ def _parse_header(header: bytes, uri: str) -> tuple[int, str, int]:
         if size < 0:
             raise ValueError
     except ValueError:
-        raise ShardError(f"{uri} is no tar, or is damaged: a header's checksum or size is wrong.") from None
-    name = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
+        raise ShardError(
+            f"{uri} is no tar, or is damaged: a header's checksum or size is wrong.{_hint(header)}"
+        ) from None
+    name = _decode(header[:100].split(b"\0", 1)[0])
     if header[257:263] == b"ustar\0" and header[345]:
-        name = header[345:500].split(b"\0", 1)[0].decode("utf-8", "replace") + "/" + name
+        name = _decode(header[345:500].split(b"\0", 1)[0]) + "/" + name
     return header[156], name, size
 
 
-def _parse_pax(body: bytes, name: str, size: int) -> tuple[str, int]:
-    """The `path` and `size` records of a pax header: lines of `LENGTH KEY=VALUE`."""
+def _decode(name: bytes) -> str:
+    """A name as text; two names stay two where they are not UTF-8."""
+    return name.decode("utf-8", "backslashreplace")
+
+
+def _parse_pax(body: bytes) -> dict[bytes, bytes]:
+    """The records of a pax header: lines of `LENGTH KEY=VALUE`."""
+    records: dict[bytes, bytes] = {}
     at = 0
     while at < len(body):
         number, blank, _ = body[at : at + 10].partition(b" ")
@@ -196,10 +226,6 @@ def _parse_pax(body: bytes, name: str, size: int) -> tuple[str, int]:
         if not len(number) < length <= len(body) - at:
             break
         key, _, value = body[at + len(number) + 1 : at + length - 1].partition(b"=")
-        if key == b"path":
-            name = value.decode("utf-8", "replace")
-        elif key == b"size":
-            with suppress(ValueError):
-                size = max(0, int(value))
+        records[key] = value
         at += length
-    return name, size
+    return records

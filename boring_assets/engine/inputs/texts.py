@@ -1,6 +1,7 @@
 """Texts of every type that captions, keys and URLs come in, as strings."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -10,11 +11,17 @@ _NAMES = ("raw", "caption", "text", "sentence", "value")
 
 
 def to_text(data: bytes) -> str | None:
-    """The text, or None where the bytes are not UTF-8."""
+    """The text, without the mark that Windows writes before it; None where the bytes are not UTF-8."""
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return None
+
+
+def key_text(data: bytes) -> str:
+    """The text of a key in bytes, such as a hash or a UUID: in hexadecimal where it is not UTF-8."""
+    text = to_text(data)
+    return data.hex() if text is None else text
 
 
 def first_text(value: Any) -> str | None:
@@ -37,12 +44,13 @@ def first_text(value: Any) -> str | None:
     return str(value)
 
 
-def to_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def to_texts(column: pa.ChunkedArray, of_bytes: Callable[[bytes], str | None] = to_text) -> pa.ChunkedArray:
     """Returns a column as strings, null where a value has no text.
 
     Args:
         column: Texts, numbers, bytes, lists or structs. Whole floats lose their `.0`: pandas makes floats of
             integers where one is missing.
+        of_bytes: Returns the text of bytes.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -53,7 +61,9 @@ def to_texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
             return column.cast(pa.string())
         except pa.ArrowException:
             pass
-    return pa.chunked_array([pa.array(map(first_text, column.to_pylist()), pa.string())])
+    values = column.to_pylist(maps_as_pydicts="lossy")
+    texts = (of_bytes(value) if isinstance(value, bytes) else first_text(value) for value in values)
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def _needs_python(kind: pa.DataType) -> bool:

@@ -57,7 +57,10 @@ class TFRecordShard(StreamedShard):
                 self._seen.update(example)
             self._add_values(row, {name: values for name, values in example.items() if name != image})
             if image:
-                yield row, self.too_large(len(example[image][0])) or example[image][0]
+                yield row, self.from_bytes(row, example[image][0])
+            elif (count := len(example.get(names.image, []))) > 1:
+                detail = f"the record has {count} images; one is expected. Write a record for each of them."
+                yield row, Failure(Reason.DECODE_ERROR, detail)
             else:
                 self._features[row] = ", ".join(list(example)[:20])[:400]
         if names.image and self._seen and names.image not in self._seen:
@@ -87,7 +90,7 @@ class TFRecordShard(StreamedShard):
         return self._rows
 
     def why_absent(self, row: int) -> str:  # noqa: D102
-        return f"the example has no image among its features: {self._features[row]}"
+        return f"the example has no image among its features: {self._features[row] or 'it has none'}"
 
 
 @dataclass
@@ -105,10 +108,12 @@ class TFRecordBeside(OpenShard):
                 continue  # its key is not known; its row is among those that are left
             row = rows.find(str(single_value(example.get("key", []))))
             image = image_feature(example, self.shard.columns, uri)
+            rows.without_row += row is None and image is not None
             if row is None or row not in left or image is None:
                 continue
             del left[row]
-            yield row, self.too_large(len(example[image][0])) or example[image][0]
+            yield row, self.from_bytes(row, example[image][0])
+        self.notes += rows.notes("TFRecord file")
         for row in left:
             yield row, self.absent(row, "the TFRecord file has no image of this key")
 

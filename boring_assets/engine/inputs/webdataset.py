@@ -7,10 +7,11 @@ keys end at the first dot. Where a setting names the images' extension (`left.pn
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.columns import CAPTION_TEXT, missing_column
+from boring_assets.engine.inputs.image_values import is_image
 from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES, Image, webdataset_name
 from boring_assets.engine.inputs.streamed import (
     MAX_TEXT_BYTES,
@@ -20,13 +21,14 @@ from boring_assets.engine.inputs.streamed import (
     parse_json,
     plain_values,
 )
-from boring_assets.engine.inputs.tar import TarReader, open_tar, read_members
+from boring_assets.engine.inputs.tar import Member, TarReader, open_tar, read_members
 from boring_assets.engine.inputs.texts import to_text
-from boring_assets.engine.samples import ColumnNames, Shard
+from boring_assets.engine.samples import ColumnNames, Failure, Reason, Shard
 from boring_assets.errors import ShardError
 
 _TEXT_EXTENSIONS = ("caption.txt", "txt", "cap", "caption", "text", "json")
 _MAX_EXTENSIONS = 1000
+_MOST_NOTES = 10
 
 
 @dataclass
@@ -38,12 +40,14 @@ class TarRows:
         keys: The key of each row.
         extensions: The extensions that were seen.
         has_images: Whether any member was an image.
+        second: Number of members that are a second image of their sample.
     """
 
     columns: ColumnNames
     keys: list[str] = field(default_factory=list)
     extensions: set[str] = field(default_factory=set)
     has_images: bool = False
+    second: int = 0
     _samples: dict[str, int] = field(default_factory=dict)
     _rows_with_image: set[int] = field(default_factory=set)
     _text_keys: dict[str, None] = field(default_factory=dict)
@@ -86,10 +90,13 @@ class TarRows:
             if row not in self._rows_with_image:
                 self._rows_with_image.add(row)
                 return row, None
+            self.second += 1
         return None, sample if self._is_text(extension) else None
 
     def _is_text(self, extension: str) -> bool:
-        return extension in _TEXT_EXTENSIONS or extension == self.columns.caption.lower()
+        return extension in _TEXT_EXTENSIONS or (
+            extension != "" and extension == self.columns.caption.lower()
+        )
 
     def finish(self) -> None:
         """Adds a row for each text that belongs to no image."""
@@ -117,11 +124,10 @@ class _Texts:
 class WebdatasetShard(StreamedShard):
     """A tar of samples."""
 
-    first: ClassVar[tuple[str, ...]] = ("key", CAPTION_TEXT)
-
     reader: TarReader
     _texts: dict[str, _Texts] = field(default_factory=dict, init=False)
     _tar: TarRows = field(init=False)
+    _passed_over: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._tar = TarRows(self.shard.columns)
@@ -132,11 +138,29 @@ class WebdatasetShard(StreamedShard):
             if row is not None:
                 self._count(self._tar.keys[row], rows=1)
                 if self.max_rows is None or row < self.max_rows:
-                    yield row, self.too_large(member.size) or member.data or b""
+                    # Its own columns, which may say why it is absent, come later.
+                    problem = Failure(Reason.MISSING_IMAGE, member.problem) if member.problem else None
+                    yield row, problem or self.content(row, member)
             elif text_key is not None and member.size <= MAX_TEXT_BYTES:
                 self._add_text(text_key, member.name, member.data or b"")
+            elif text_key is None and self._is_unnamed_image(member):
+                self._passed_over.setdefault(webdataset_name(member.name)[1], member.name)
         if not self._tar.has_images:
             raise self._no_images()
+        if self._tar.second:
+            count = self._tar.second
+            self.notes.append(f"Images that are not the first of their sample, and not embedded: {count}.")
+        for extension, name in self._passed_over.items():
+            self.notes.append(
+                f"Members such as {name!r} hold images that are not embedded. To embed those, set "
+                f"BORING_IMAGE_COLUMN={extension}."
+                if extension
+                else f"Members such as {name!r} hold images that are not embedded: they have no extension."
+            )
+
+    def _is_unnamed_image(self, member: Member) -> bool:
+        is_new = len(self._passed_over) < _MOST_NOTES and not self.shard.columns.image
+        return is_new and bool(webdataset_name(member.name)[0]) and is_image((member.data or b"")[:64])
 
     def _add_text(self, key: str, name: str, data: bytes) -> None:
         texts = self._texts.setdefault(key, _Texts())
@@ -169,6 +193,9 @@ class WebdatasetShard(StreamedShard):
         self._tar.finish()
         return [self._record(key) for key in self._tar.keys]
 
+    def _first(self) -> tuple[str, ...]:
+        return ("key",) if self.shard.columns.caption else ("key", CAPTION_TEXT)
+
     def _record(self, key: str) -> Record:
         captions: dict[str, str | None] = {}
         values: Record = {}
@@ -178,9 +205,9 @@ class WebdatasetShard(StreamedShard):
                                        and kind not in captions}  # fmt: skip
                 values = texts.values | values
         from_json = captions.pop("json", None)
-        named = self.shard.columns.caption
-        if named.lower() in captions:
-            return {"key": key, **values, named: captions[named.lower()]}
+        if named := self.shard.columns.caption:  # an extension, or a name in the JSON
+            own = {named: captions[named.lower()]} if named.lower() in captions else {}
+            return {"key": key, **values, **own}
         return {"key": key, CAPTION_TEXT: next(iter(captions.values()), from_json), **values}
 
     def why_absent(self, row: int) -> str:  # noqa: D102

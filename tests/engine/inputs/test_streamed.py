@@ -1,8 +1,10 @@
 """Tars and TFRecord files without a parquet: their rows, their images, what is wrong with damaged ones."""
 
+import base64
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.sources import Limits, OpenShard, open_shard
 from boring_assets.engine.inputs.streamed import to_table
 from boring_assets.engine.inputs.tfrecord import _example_class
-from boring_assets.engine.samples import Failure, Reason
+from boring_assets.engine.samples import ColumnNames, Failure, Reason
 from boring_assets.errors import ShardError
-from tests.engine.kinds import shard_at, write_tar
+from tests.engine.kinds import jpeg, shard_at, write_tar
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -143,6 +145,30 @@ def test_a_file_that_tensorflow_wrote(tmp_path: Path) -> None:
     assert shard.rows["labels"].to_pylist() == ["[1, 2, 3]", None]
 
 
+def test_images_as_base64_in_a_tfrecord(tmp_path: Path) -> None:
+    image, mask = jpeg(1), base64.b64encode(jpeg(2))
+    records = [example(image=base64.b64encode(image), mask=mask), example(image=image, mask=mask), example()]
+    (tmp_path / "0.tfrecord").write_bytes(b"".join(map(framed, records)))
+    shard, images = opened(tmp_path / "0.tfrecord")
+    assert images[:2] == [image, image]
+    assert images[2] == Failure(
+        Reason.MISSING_IMAGE, "the example has no image among its features: it has none"
+    )
+    assert shard.rows.column_names == ["key"]
+
+
+def test_several_images_in_one_feature_fail_as_what_they_are(tmp_path: Path) -> None:
+    record = _example_class()()
+    record.features.feature["views"].bytes_list.value.extend([jpeg(1), jpeg(2)])
+    (tmp_path / "0.tfrecord").write_bytes(framed(record.SerializeToString()) + framed(example(views=jpeg(1))))
+    path = tmp_path / "0.tfrecord"
+    shard = open_shard(replace(shard_at(path), columns=ColumnNames(image="views")), Limits(), Fetcher())
+    images = dict(shard.images())
+    assert "the record has 2 images" in images[0].detail  # type: ignore[union-attr]
+    assert images[1] == jpeg(1)
+    assert shard.rows.column_names == ["key"]
+
+
 def test_examples_are_rows_and_their_features_columns(tmp_path: Path) -> None:
     path = tmp_path / "train.tfrecord-00000-of-00002"
     records = [
@@ -200,3 +226,9 @@ def test_a_tfrecord_beside_a_parquet_as_img2dataset_writes_it(tmp_path: Path) ->
     _, images = opened(tmp_path / "00000.parquet")
     assert images[:2] == [b"one", b"two"]
     assert images[2] == Failure(Reason.NOT_DOWNLOADED, "failed_to_download: HTTP Error 404")
+    with (tmp_path / "00000.tfrecord").open("ab") as file:
+        file.write(framed(example(key=b"9", jpg=b"nine")))
+    shard, _ = opened(tmp_path / "00000.parquet")
+    assert shard.notes == [
+        "Images of the TFRecord file that have no row in the parquet, and are not embedded: 1."
+    ]

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -132,8 +134,114 @@ def test_the_datasets_library_with_two_image_features(tmp_path: Path) -> None:
     assert images == [MASK] * 2
     opened, _ = read(tmp_path, keep_images=True)
     assert {"mask", "extra"} <= set(opened.rows.column_names)
-    with pytest.raises(ShardError, match="Expected one image a row"):
-        read(tmp_path, image="extra")
+    _, images = read(tmp_path, image="extra")
+    assert [image.detail for image in images] == [  # type: ignore[union-attr]
+        "the row has 2 images; one is expected. Write a row for each of them.",
+        "the list of images is empty",
+    ]
+
+
+_HF = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_WIDTH = max(map(len, JPEGS))
+_BASE64 = [base64.b64encode(image) for image in JPEGS]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(JPEGS).dictionary_encode(),
+        pa.array([image.ljust(_WIDTH, b"\0") for image in JPEGS], pa.binary(_WIDTH)),
+        pa.array([{"data": image, "name": "a.jpg"} for image in JPEGS]),
+        pa.array(_BASE64),
+        pa.ExtensionArray.from_storage(pa.opaque(pa.binary(), "blob", "a database"), pa.array(JPEGS)),
+    ],
+    ids=["dictionary", "fixed size", "struct of other names", "base64 in bytes", "extension"],
+)
+def test_bytes_of_every_type(tmp_path: Path, column: pa.Array) -> None:
+    """Of a usual name, of another one, and named by the setting."""
+    for number, (name, named) in enumerate((("jpg", ""), ("photo", ""), ("photo", "photo"))):
+        (tmp_path / str(number)).mkdir()
+        pq.write_table(pa.table({name: column, "n": [1, 2, 3, 4]}), tmp_path / str(number) / "0.parquet")
+        opened, images = read(tmp_path / str(number), image=named)
+        assert [image[: len(JPEGS[row])] for row, image in enumerate(images)] == JPEGS  # type: ignore[index]
+        assert opened.rows.column_names == ["n"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[image] for image in JPEGS], pa.list_(pa.binary())),
+        pa.array([[{"bytes": image, "path": None}] for image in JPEGS], pa.large_list(_HF)),
+        pa.array([list(image) for image in JPEGS], pa.list_(pa.uint8())),
+        pa.array([image.decode() for image in _BASE64]).dictionary_encode(),
+        pa.array([{"bytes": image.decode(), "path": "a.jpg"} for image in _BASE64]),
+    ],
+    ids=["list of one", "list of one struct", "numbers", "dictionary of base64", "struct of base64"],
+)
+def test_what_an_error_says_to_set_works(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"pic": column, "n": [1, 2, 3, 4]}), tmp_path / "0.parquet")
+    with pytest.raises(ShardError, match=r"'pic', 'n'.*set BORING_IMAGE_COLUMN=pic\."):
+        read(tmp_path)
+    opened, images = read(tmp_path, image="pic")
+    assert images == JPEGS
+    assert {"pic"} & set(opened.rows.column_names) == set()
+
+
+def test_no_encoded_image_reaches_the_output_whatever_it_is_wrapped_in(tmp_path: Path) -> None:
+    """Also one that comes after many values that are none."""
+    text = base64.b64encode(MASK).decode()
+    late = [b"placeholder" * 9] * 99 + [MASK]
+    wrapped = {
+        "crops": pa.array([[{"img": MASK, "box": [1, 2]}]] * 100),
+        "deep": pa.array([{"a": {"b": MASK, "c": b"x"}}] * 100),
+        "by_name": pa.array([[("thumb", MASK)]] * 100, pa.map_(pa.string(), pa.binary())),
+        "fixed": pa.array([MASK] * 100, pa.binary(len(MASK))),
+        "dictionary": pa.array([MASK] * 100).dictionary_encode(),
+        "view": pa.array([MASK] * 100, pa.binary_view()),
+        "numbers": pa.array([list(MASK)] * 100, pa.list_(pa.uint8())),
+        "late": pa.array(late),
+        "late_text": pa.array(["a caption of several words " * 9] * 99 + [text]),
+        "texts": pa.array([[text]] * 100),
+        "data_uri": pa.array([f"data:image/png;base64,{text}"] * 100),
+    }
+    kept = {
+        "box": pa.array([[255, 10, 30, 40]] * 100),
+        "tokens": pa.array([list(range(77))] * 100),
+        "digest": pa.array([bytes(range(row, row + 32)) for row in range(100)]),
+        "hex": pa.array(["0123456789abcdef" * 8] * 100),
+        "scores": pa.array([b"x", b"\xff\xd8\xff" + bytes(40), *[b"\xff\x0a" + bytes(40)] * 98]),
+    }
+    pq.write_table(pa.table({"jpg": [JPEGS[0]] * 100, **wrapped, **kept}), tmp_path / "0.parquet")
+    opened, _ = read(tmp_path)
+    assert opened.rows.column_names == list(kept)
+    assert ", ".join(sorted(wrapped)) in opened.notes[0]
+    opened, _ = read(tmp_path, keep_images=True)
+    assert opened.rows.column_names == [*wrapped, *kept]
+
+
+def test_images_deep_inside_a_column_are_named(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": image, "path": "a.jpg"}, "label": 1} for image in JPEGS]
+    pq.write_table(pa.table({"sample": rows}), tmp_path / "0.parquet")
+    with pytest.raises(ShardError, match=r"'sample' holds images inside struct.*column of their own"):
+        read(tmp_path)
+
+
+def test_the_name_in_lower_case_comes_before_others(tmp_path: Path) -> None:
+    columns = {"Image": [MASK], "image": [JPEGS[0]], "KEY": ["A"], "key": ["a"]}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    opened, images = read(tmp_path)
+    assert images == JPEGS[:1]
+    assert opened.column("key") == ["a"]
+
+
+def test_an_image_in_the_json_of_a_tar_stays_out_of_the_output(tmp_path: Path) -> None:
+    thumbnail = base64.b64encode(MASK).decode()
+    values = json.dumps({"thumbnail": thumbnail, "n": 1, "score": float("nan")}).encode()
+    write_tar(tmp_path / "0.tar", [("a.jpg", JPEGS[0]), ("a.json", values)])
+    opened, _ = read(tmp_path)
+    assert opened.rows.schema.field("score").type == pa.float64()
+    assert opened.rows.column_names[2:] == ["n", "score"]
+    assert "thumbnail" in opened.notes[0]
 
 
 def test_encoded_images_in_text_stay_out_of_the_output(tmp_path: Path) -> None:
@@ -240,3 +348,206 @@ def test_paths_beside_a_shard_in_a_folder(tmp_path: Path) -> None:
     assert images[0] == JPEGS[0]
     assert [image.reason for image in images[1:]] == [Reason.MISSING_IMAGE, Reason.NOT_ALLOWED]  # type: ignore[union-attr]
     assert "only the path 'gone.jpg'" in images[1].detail  # type: ignore[union-attr]
+
+
+def _tar_of_links(path: Path, mode: Any) -> None:
+    with tarfile.open(path, mode) as tar:
+        for name, kind, data in (
+            ("a.jpg", tarfile.REGTYPE, JPEGS[0]),
+            ("soft.jpg", tarfile.SYMTYPE, b""),
+            ("soft.txt", tarfile.REGTYPE, b"its text"),
+            ("hard.jpg", tarfile.LNKTYPE, b""),
+            ("folder.jpg", tarfile.DIRTYPE, b""),
+            ("b.jpg", tarfile.REGTYPE, JPEGS[1]),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.size, info.linkname = kind, len(data), "a.jpg"
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(("name", "mode"), [("0.tar", "w"), ("0.tar.gz", "w:gz")])
+def test_links_in_a_tar_are_rows_that_failed(tmp_path: Path, name: str, mode: str) -> None:
+    _tar_of_links(tmp_path / name, mode)
+    opened, images = read(tmp_path)
+    assert opened.column("key") == ["a", "soft", "hard", "b"]
+    assert opened.column("caption") == [None, "its text", None, None]
+    assert [images[0], images[3]] == JPEGS[:2]
+    for image in images[1:3]:
+        assert image.reason is Reason.MISSING_IMAGE  # type: ignore[union-attr]
+        assert "is a link" in image.detail  # type: ignore[union-attr]
+
+
+def test_links_in_a_tar_beside_a_parquet_say_so(tmp_path: Path) -> None:
+    _tar_of_links(tmp_path / "0.tar", "w")
+    pq.write_table(pa.table({"key": ["a", "soft", "b", "none"]}), tmp_path / "0.parquet")
+    _, images = read(tmp_path)
+    assert [images[0], images[2]] == JPEGS[:2]
+    assert "is a link" in images[1].detail  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_sparse_members_of_gnu_tar_are_rows_that_failed(tmp_path: Path, form: str) -> None:
+    with (tmp_path / "holes.jpg").open("wb") as file:
+        file.write(JPEGS[0])
+        file.truncate(3_000_000)
+    (tmp_path / "z.jpg").write_bytes(JPEGS[1])
+    command = ["tar", "--sparse", f"--format={form}", "-cf", "0.tar", "holes.jpg", "z.jpg"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    opened, images = read(tmp_path)
+    assert opened.column("key") == ["holes", "z"]
+    assert "sparse" in images[0].detail  # type: ignore[union-attr]
+    assert images[1] == JPEGS[1]
+
+
+def test_names_that_are_not_utf8_stay_apart(tmp_path: Path) -> None:
+    names = [("é.jpg", JPEGS[0]), ("é.txt", b"of e"), ("ü.jpg", JPEGS[1]), ("ü.txt", b"of u")]
+    write_tar(tmp_path / "0.tar", names, format=tarfile.GNU_FORMAT, encoding="latin-1")
+    opened, images = read(tmp_path)
+    assert opened.column("key") == ["\\xe9", "\\xfc"]
+    assert opened.column("caption") == ["of e", "of u"]
+    assert images == JPEGS[:2]
+
+
+def test_members_without_an_ending_are_no_samples_and_images_under_other_names_are_said(
+    tmp_path: Path,
+) -> None:
+    members = [
+        ("a.jpg", JPEGS[0]),
+        ("README", b"text"),
+        ("b.img", JPEGS[1]),
+        ("c.npy", b"x"),
+        ("d", JPEGS[2]),
+    ]
+    write_tar(tmp_path / "0.tar", members)
+    opened, _ = read(tmp_path)
+    assert opened.column("key") == ["a"]
+    assert len(opened.notes) == 2
+    assert "'b.img'" in opened.notes[0]
+    assert "BORING_IMAGE_COLUMN=img" in opened.notes[0]
+    assert "'d'" in opened.notes[1]
+
+
+def test_a_text_that_windows_wrote_has_no_mark(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("a.jpg", JPEGS[0]), ("a.txt", "\ufeffa dog".encode())])
+    assert read(tmp_path)[0].column("caption") == ["a dog"]
+
+
+@pytest.mark.parametrize("layout", ["tar", "folder"])
+def test_keys_that_are_names_of_files_or_paths(tmp_path: Path, layout: str) -> None:
+    keys = ["one.jpg", "x/two", "y/two", "three.JPG", "gone"]
+    files = ["one.jpg", "x/two.png", "y/two.png", "deep/three.JPG", "of_no_row.jpg"]
+    pq.write_table(pa.table({"key": keys}), tmp_path / "0.parquet")
+    members = list(zip(files, [*JPEGS, MASK], strict=True))
+    if layout == "tar":
+        write_tar(tmp_path / "0.tar", members)
+    for name, data in members if layout == "folder" else []:
+        (tmp_path / "0" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "0" / name).write_bytes(data)
+    opened, images = read(tmp_path)
+    assert images[:4] == JPEGS
+    assert images[4].reason is Reason.MISSING_IMAGE  # type: ignore[union-attr]
+    assert opened.notes == [
+        f"Images of the {layout} that have no row in the parquet, and are not embedded: 1."
+    ]
+
+
+def test_only_img2datasets_status_says_that_a_download_failed(tmp_path: Path) -> None:
+    columns = {
+        "jpg": pa.array([None] * 4, pa.binary()),
+        "status": [b"failed_to_resize", b"ok", b"success", None],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    _, images = read(tmp_path)
+    missing = Reason.MISSING_IMAGE
+    assert [image.reason for image in images] == [Reason.NOT_DOWNLOADED, *[missing] * 3]  # type: ignore[union-attr]
+    assert images[0].detail == "failed_to_resize"  # type: ignore[union-attr]
+
+
+def test_the_caption_in_a_map_is_a_value_of_it(tmp_path: Path) -> None:
+    captions = pa.array([[("en", "dog"), ("de", "Hund")], [], None], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"jpg": JPEGS[:3], "caption": captions}), tmp_path / "0.parquet")
+    assert read(tmp_path)[0].column("caption") == ["dog", None, None]
+
+
+def test_urls_that_hold_their_image(tmp_path: Path) -> None:
+    """It is embedded, and the output has no such URL."""
+    (tmp_path / "c.jpg").write_bytes(JPEGS[2])
+    urls = [
+        f"data:image/jpeg;base64,{_BASE64[0].decode()}",
+        f"DATA:,{_BASE64[1].decode()}",
+        "c.jpg",
+        "data:,?",
+    ]
+    pq.write_table(pa.table({"url": urls, "key": list("abcd")}), tmp_path / "0.parquet")
+    opened, images = read(tmp_path)
+    assert images[:3] == JPEGS[:3]
+    assert images[3].reason is Reason.DECODE_ERROR  # type: ignore[union-attr]
+    assert opened.column("url") == [None, None, "c.jpg", None]
+    pq.write_table(pa.table({"url": urls, "jpg": JPEGS}), tmp_path / "0.parquet")
+    opened, images = read(tmp_path)
+    assert images == JPEGS
+    assert opened.column("url") == [None, None, "c.jpg", None]
+
+
+def test_a_list_of_urls_says_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(JPEGS[0])
+    pq.write_table(pa.table({"url": [["a.jpg", "b.jpg"]]}), tmp_path / "0.parquet")
+    with pytest.raises(ShardError, match=r"'url' holds several values a row.* BORING_URL_COLUMN=url\."):
+        read(tmp_path)
+    assert read(tmp_path, url="url")[1] == JPEGS[:1]
+
+
+def test_a_shard_of_nothing_but_nulls(tmp_path: Path) -> None:
+    """pandas and pyarrow write a column of nulls without a type."""
+    pq.write_table(pa.table({"image": pa.nulls(2), "text": ["a", "b"]}), tmp_path / "0.parquet")
+    for name in ("", "image"):
+        opened, images = read(tmp_path, image=name)
+        assert [image.reason for image in images] == [Reason.MISSING_IMAGE] * 2  # type: ignore[union-attr]
+        assert opened.column("caption") == ["a", "b"]
+    (tmp_path / "c.jpg").write_bytes(JPEGS[2])
+    pq.write_table(pa.table({"image": pa.nulls(1), "url": ["c.jpg"]}), tmp_path / "0.parquet")
+    assert read(tmp_path)[1] == [JPEGS[2]]
+
+
+def test_keys_in_bytes_that_are_no_text_are_hexadecimal(tmp_path: Path) -> None:
+    keys = pa.array([b"\xff" * 4, b"abcd", None], pa.binary(4))
+    pq.write_table(pa.table({"jpg": JPEGS[:3], "key": keys, "caption": keys}), tmp_path / "0.parquet")
+    opened, _ = read(tmp_path)
+    assert opened.column("key") == ["ffffffff", "abcd", None]
+    assert opened.column("caption") == [None, "abcd", None]
+
+
+def test_a_folder_of_the_files_that_urls_lead_to(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(JPEGS[0])
+    for columns in ({}, {"key": ["7"]}):
+        pq.write_table(pa.table({"url": ["images/a.jpg"], **columns}), tmp_path / "images.parquet")
+        assert read(tmp_path)[1] == JPEGS[:1]
+    columns = {"url": ["https://example.com/images/a.jpg"], "key": ["a"]}
+    pq.write_table(pa.table(columns), tmp_path / "images.parquet")
+    assert read(tmp_path)[1] == JPEGS[:1]
+
+
+def test_the_caption_of_a_tar_is_only_what_the_setting_names(tmp_path: Path) -> None:
+    members = [("a.jpg", JPEGS[0]), ("a.prompt", b"one"), ("b.jpg", JPEGS[1]), ("b.txt", b"another text")]
+    write_tar(tmp_path / "0.tar", members)
+    opened, _ = read(tmp_path, caption="prompt")
+    assert opened.column("caption") == ["one", None]
+    assert opened.rows.column_names == ["key", "prompt"]
+    with pytest.raises(ShardError, match=r"has no column 'nothing'.* It has: key\."):
+        read(tmp_path, caption="nothing")
+
+
+def test_second_images_of_a_row_are_said(tmp_path: Path) -> None:
+    members = [("a.jpg", JPEGS[0]), ("a.jpg", JPEGS[1]), ("b.jpg", JPEGS[2]), ("b.png", MASK)]
+    write_tar(tmp_path / "0.tar", members)
+    assert len(read(tmp_path)[1]) == 4
+    opened, images = read(tmp_path, image="jpg")
+    assert images == [JPEGS[0], JPEGS[2]]
+    assert opened.notes == ["Images that are not the first of their sample, and not embedded: 1."]
+    pq.write_table(pa.table({"key": ["a", "b"]}), tmp_path / "0.parquet")
+    opened, images = read(tmp_path)
+    assert images == [JPEGS[0], JPEGS[2]]
+    assert opened.notes == [
+        "Images of the tar that are not the first one of their row, and are not embedded: 2."
+    ]
