@@ -4,7 +4,6 @@ The same few images are in all of them, so an embedding shows which image its ro
 """
 
 import base64
-import io
 import tarfile
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 
 from tests.command_line import CommandLine
 from tests.engine.inputs.test_streamed import example, framed
-from tests.engine.kinds import jpeg, write_tar
+from tests.engine.kinds import jpeg, write_tar, write_typed_tar
 from tests.seaweed import Seaweed
 
 IMAGES = [jpeg(seed) for seed in range(3)]
@@ -61,17 +60,14 @@ def _write(folder: Path) -> None:
     names = ("é.jpg", "ü.jpg")
     write_tar(folder / "tars" / "latin.tar", zip(names, IMAGES, strict=False), encoding="latin-1",
               format=tarfile.GNU_FORMAT)  # fmt: skip
-    with tarfile.open(folder / "tars" / "links.tar", "w") as tar:
-        for name, kind, data in (
-            ("a.jpg", tarfile.REGTYPE, IMAGES[0]),
-            ("b.jpg", tarfile.SYMTYPE, b""),
-            ("c.jpg", tarfile.LNKTYPE, b""),
-            ("README", tarfile.REGTYPE, b"text"),
-            ("d.jpg", tarfile.REGTYPE, IMAGES[1]),
-        ):
-            info = tarfile.TarInfo(name)
-            info.type, info.size, info.linkname = kind, len(data), "a.jpg"
-            tar.addfile(info, io.BytesIO(data))
+    links = (
+        ("a.jpg", tarfile.REGTYPE, IMAGES[0]),
+        ("b.jpg", tarfile.SYMTYPE, b""),
+        ("c.jpg", tarfile.LNKTYPE, b""),
+        ("README", tarfile.REGTYPE, b"text"),
+        ("d.jpg", tarfile.REGTYPE, IMAGES[1]),
+    )
+    write_typed_tar(folder / "tars" / "links.tar", links)
     records = [example(image=text, mask=text) for text in BASE64[:2]]
     (folder / "records.tfrecord").write_bytes(b"".join(map(framed, records)))
     for name in (*LEFT_OUT, "_delta_log/0.parquet", "plain.parquet.crc", "_SUCCESS"):

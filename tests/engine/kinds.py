@@ -95,8 +95,15 @@ def shard_at(path: Path | str, root: Path | str | None = None, fs: AbstractFileS
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], **options: object) -> None:
-    with tarfile.open(path, "w", **options) as tar:  # type: ignore[call-overload]
-        for name, data in members:
+    write_typed_tar(path, ((name, tarfile.REGTYPE, data) for name, data in members), **options)
+
+
+def write_typed_tar(
+    path: Path, members: Iterable[tuple[str, bytes, bytes]], mode: str = "w", **options: object
+) -> None:
+    """Writes members of a name, a type and content; links lead to `a.jpg`."""
+    with tarfile.open(path, mode, **options) as tar:  # type: ignore[call-overload]
+        for name, kind, data in members:
             info = tarfile.TarInfo(name)
-            info.size = len(data)
+            info.type, info.size, info.linkname = kind, len(data), "a.jpg"
             tar.addfile(info, io.BytesIO(data))

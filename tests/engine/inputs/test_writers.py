@@ -1,45 +1,19 @@
 """Shards as the usual libraries write them: which columns are read, and what stays out of the output."""
 
 import base64
-import io
-import json
-import subprocess
-import tarfile
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.fetch import Fetcher
-from boring_assets.engine.inputs.lookup import Lookup
-from boring_assets.engine.inputs.sources import OpenShard, open_shard
-from boring_assets.engine.samples import ColumnNames, Failure, Reason
+from boring_assets.engine.samples import Reason
 from boring_assets.errors import ShardError
-from boring_assets.storage.root import open_root
-from partitions.discovery import discover
 from tests.engine.kinds import encoded, jpeg, picture, write_tar
+from tests.engine.opening import read
 
 JPEGS = [jpeg(seed) for seed in range(4)]
 MASK = encoded(picture(32, 32), "PNG")
-
-
-def read(folder: Path, **names: Any) -> tuple[OpenShard, list[bytes | Failure]]:
-    """The folder's one shard and its images by row; `Lookup` must give the same images."""
-    (shard,) = discover(open_root(str(folder)), quiet_seconds=0, columns=ColumnNames(**names)).shards
-    opened = open_shard(shard, Limits(), Fetcher())
-    found = list(opened.images())
-    assert sorted(row for row, _ in found) == list(range(opened.rows.num_rows))
-    images = [image for _, image in sorted(found, key=lambda pair: pair[0])]
-    lookup = Lookup(open_shard(shard, Limits(), Fetcher()))
-    if not shard.path.endswith("tfrecord"):
-        assert lookup.rows == len(images)
-        for row, image in enumerate(images):
-            again = lookup.read(row)
-            assert again == image or (isinstance(again, Failure) and isinstance(image, Failure))
-    return opened, images
 
 
 def test_pandas_with_keys_that_became_floats(tmp_path: Path) -> None:
@@ -52,7 +26,7 @@ def test_pandas_with_keys_that_became_floats(tmp_path: Path) -> None:
     opened, images = read(tmp_path)
     assert opened.column("key") == ["1", None, "3"]
     assert [images[0], images[2]] == JPEGS[:2]
-    assert images[1].reason is Reason.MISSING_IMAGE  # type: ignore[union-attr]
+    assert images[1].reason is Reason.MISSING_IMAGE
 
 
 @pytest.mark.parametrize(
@@ -64,7 +38,7 @@ def test_lists_of_bytes(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"pic": pa.array([*rows, None, []], kind)}), tmp_path / "0.parquet")
     _, images = read(tmp_path, image="pic")
     assert images[:4] == JPEGS
-    assert [image.reason for image in images[4:]] == [Reason.MISSING_IMAGE] * 2  # type: ignore[union-attr]
+    assert [image.reason for image in images[4:]] == [Reason.MISSING_IMAGE] * 2
 
 
 def test_base64_text_of_every_kind(tmp_path: Path) -> None:
@@ -81,10 +55,10 @@ def test_base64_text_of_every_kind(tmp_path: Path) -> None:
     pq.write_table(pa.table({"b64": texts, "key": list("abcdefg")}), tmp_path / "0.parquet")
     _, images = read(tmp_path, image="b64")
     assert images[:4] == [JPEGS[0]] * 4
-    assert [image.reason for image in images[4:]] == [  # type: ignore[union-attr]
+    assert [image.reason for image in images[4:]] == [
         Reason.DECODE_ERROR, Reason.MISSING_IMAGE, Reason.MISSING_IMAGE,
     ]  # fmt: skip
-    assert "BORING_URL_COLUMN" in images[4].detail  # type: ignore[union-attr]
+    assert "BORING_URL_COLUMN" in images[4].detail
 
 
 def test_polars_and_duckdb_columns_of_unusual_names_are_found_by_their_bytes(tmp_path: Path) -> None:
@@ -135,7 +109,7 @@ def test_the_datasets_library_with_two_image_features(tmp_path: Path) -> None:
     opened, _ = read(tmp_path, keep_images=True)
     assert {"mask", "extra"} <= set(opened.rows.column_names)
     _, images = read(tmp_path, image="extra")
-    assert [image.detail for image in images] == [  # type: ignore[union-attr]
+    assert [image.detail for image in images] == [
         "the row has 2 images; one is expected. Write a row for each of them.",
         "the list of images is empty",
     ]
@@ -163,7 +137,7 @@ def test_bytes_of_every_type(tmp_path: Path, column: pa.Array) -> None:
         (tmp_path / str(number)).mkdir()
         pq.write_table(pa.table({name: column, "n": [1, 2, 3, 4]}), tmp_path / str(number) / "0.parquet")
         opened, images = read(tmp_path / str(number), image=named)
-        assert [image[: len(JPEGS[row])] for row, image in enumerate(images)] == JPEGS  # type: ignore[index]
+        assert [image[: len(JPEGS[row])] for row, image in enumerate(images)] == JPEGS
         assert opened.rows.column_names == ["n"]
 
 
@@ -234,16 +208,6 @@ def test_the_name_in_lower_case_comes_before_others(tmp_path: Path) -> None:
     assert opened.column("key") == ["a"]
 
 
-def test_an_image_in_the_json_of_a_tar_stays_out_of_the_output(tmp_path: Path) -> None:
-    thumbnail = base64.b64encode(MASK).decode()
-    values = json.dumps({"thumbnail": thumbnail, "n": 1, "score": float("nan")}).encode()
-    write_tar(tmp_path / "0.tar", [("a.jpg", JPEGS[0]), ("a.json", values)])
-    opened, _ = read(tmp_path)
-    assert opened.rows.schema.field("score").type == pa.float64()
-    assert opened.rows.column_names[2:] == ["n", "score"]
-    assert "thumbnail" in opened.notes[0]
-
-
 def test_encoded_images_in_text_stay_out_of_the_output(tmp_path: Path) -> None:
     text = [base64.b64encode(image).decode() for image in JPEGS]
     pq.write_table(
@@ -257,7 +221,7 @@ def test_encoded_images_in_text_stay_out_of_the_output(tmp_path: Path) -> None:
 def test_null_and_empty_images_are_missing(tmp_path: Path) -> None:
     pq.write_table(pa.table({"jpg": [None, b"", JPEGS[0]]}), tmp_path / "0.parquet")
     _, images = read(tmp_path)
-    assert [image.reason for image in images[:2]] == [Reason.MISSING_IMAGE] * 2  # type: ignore[union-attr]
+    assert [image.reason for image in images[:2]] == [Reason.MISSING_IMAGE] * 2
 
 
 def test_text_that_is_not_utf8_is_null_also_inside_lists(tmp_path: Path) -> None:
@@ -275,66 +239,6 @@ def test_text_that_is_not_utf8_is_null_also_inside_lists(tmp_path: Path) -> None
     assert opened.rows["all"].to_pylist() == [["a"], [None], ["c"]]
 
 
-def test_webdatasets_own_writer(tmp_path: Path) -> None:
-    import webdataset
-
-    samples = [
-        {"__key__": f"dir/s{row}", "input.jpg": JPEGS[row], "target.png": MASK, "txt": f"no {row}",
-         "json": {"id": row, "text": "other"}, "cls": row}
-        for row in range(4)
-    ]  # fmt: skip
-    for name in ("plain/0.tar", "gz/0.tar.gz"):
-        (tmp_path / name).parent.mkdir()
-        with webdataset.TarWriter(str(tmp_path / name)) as out:
-            for sample in samples:
-                out.write(sample)
-    for name in ("plain", "gz"):
-        opened, images = read(tmp_path / name, image="input.jpg", key="id")
-        assert images == JPEGS
-        assert opened.column("key") == ["0", "1", "2", "3"]
-        assert opened.column("caption") == [f"no {row}" for row in range(4)]
-        opened, images = read(tmp_path / name)
-        assert len(images) == 8
-        assert set(opened.column("key")) == {
-            f"dir/s{row}.{side}" for row in range(4) for side in ("input", "target")
-        }
-    with pytest.raises(ShardError, match=r"no extension 'left.jpg'.*input.jpg, json, target.png"):
-        read(tmp_path / "plain", image="left.jpg")
-
-
-def test_a_zstd_tar_is_read_as_a_stream(tmp_path: Path) -> None:
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w") as tar:
-        for name, data in (
-            ("0.jpg", JPEGS[0]),
-            ("0.json", b'{"caption": ["first", "second"]}'),
-            ("1.jpg", JPEGS[1]),
-        ):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    path = tmp_path / "0.tar.zst"
-    path.write_bytes(pa.compress(plain.getvalue(), "zstd", asbytes=True))
-    opened, images = read(tmp_path)
-    assert images == JPEGS[:2]
-    assert opened.column("caption") == ["first", None]
-    assert opened.rows["caption"].to_pylist() == ['["first", "second"]', None]
-    path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(ShardError):
-        read(tmp_path)
-
-
-def test_an_extension_of_files_beside_a_parquet(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"key": ["a", "b"]}), tmp_path / "0.parquet")
-    write_tar(
-        tmp_path / "0.tar",
-        [(f"{key}.{side}.jpg", side.encode()) for key in "ab" for side in ("left", "right")],
-    )
-    assert read(tmp_path, image="right.jpg")[1] == [b"right", b"right"]
-    with pytest.raises(ShardError, match=r"It has: left.jpg, right.jpg"):
-        read(tmp_path, image="top.jpg")
-
-
 def test_paths_beside_a_shard_in_a_folder(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.jpg").write_bytes(JPEGS[0])
@@ -346,109 +250,8 @@ def test_paths_beside_a_shard_in_a_folder(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": column}), tmp_path / "data" / "0.parquet")
     _, images = read(tmp_path)
     assert images[0] == JPEGS[0]
-    assert [image.reason for image in images[1:]] == [Reason.MISSING_IMAGE, Reason.NOT_ALLOWED]  # type: ignore[union-attr]
-    assert "only the path 'gone.jpg'" in images[1].detail  # type: ignore[union-attr]
-
-
-def _tar_of_links(path: Path, mode: Any) -> None:
-    with tarfile.open(path, mode) as tar:
-        for name, kind, data in (
-            ("a.jpg", tarfile.REGTYPE, JPEGS[0]),
-            ("soft.jpg", tarfile.SYMTYPE, b""),
-            ("soft.txt", tarfile.REGTYPE, b"its text"),
-            ("hard.jpg", tarfile.LNKTYPE, b""),
-            ("folder.jpg", tarfile.DIRTYPE, b""),
-            ("b.jpg", tarfile.REGTYPE, JPEGS[1]),
-        ):
-            info = tarfile.TarInfo(name)
-            info.type, info.size, info.linkname = kind, len(data), "a.jpg"
-            tar.addfile(info, io.BytesIO(data))
-
-
-@pytest.mark.parametrize(("name", "mode"), [("0.tar", "w"), ("0.tar.gz", "w:gz")])
-def test_links_in_a_tar_are_rows_that_failed(tmp_path: Path, name: str, mode: str) -> None:
-    _tar_of_links(tmp_path / name, mode)
-    opened, images = read(tmp_path)
-    assert opened.column("key") == ["a", "soft", "hard", "b"]
-    assert opened.column("caption") == [None, "its text", None, None]
-    assert [images[0], images[3]] == JPEGS[:2]
-    for image in images[1:3]:
-        assert image.reason is Reason.MISSING_IMAGE  # type: ignore[union-attr]
-        assert "is a link" in image.detail  # type: ignore[union-attr]
-
-
-def test_links_in_a_tar_beside_a_parquet_say_so(tmp_path: Path) -> None:
-    _tar_of_links(tmp_path / "0.tar", "w")
-    pq.write_table(pa.table({"key": ["a", "soft", "b", "none"]}), tmp_path / "0.parquet")
-    _, images = read(tmp_path)
-    assert [images[0], images[2]] == JPEGS[:2]
-    assert "is a link" in images[1].detail  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("form", ["gnu", "posix"])
-def test_sparse_members_of_gnu_tar_are_rows_that_failed(tmp_path: Path, form: str) -> None:
-    with (tmp_path / "holes.jpg").open("wb") as file:
-        file.write(JPEGS[0])
-        file.truncate(3_000_000)
-    (tmp_path / "z.jpg").write_bytes(JPEGS[1])
-    command = ["tar", "--sparse", f"--format={form}", "-cf", "0.tar", "holes.jpg", "z.jpg"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    opened, images = read(tmp_path)
-    assert opened.column("key") == ["holes", "z"]
-    assert "sparse" in images[0].detail  # type: ignore[union-attr]
-    assert images[1] == JPEGS[1]
-
-
-def test_names_that_are_not_utf8_stay_apart(tmp_path: Path) -> None:
-    names = [("é.jpg", JPEGS[0]), ("é.txt", b"of e"), ("ü.jpg", JPEGS[1]), ("ü.txt", b"of u")]
-    write_tar(tmp_path / "0.tar", names, format=tarfile.GNU_FORMAT, encoding="latin-1")
-    opened, images = read(tmp_path)
-    assert opened.column("key") == ["\\xe9", "\\xfc"]
-    assert opened.column("caption") == ["of e", "of u"]
-    assert images == JPEGS[:2]
-
-
-def test_members_without_an_ending_are_no_samples_and_images_under_other_names_are_said(
-    tmp_path: Path,
-) -> None:
-    members = [
-        ("a.jpg", JPEGS[0]),
-        ("README", b"text"),
-        ("b.img", JPEGS[1]),
-        ("c.npy", b"x"),
-        ("d", JPEGS[2]),
-    ]
-    write_tar(tmp_path / "0.tar", members)
-    opened, _ = read(tmp_path)
-    assert opened.column("key") == ["a"]
-    assert len(opened.notes) == 2
-    assert "'b.img'" in opened.notes[0]
-    assert "BORING_IMAGE_COLUMN=img" in opened.notes[0]
-    assert "'d'" in opened.notes[1]
-
-
-def test_a_text_that_windows_wrote_has_no_mark(tmp_path: Path) -> None:
-    write_tar(tmp_path / "0.tar", [("a.jpg", JPEGS[0]), ("a.txt", "\ufeffa dog".encode())])
-    assert read(tmp_path)[0].column("caption") == ["a dog"]
-
-
-@pytest.mark.parametrize("layout", ["tar", "folder"])
-def test_keys_that_are_names_of_files_or_paths(tmp_path: Path, layout: str) -> None:
-    keys = ["one.jpg", "x/two", "y/two", "three.JPG", "gone"]
-    files = ["one.jpg", "x/two.png", "y/two.png", "deep/three.JPG", "of_no_row.jpg"]
-    pq.write_table(pa.table({"key": keys}), tmp_path / "0.parquet")
-    members = list(zip(files, [*JPEGS, MASK], strict=True))
-    if layout == "tar":
-        write_tar(tmp_path / "0.tar", members)
-    for name, data in members if layout == "folder" else []:
-        (tmp_path / "0" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "0" / name).write_bytes(data)
-    opened, images = read(tmp_path)
-    assert images[:4] == JPEGS
-    assert images[4].reason is Reason.MISSING_IMAGE  # type: ignore[union-attr]
-    assert opened.notes == [
-        f"Images of the {layout} that have no row in the parquet, and are not embedded: 1."
-    ]
+    assert [image.reason for image in images[1:]] == [Reason.MISSING_IMAGE, Reason.NOT_ALLOWED]
+    assert "only the path 'gone.jpg'" in images[1].detail
 
 
 def test_only_img2datasets_status_says_that_a_download_failed(tmp_path: Path) -> None:
@@ -459,8 +262,8 @@ def test_only_img2datasets_status_says_that_a_download_failed(tmp_path: Path) ->
     pq.write_table(pa.table(columns), tmp_path / "0.parquet")
     _, images = read(tmp_path)
     missing = Reason.MISSING_IMAGE
-    assert [image.reason for image in images] == [Reason.NOT_DOWNLOADED, *[missing] * 3]  # type: ignore[union-attr]
-    assert images[0].detail == "failed_to_resize"  # type: ignore[union-attr]
+    assert [image.reason for image in images] == [Reason.NOT_DOWNLOADED, *[missing] * 3]
+    assert images[0].detail == "failed_to_resize"
 
 
 def test_the_caption_in_a_map_is_a_value_of_it(tmp_path: Path) -> None:
@@ -481,7 +284,7 @@ def test_urls_that_hold_their_image(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": urls, "key": list("abcd")}), tmp_path / "0.parquet")
     opened, images = read(tmp_path)
     assert images[:3] == JPEGS[:3]
-    assert images[3].reason is Reason.DECODE_ERROR  # type: ignore[union-attr]
+    assert images[3].reason is Reason.DECODE_ERROR
     assert opened.column("url") == [None, None, "c.jpg", None]
     pq.write_table(pa.table({"url": urls, "jpg": JPEGS}), tmp_path / "0.parquet")
     opened, images = read(tmp_path)
@@ -502,7 +305,7 @@ def test_a_shard_of_nothing_but_nulls(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": pa.nulls(2), "text": ["a", "b"]}), tmp_path / "0.parquet")
     for name in ("", "image"):
         opened, images = read(tmp_path, image=name)
-        assert [image.reason for image in images] == [Reason.MISSING_IMAGE] * 2  # type: ignore[union-attr]
+        assert [image.reason for image in images] == [Reason.MISSING_IMAGE] * 2
         assert opened.column("caption") == ["a", "b"]
     (tmp_path / "c.jpg").write_bytes(JPEGS[2])
     pq.write_table(pa.table({"image": pa.nulls(1), "url": ["c.jpg"]}), tmp_path / "0.parquet")
@@ -515,39 +318,3 @@ def test_keys_in_bytes_that_are_no_text_are_hexadecimal(tmp_path: Path) -> None:
     opened, _ = read(tmp_path)
     assert opened.column("key") == ["ffffffff", "abcd", None]
     assert opened.column("caption") == [None, "abcd", None]
-
-
-def test_a_folder_of_the_files_that_urls_lead_to(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(JPEGS[0])
-    for columns in ({}, {"key": ["7"]}):
-        pq.write_table(pa.table({"url": ["images/a.jpg"], **columns}), tmp_path / "images.parquet")
-        assert read(tmp_path)[1] == JPEGS[:1]
-    columns = {"url": ["https://example.com/images/a.jpg"], "key": ["a"]}
-    pq.write_table(pa.table(columns), tmp_path / "images.parquet")
-    assert read(tmp_path)[1] == JPEGS[:1]
-
-
-def test_the_caption_of_a_tar_is_only_what_the_setting_names(tmp_path: Path) -> None:
-    members = [("a.jpg", JPEGS[0]), ("a.prompt", b"one"), ("b.jpg", JPEGS[1]), ("b.txt", b"another text")]
-    write_tar(tmp_path / "0.tar", members)
-    opened, _ = read(tmp_path, caption="prompt")
-    assert opened.column("caption") == ["one", None]
-    assert opened.rows.column_names == ["key", "prompt"]
-    with pytest.raises(ShardError, match=r"has no column 'nothing'.* It has: key\."):
-        read(tmp_path, caption="nothing")
-
-
-def test_second_images_of_a_row_are_said(tmp_path: Path) -> None:
-    members = [("a.jpg", JPEGS[0]), ("a.jpg", JPEGS[1]), ("b.jpg", JPEGS[2]), ("b.png", MASK)]
-    write_tar(tmp_path / "0.tar", members)
-    assert len(read(tmp_path)[1]) == 4
-    opened, images = read(tmp_path, image="jpg")
-    assert images == [JPEGS[0], JPEGS[2]]
-    assert opened.notes == ["Images that are not the first of their sample, and not embedded: 1."]
-    pq.write_table(pa.table({"key": ["a", "b"]}), tmp_path / "0.parquet")
-    opened, images = read(tmp_path)
-    assert images == [JPEGS[0], JPEGS[2]]
-    assert opened.notes == [
-        "Images of the tar that are not the first one of their row, and are not embedded: 2."
-    ]
