@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from boring_assets.engine.inputs.image_values import is_binary
 from boring_assets.errors import StorageError
 from boring_assets.output.derived import Derived, derived_schema, read_derived
 from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
@@ -165,18 +166,9 @@ def _kind(kind: pa.DataType) -> pa.DataType | None:
         return pa.uint64() if kind == pa.uint64() else pa.int64()
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
         return pa.float64()
-    if pa.types.is_null(kind) or pa.types.is_nested(kind) or _is_binary(kind):
+    if pa.types.is_null(kind) or pa.types.is_nested(kind) or is_binary(kind):
         return None
     return pa.string()
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
 
 
 def widest(columns: Iterable[dict[str, pa.DataType]]) -> dict[str, pa.DataType]:

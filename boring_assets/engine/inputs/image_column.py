@@ -9,22 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.inputs.fetch import Fetcher
-from boring_assets.engine.inputs.image_values import image_field, is_text
+from boring_assets.engine.inputs.image_values import image_field, is_list, is_text
 from boring_assets.engine.inputs.layouts import EMPTY, Image, OpenShard
 from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, ForwardFile, in_parallel
+from boring_assets.engine.inputs.rows import largest_row_group
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
 
 # Images in memory at the same time; each may be as large as the limit.
 _BATCH_ROWS = 16
 _PARALLEL_FILES = 16
-_LISTS = (
-    pa.ListScalar,
-    pa.LargeListScalar,
-    pa.FixedSizeListScalar,
-    pa.ListViewScalar,
-    pa.LargeListViewScalar,
-)
 
 
 def _decoded(value: pa.Scalar) -> pa.Scalar:
@@ -80,9 +74,7 @@ class ColumnShard(OpenShard):
         metadata = self.file.metadata
         paths = (metadata.schema.column(number).path for number in range(metadata.num_columns))
         columns = sum(path.partition(".")[0] == self.image_column for path in paths)
-        # The size is that of row groups: see `rows._batch_rows`.
-        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-        if columns > 1 and max((group.total_byte_size for group in groups), default=0) > OBJECT_BLOCK:
+        if columns > 1 and largest_row_group(metadata) > OBJECT_BLOCK:
             return
         file = ForwardFile(self.shard.fs, self.shard.path, self.remote_size)
         self.close()
@@ -103,7 +95,7 @@ class ColumnShard(OpenShard):
     def _image(self, row: int, value: pa.Scalar) -> bytes | Failure | _Path:
         path = None
         value = _decoded(value)
-        if isinstance(value, _LISTS) and value.is_valid and not pa.types.is_integer(value.type.value_type):
+        if is_list(value.type) and value.is_valid and not pa.types.is_integer(value.type.value_type):
             if len(value.values) > 1:
                 detail = f"the row has {len(value.values)} images; one is expected"
                 return Failure(Reason.DECODE_ERROR, f"{detail}. Write a row for each of them.")
@@ -115,7 +107,7 @@ class ColumnShard(OpenShard):
             value = _decoded(value[image_field(value.type)])
         if not value.is_valid:
             return _Path(path) if path else self.absent(row, "the image column is null here")
-        if isinstance(value, _LISTS):
+        if is_list(value.type):
             return self._from_numbers(row, value.values)
         data = value.as_buffer()
         if not data.size:

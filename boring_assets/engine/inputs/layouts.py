@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
@@ -25,7 +25,6 @@ IMAGE_SUFFIXES = frozenset(
 )
 EMPTY = "the image is empty (0 bytes)"
 Image = tuple[int, bytes | Failure]
-Item = TypeVar("Item")
 
 
 @dataclass

@@ -167,9 +167,7 @@ def open_blocks(fs: AbstractFileSystem, path: str, start: Start | None = None) -
     return LocalReader(path) if isinstance(fs, LocalFileSystem) else RemoteReader(fs, path, start=start)
 
 
-def in_parallel(
-    items: Iterable[Item], work: Callable[[Item], Answer], threads: int = _MOST_REQUESTS
-) -> Iterator[Answer]:
+def in_parallel(items: Iterable[Item], work: Callable[[Item], Answer], threads: int) -> Iterator[Answer]:
     """Yields the answers for some items in order; at most twice `threads` of them are computed ahead."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     pending: deque[Future[Answer]] = deque()
@@ -233,10 +231,8 @@ class ForwardFile(RemoteFile):
     def _fetch(self, count: int) -> bytes:
         if self._reader is None:
             start = Start(b"", self._size)
-            self._reader, self._read_to = (
-                RemoteReader(self._fs, self._path, start=start, first=self._at),
-                self._at,
-            )
+            self._reader = RemoteReader(self._fs, self._path, start=start, first=self._at)
+            self._read_to = self._at
         if self._at < self._read_to:
             return super()._fetch(count)
         self._reader.skip(self._at - self._read_to)

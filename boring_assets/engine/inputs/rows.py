@@ -79,8 +79,9 @@ def _batches(
     limits: Limits,
     open_again: Callable[[], pq.ParquetFile] | None,
 ) -> Iterator[pa.RecordBatch]:
-    rows, groups = _batch_rows(file, limits), range(file.metadata.num_row_groups)
-    largest = max((file.metadata.row_group(number).total_byte_size for number in groups), default=0)
+    largest, groups = largest_row_group(file.metadata), range(file.metadata.num_row_groups)
+    # So many rows that memory suffices even with long dictionary entries.
+    rows = min(_MAX_BATCH, max(_MIN_BATCH, limits.shard_bytes // max(1, largest)))
     if open_again is None or len(groups) < 2 or 2 * _PARALLEL * largest > limits.shard_bytes:
         yield from file.iter_batches(batch_size=rows, columns=names)
         return
@@ -96,15 +97,13 @@ def _batches(
         yield from batches
 
 
-def _batch_rows(file: pq.ParquetFile, limits: Limits) -> int:
-    """Returns rows to decode at once, so that memory suffices even with long dictionary entries.
+def largest_row_group(metadata: pq.FileMetaData) -> int:
+    """Returns the bytes of the largest row group, decompressed; 0 where there is none.
 
-    The size is that of row groups: where a footer is damaged, reading a column's metadata can abort the
-    process.
+    Not those of a column: where a footer is damaged, reading a column's metadata can abort the process.
     """
-    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
-    longest = max((group.total_byte_size for group in groups), default=1)
-    return min(_MAX_BATCH, max(_MIN_BATCH, limits.shard_bytes // max(1, longest)))
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return max((group.total_byte_size for group in groups), default=0)
 
 
 def _without_views(rows: pa.Table) -> pa.Table:
