@@ -40,14 +40,16 @@ def expected(problem: Mapping[str, Any]) -> str:
     return f"expected {wanted.format(**problem.get('ctx', {}))}" if wanted else str(problem["msg"])
 
 
-def plain(text: str) -> str:
-    """Returns a text that is safe to print in a terminal.
-
-    Names, URLs and error texts come from the data, so control characters are escaped. Local URIs become
-    paths.
-    """
-    text = text.replace("file:///", "/")
+def printable(text: str) -> str:
+    """Returns a name or a path for messages: invisible characters and wrong bytes are escaped."""
     return "".join(
-        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode()
-        for letter in text
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
     )
+
+
+def plain(text: str) -> str:
+    """Returns a text that is safe to print in a terminal: names and URLs in it come from the data.
+
+    Each line is made printable, and local URIs become paths.
+    """
+    return "\n".join(map(printable, text.replace("file:///", "/").split("\n")))

@@ -19,6 +19,7 @@ from boring_assets.engine.samples import USUAL_NAMES, ColumnNames, Shard
 from boring_assets.errors import ShardError, StorageError
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_readable
+from boring_assets.wording import printable
 from partitions.listing import File, file_of, list_files, local_file
 from partitions.other_files import suffix_of, what_to_do, why_refused
 from partitions.own_files import is_marker, output_around, own_files
@@ -296,9 +297,3 @@ def _shard(root: Root, key: str, path: str, parquet: File, tar: File | None, col
         version=version,
         columns=columns,
     )
-
-
-def printable(path: str) -> str:
-    """Returns the path for logs and messages: invisible characters and wrong bytes are escaped."""
-    clean = path.encode(errors="backslashreplace").decode()
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in clean)

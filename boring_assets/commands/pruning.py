@@ -32,8 +32,8 @@ from boring_assets.search.duplicates import FILE as NEAR_DUPLICATES
 from boring_assets.search.lance import FOLDER as INDEX
 from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
-from boring_assets.wording import some
-from partitions.discovery import Discovery, printable
+from boring_assets.wording import printable, some
+from partitions.discovery import Discovery
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 

@@ -12,11 +12,8 @@ dagster.yaml:
 
 import json
 import os
-import socket
-import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,67 +40,12 @@ from boring_assets.instance.homes import (
     keep_connections_open,
 )
 from boring_assets.instance.pool import set_pool_limit
-from boring_assets.instance.worker import ACCEPTED, DONE
+from boring_assets.instance.worker import Worker
 from boring_assets.live_runs import has_died, is_alive
 from boring_assets.settings import load_settings
 
-_REPLY_SECONDS = 120.0
 _LOCAL_HOSTS = (None, "localhost", "127.0.0.1", "::1")
 _IMAGE = "DAGSTER_CURRENT_IMAGE"
-
-
-class _Worker:
-    """The launcher's side of one worker process."""
-
-    def __init__(self, origin: RepositoryPythonOrigin, folder: Path, idle_seconds: int) -> None:
-        self.origin = origin
-        folder.mkdir(mode=0o700, exist_ok=True)
-        name = uuid.uuid4().hex[:12]
-        self.lock = folder / f"{name}.lock"
-        self._socket, child_socket = socket.socketpair()
-        self._socket.settimeout(_REPLY_SECONDS)
-        with child_socket:
-            descriptor = child_socket.fileno()
-            module = [sys.executable, "-m", "boring_assets.instance.worker"]
-            self._process = subprocess.Popen(
-                [*module, str(descriptor), str(self.lock), str(idle_seconds)],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[descriptor],
-                start_new_session=True,  # its run continues when the daemon is interrupted or restarted
-            )
-        self.id = f"{self._process.pid}-{name}"
-
-    def send(self, request: bytes) -> bool:
-        """Sends a run; False where the worker does not accept it, and ends."""
-        try:
-            self._socket.sendall(request)
-            if self._socket.recv(len(ACCEPTED), socket.MSG_WAITALL) == ACCEPTED:
-                return True
-        except OSError:
-            self._process.kill()  # it must not start the run later
-        self.stop()
-        return False
-
-    def wait(self) -> bool:
-        """Waits until the accepted run has ended; False where it failed or the process died."""
-        self._socket.settimeout(None)
-        try:
-            done = self._socket.recv(len(DONE), socket.MSG_WAITALL) == DONE
-        except OSError:
-            return False
-        self._socket.settimeout(_REPLY_SECONDS)
-        return done
-
-    def stop(self) -> int:
-        """Ends an idle worker; returns the process's exit status, negative for a signal."""
-        self._socket.close()
-        try:
-            status = self._process.wait(_REPLY_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
-        self.lock.unlink(missing_ok=True)
-        return status
 
 
 class WarmRunLauncher(DefaultRunLauncher):
@@ -127,7 +69,7 @@ class WarmRunLauncher(DefaultRunLauncher):
     ) -> None:
         super().__init__(inst_data)
         self._idle_seconds, self._linger_seconds = idle_seconds, linger_seconds
-        self._idle: list[_Worker] = []
+        self._idle: list[Worker] = []
         self._lock = threading.Lock()
         self._run_ended = threading.Condition()
         self._running = 0
@@ -168,7 +110,7 @@ class WarmRunLauncher(DefaultRunLauncher):
             worker = self._take_idle(origin)
         was_idle = worker is not None
         if worker is None:
-            worker = _Worker(origin, self._folder(), self._idle_seconds)
+            worker = Worker(origin, self._folder(), self._idle_seconds)
             if not self._send(run.run_id, worker):
                 raise dg.DagsterError(
                     f"The worker process {worker.id} ended before it started run {run.run_id}; "
@@ -243,7 +185,7 @@ class WarmRunLauncher(DefaultRunLauncher):
         name = Path(run.tags[WORKER_TAG].rpartition("-")[2]).name
         return bool(is_alive(self._folder() / f"{name}.lock"))
 
-    def _take_idle(self, origin: RepositoryPythonOrigin) -> _Worker | None:
+    def _take_idle(self, origin: RepositoryPythonOrigin) -> Worker | None:
         """Takes an idle worker with the same code, if there is one."""
         with self._lock:
             found = next((worker for worker in self._idle if worker.origin == origin), None)
@@ -251,14 +193,14 @@ class WarmRunLauncher(DefaultRunLauncher):
                 self._idle.remove(found)
         return found
 
-    def _send(self, run_id: str, worker: _Worker) -> bool:
+    def _send(self, run_id: str, worker: Worker) -> bool:
         # Tagged before the run starts: to add a tag, Dagster rewrites the whole run with its status.
         tags = {WORKER_TAG: worker.id, HOME_TAG: home_name(self._instance)}
         self._instance.add_run_tags(run_id, tags)
         request = {"run_id": run_id, "instance_ref": serialize_value(self._instance.get_ref())}
         return worker.send(json.dumps(request).encode() + b"\n")
 
-    def _watch(self, worker: _Worker, run_id: str) -> None:
+    def _watch(self, worker: Worker, run_id: str) -> None:
         try:
             self._wait(worker, run_id)
         finally:
@@ -266,7 +208,7 @@ class WarmRunLauncher(DefaultRunLauncher):
                 self._running -= 1
                 self._run_ended.notify_all()
 
-    def _wait(self, worker: _Worker, run_id: str) -> None:
+    def _wait(self, worker: Worker, run_id: str) -> None:
         """Waits until a run has ended; reports it as failed, so it is retried, where its process died."""
         if worker.wait():
             with self._lock:

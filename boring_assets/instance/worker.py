@@ -1,6 +1,6 @@
 """A process that executes runs one after another, so imports and the model are loaded once.
 
-`boring_assets.instance.launcher` starts it and talks to it over a socket pair, one line each way:
+`Worker` is the launcher's side, `main` is the process. They talk over a socket pair, one line each way:
 
     launcher                          worker
     a run to execute, as JSON   ->
@@ -16,19 +16,92 @@ import json
 import os
 import select
 import socket
+import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from boring_assets.monitoring.logs import set_up_process
 
+if TYPE_CHECKING:
+    from dagster._core.origin import RepositoryPythonOrigin
+
 ACCEPTED, DONE = b"accepted\n", b"done\n"
+_REPLY_SECONDS = 120.0
 _CANCEL_SECONDS = 1.0
 # Dagster sets the variables of this file for runs; the definitions read them once.
 _ENV_FILE = ".env"
+
+
+class Worker:
+    """The launcher's side of one worker process.
+
+    Attributes:
+        origin: The code whose runs it executes.
+        id: Its process id and a unique name.
+        lock: The file that it holds a lock on while it lives.
+    """
+
+    def __init__(self, origin: "RepositoryPythonOrigin", folder: Path, idle_seconds: int) -> None:
+        """Starts the process.
+
+        Args:
+            origin: The code whose runs it executes.
+            folder: Where its lock goes; created where missing.
+            idle_seconds: How long it waits for its next run.
+        """
+        self.origin = origin
+        folder.mkdir(mode=0o700, exist_ok=True)
+        name = uuid.uuid4().hex[:12]
+        self.lock = folder / f"{name}.lock"
+        self._socket, child_socket = socket.socketpair()
+        self._socket.settimeout(_REPLY_SECONDS)
+        with child_socket:
+            descriptor = child_socket.fileno()
+            module = [sys.executable, "-m", "boring_assets.instance.worker"]
+            self._process = subprocess.Popen(
+                [*module, str(descriptor), str(self.lock), str(idle_seconds)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[descriptor],
+                start_new_session=True,  # its run continues when the daemon is interrupted or restarted
+            )
+        self.id = f"{self._process.pid}-{name}"
+
+    def send(self, request: bytes) -> bool:
+        """Sends a run; False where the worker does not accept it, and ends."""
+        try:
+            self._socket.sendall(request)
+            if self._socket.recv(len(ACCEPTED), socket.MSG_WAITALL) == ACCEPTED:
+                return True
+        except OSError:
+            self._process.kill()  # it must not start the run later
+        self.stop()
+        return False
+
+    def wait(self) -> bool:
+        """Waits until the accepted run has ended; False where it failed or the process died."""
+        self._socket.settimeout(None)
+        try:
+            done = self._socket.recv(len(DONE), socket.MSG_WAITALL) == DONE
+        except OSError:
+            return False
+        self._socket.settimeout(_REPLY_SECONDS)
+        return done
+
+    def stop(self) -> int:
+        """Ends an idle worker; returns the process's exit status, negative for a signal."""
+        self._socket.close()
+        try:
+            status = self._process.wait(_REPLY_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self.lock.unlink(missing_ok=True)
+        return status
 
 
 def main() -> None:
