@@ -21,7 +21,6 @@ from boring_assets.monitoring.metrics import Metrics
 from boring_assets.settings import Settings
 from boring_assets.tags import POOL
 from resources.embeddings_io import EmbeddingsIOManager
-from resources.source import ShardSource
 
 # Backfill policies have been in beta for two years; a user of this project cannot act on the warning.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
@@ -57,7 +56,6 @@ def define_image_embeddings(
     def image_embeddings(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]]:
-        source: ShardSource = dataset.resource(context, "source")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         with failing_with_reason(context), mark_alive(context.instance, context.run.run_id):
             output, home = embeddings.root().uri, context.instance.root_directory
@@ -66,7 +64,7 @@ def define_image_embeddings(
                 try:
                     yield from run.materialize()
                 finally:
-                    evaluate_after_retry(context, source, embeddings, settings, dataset)
+                    evaluate_after_retry(context, settings, dataset)
                 fail_for_shards(context, run.failed, len(context.partition_keys))
             yield all_committed()
 
