@@ -11,7 +11,7 @@ from boring_assets.engine.embedder import Embedder
 ANSWER = pa.struct({"embedding": pa.list_(pa.float32()), "reason": pa.string(), "detail": pa.string()})
 
 
-@daft.cls(max_concurrency=1)  # with GPUs: gpus=1, and as many as there are
+@daft.cls(max_concurrency=1)  # with 8 GPUs: gpus=1, max_concurrency=8
 class Clip:
     def __init__(self, model: str) -> None:
         self.embedder = Embedder(model)

@@ -1,6 +1,6 @@
 """An asset of your own: a PostgreSQL table (pgvector) that follows `image_embeddings` partition by partition.
 
-The connection is given by libpq's variables: `PGHOST`, `PGDATABASE`, `PGUSER`, `PGPASSWORD`.
+Set the connection with libpq's variables: `PGHOST`, `PGDATABASE`, `PGUSER`, `PGPASSWORD`.
 """
 
 from contextlib import closing
@@ -25,8 +25,8 @@ UPSERT = """INSERT INTO images VALUES %s ON CONFLICT (shard, input_row) DO UPDAT
     automation_condition=dg.AutomationCondition.eager(),
 )
 def pgvector_images(context: dg.AssetExecutionContext, embeddings: Any) -> None:
-    """A row for each embedding, with shard and row as its primary key, so a second run replaces it."""
-    # A polars LazyFrame, or several by shard.
+    """Writes a row for each embedding. Shard and row are its primary key, so a second run replaces it."""
+    # A polars LazyFrame, or a dict of them by shard if the run has several partitions.
     shards = embeddings if isinstance(embeddings, dict) else {context.partition_key: embeddings}
     with closing(psycopg2.connect("")) as connection, connection.cursor() as cursor:
         cursor.execute("CREATE EXTENSION IF NOT EXISTS vector")

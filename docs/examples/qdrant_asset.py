@@ -19,8 +19,8 @@ BATCH = 1000
     automation_condition=dg.AutomationCondition.eager(),
 )
 def qdrant_images(context: dg.AssetExecutionContext, embeddings: Any) -> None:
-    """A point for each embedding. Its id is made from the shard and the row, so a second run replaces it."""
-    # A polars LazyFrame, or several by shard.
+    """Writes a point for each embedding. Shard and row make its id, so a second run replaces it."""
+    # A polars LazyFrame, or a dict of them by shard if the run has several partitions.
     shards = embeddings if isinstance(embeddings, dict) else {context.partition_key: embeddings}
     url = os.environ.get("QDRANT_URL")
     client = QdrantClient(url=url) if url else QdrantClient(path=os.environ["QDRANT_FOLDER"])

@@ -26,6 +26,6 @@ made = pictures.map_batches(
     fn_constructor_args=[model],
     batch_format="pyarrow",
     batch_size=1024,
-    compute=ray.data.ActorPoolStrategy(size=1),  # with GPUs: num_gpus=1, and as many as there are
+    compute=ray.data.ActorPoolStrategy(size=1),  # with 8 GPUs: size=8, and num_gpus=1 for map_batches
 )
 made.write_parquet(target)
