@@ -35,11 +35,9 @@ class Condition:
     """
 
     def __init__(self, where: str, schema: pa.Schema) -> None:
-        """Parses the condition; see https://docs.pola.rs/api/python/stable/reference/sql.
+        """Parses SQL such as `aesthetic > 5 AND label = 'dog'`.
 
-        Args:
-            where: The SQL, e.g. `aesthetic > 5 AND label = 'dog'`.
-            schema: The columns, without the embeddings.
+        See https://docs.pola.rs/api/python/stable/reference/sql.
 
         Raises:
             SettingsError: It is not a condition over these columns.

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from boring_assets.commands.export_selection import Condition, Groups
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.output.derived import Derived, derived_schema, read_derived
-from boring_assets.output.files import EMBEDDINGS, FAILURES
-from boring_assets.output.schema import ROW, input_rows, read_facts
+from boring_assets.output.files import EMBEDDINGS
+from boring_assets.output.schema import ROW, read_facts
+from boring_assets.search.rows import read_input_rows
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root
 from partitions.own_files import is_marker
@@ -24,31 +25,20 @@ _BATCH_ROWS = 8192
 
 @dataclass(frozen=True)
 class Part:
-    """One committed partition.
-
-    Attributes:
-        key: Its partition key.
-        path: Path of its embeddings file.
-        rows: Its rows that are exported.
-        schema: Columns of its embeddings file.
-        derived: Columns of its labels and scores.
-        chosen: Packed bits, which of its rows are exported; None is all.
-    """
+    """One committed partition."""
 
     key: str
-    path: str
-    rows: int
-    schema: pa.Schema
-    derived: pa.Schema
-    chosen: np.ndarray | None = None
+    path: str  # of its embeddings file
+    rows: int  # that are exported
+    schema: pa.Schema  # of its embeddings file
+    derived: pa.Schema  # columns of its labels and scores
+    chosen: np.ndarray | None = None  # packed bits, which of its rows are exported; None is all
 
 
 class Export:
     """An output to read from and a place to write to.
 
     Attributes:
-        output: The output.
-        dest: Where to.
         parts: The partitions that have rows to export.
         rows: Rows to export.
         of_rows: Rows of the output.
@@ -62,11 +52,7 @@ class Export:
     ) -> None:
         """Reads every committed file's footer, and the columns that the condition is about.
 
-        Args:
-            output: The output to export.
-            dest: Where to; must hold nothing yet.
-            where: A condition in SQL; only rows that fulfil it are exported.
-            no_near_duplicates: Export only one row of each group of near duplicates.
+        The arguments are those of `export_all`.
 
         Raises:
             StorageError: Nothing is committed, it cannot be read, or `dest` is not empty.
@@ -174,6 +160,10 @@ class Export:
             if wanted.num_rows:
                 yield wanted
 
+    def read(self, part: Part) -> pa.Table:
+        """Returns a partition's rows that are exported, at once."""
+        return pa.Table.from_batches(self.batches(part), self.schema)
+
     def _read(self, part: Part, names: set[str]) -> Iterator[pa.RecordBatch]:
         """All of a partition's rows with some columns, in batches."""
         fields = [field for field in self.schema if field.name in names]
@@ -203,24 +193,16 @@ class Export:
 
     def _input_rows(self, part: Part) -> pa.Array:
         """Returns the input row of each of a partition's embeddings; nulls if it is lost."""
-        failed = None
-        names = [ROW] if ROW in part.schema.names else []
         with self._reading(part.path) as file:
-            embedded = pq.read_table(file, columns=names)
-        if not names:
-            path = part.path.replace(
-                f"{self.output.path}/{EMBEDDINGS}/", f"{self.output.path}/{FAILURES}/", 1
-            )
-            if self.output.fs.exists(path):
-                with self._reading(path) as file:
-                    failed = pq.read_table(file, columns=[ROW])
-        rows = input_rows(embedded, failed, read_facts(embedded.schema.metadata))
+            embedded = pq.read_table(file, columns=[ROW] if ROW in part.schema.names else [])
+            rows = read_input_rows(self.output, part.key, embedded)
         return pa.nulls(part.rows, pa.int64()) if rows is None else rows
 
-    def vectors(self, batch: pa.RecordBatch) -> bytes:
-        """A batch's embeddings as a C array of [rows, dim]."""
-        flat = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-        return np.ascontiguousarray(flat, self.dtype).tobytes()
+    def vectors(self, rows: pa.RecordBatch | pa.Table) -> np.ndarray:
+        """Returns the embeddings of some rows, [rows, dim]."""
+        column = rows["embedding"]
+        flat = (column.combine_chunks() if isinstance(rows, pa.Table) else column).flatten()
+        return flat.to_numpy(zero_copy_only=False).astype(self.dtype, copy=False).reshape(-1, self.dim)
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[IO[bytes]]:

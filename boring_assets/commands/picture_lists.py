@@ -27,10 +27,7 @@ SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "capt
 def write_lists(uri: str, samples_per_shard: int) -> list[int]:
     """Writes shards that list the pictures of a folder which no earlier list has; returns their sizes.
 
-    Args:
-        uri: Path or URI of the folder; the lists are written to it. Names that begin with `.` or `_` are
-            left out.
-        samples_per_shard: Most pictures in one list.
+    The lists are written to the folder. Names that begin with `.` or `_` are left out.
 
     Raises:
         StorageError: The folder cannot be read or written, or holds no pictures.

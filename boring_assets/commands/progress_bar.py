@@ -7,8 +7,7 @@ from contextlib import suppress
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from boring_assets.engine.results import Progress as Counts
 from boring_assets.engine.samples import Shard
@@ -17,11 +16,7 @@ _TICK_SECONDS = 0.25
 
 
 class ProgressBar:
-    """The progress bar: images done, images a second, time left, failures.
-
-    Attributes:
-        counts: The runs add their samples to this.
-    """
+    """Images done, images a second, time left, failures; the runs add their samples to `counts`."""
 
     def __init__(
         self, console: Console, shards: list[Shard], most: int, counts: Counts | None = None
@@ -30,10 +25,11 @@ class ProgressBar:
         self.counts = counts or Counts()
         self._stop = threading.Event()
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), _Count(), _Rate(), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[images]}"),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(),
             console=console, transient=not console.is_terminal, disable=not console.is_terminal,
         )  # fmt: skip
-        self._task = self._bar.add_task("loading the model", total=None, failed=0)
+        self._task = self._bar.add_task("loading the model", total=None, images="0 images", rate="")
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._count, self._watch)]
 
     @property
@@ -73,23 +69,19 @@ class ProgressBar:
             self._show()
 
     def _show(self) -> None:
-        done, total = self.done, self._bar.tasks[0].total
+        done, task = self.done, self._bar.tasks[0]
         # The last shards are still to be written when all images are embedded.
-        text = "loading the model" if not done else "writing" if total and done >= total else "embedding"
-        self._bar.update(self._task, completed=done, failed=self.counts.failed, description=text)
-
-
-class _Count(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        failed = task.fields["failed"]
+        text = "writing" if task.total and done >= task.total else "embedding"
         total = f"/{task.total:,.0f}" if task.total else ""
-        return Text(f"{task.completed:,.0f}{total} images" + (f", {failed:,} failed" if failed else ""))
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
+        failed = f", {self.counts.failed:,} failed" if self.counts.failed else ""
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} images/s" if speed else "")
+        self._bar.update(
+            self._task,
+            completed=done,
+            description=text if done else "loading the model",
+            images=f"{done:,}{total} images{failed}",
+            rate=f"{speed:,.0f} images/s" if speed else "",
+        )
 
 
 def count_rows(shard: Shard) -> int:

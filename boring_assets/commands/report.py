@@ -19,26 +19,15 @@ from partitions.discovery import Discovery
 
 @dataclass
 class Summary:
-    """The result of an `embed` or `retry` call.
-
-    Attributes:
-        shards: Shards committed.
-        failed_shards: Keys of the shards that failed, and why.
-        rows: Their samples.
-        embedded: Samples embedded.
-        failed: Samples failed, by reason.
-        retried: Failed images that were tried again.
-        recovered: How many of these are embedded now.
-        seconds: From the first run's start to the last one's end.
-    """
+    """The result of an `embed` or `retry` call: counts of what was committed."""
 
     shards: int = 0
-    failed_shards: dict[str, str] = field(default_factory=dict)
+    failed_shards: dict[str, str] = field(default_factory=dict)  # why, by key
     rows: int = 0
     embedded: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)  # by reason
     retried: int = 0
-    recovered: int = 0
+    recovered: int = 0  # of those that were retried
     seconds: float = 0.0
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import click
 from rich.console import Console
 
 from boring_assets.assets.retry import RETRIED_REASONS
@@ -17,25 +18,19 @@ from boring_assets.settings import Settings
 from boring_assets.shard_states import State
 from boring_assets.storage.root import Root
 from boring_assets.tags import RETRY_TAG
-from boring_assets.wording import first_of, some
+from boring_assets.wording import first_of, plain, some
 from partitions.shards import uri_of
-from resources.embeddings_io import EmbeddingsIOManager
 
 _READERS = 16
 
 
-def retry_failed(
-    settings: Settings, reasons: Collection[Reason], only: Collection[str]
-) -> tuple[Summary, list[str]]:
-    """Embeds the failed images of committed shards again.
+def retry_failed(settings: Settings, reasons: Collection[Reason], only: Collection[str]) -> Summary:
+    """Embeds the failed images of committed shards again; prints and returns what was done.
 
     Args:
         settings: Input, output, model and the rest.
         reasons: Only images that failed for one of these; empty is `RETRIED_REASONS`.
         only: Keys of shards; empty is all.
-
-    Returns:
-        What was done, and the keys of the shards that were left out since they have changed.
 
     Raises:
         SettingsError: A setting is wrong, a shard of `only` is not embedded, or other settings made it.
@@ -44,9 +39,8 @@ def retry_failed(
     """
     reasons = frozenset(reasons) or RETRIED_REASONS
     settings = settings.model_copy(update={"max_samples": 0})  # it would cut shards off
-    embeddings = EmbeddingsIOManager.from_settings(settings)
-    with open_dataset(settings, embeddings) as (instance, _, states):
-        committed = embeddings.committed()
+    with open_dataset(settings) as dataset:
+        states, committed = dataset.states, dataset.embeddings.committed()
         if unknown := sorted(set(only) - (committed & states.shards.keys())):
             raise SettingsError(f"--shard names {first_of(unknown)}, which the output does not hold.")
         keys = [
@@ -57,14 +51,32 @@ def retry_failed(
             and states.states[key] is not State.RUNNING
             and (not only or key in only)
         ]
-        counts, changed = _count_failures(embeddings.root(), states.shards, keys, reasons, settings)
+        counts, changed = _count_failures(dataset.embeddings.root(), states.shards, keys, reasons, settings)
         wanted = [key for key in keys if counts.get(key)]
-        if not wanted:
-            return Summary(), changed
-        shards = [states.shards[key] for key in wanted]
-        tags = {RETRY_TAG: ",".join(sorted(reasons))}
-        with ProgressBar(Console(highlight=False), shards, sum(counts.values())) as bar:
-            return run_shards(settings, instance, states, wanted, bar, tags), changed
+        summary = Summary()
+        if wanted:
+            tags = {RETRY_TAG: ",".join(sorted(reasons))}
+            console = Console(highlight=False)
+            with ProgressBar(console, dataset.shards(wanted), sum(counts.values())) as bar:
+                summary = run_shards(dataset, wanted, bar, tags)
+    _print(summary, changed)
+    return summary
+
+
+def _print(summary: Summary, changed: list[str]) -> None:
+    if changed:
+        count = some(len(changed), "shard")
+        click.echo(plain(f"Changed since: {count}, which `embed` does: {first_of(changed)}"))
+    if not summary.retried and not summary.failed_shards:
+        click.echo("Nothing to retry: no image has failed for these reasons.")
+        return
+    again = summary.retried - summary.recovered
+    click.echo(
+        f"{some(summary.retried, 'failed image')} of {some(summary.shards, 'shard')} retried: "
+        f"{summary.recovered:,} embedded now, {again:,} failed again."
+    )
+    for key, why in summary.failed_shards.items():
+        click.echo(plain(f"Failed: {key}: {why}"))
 
 
 def _count_failures(

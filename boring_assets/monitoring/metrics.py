@@ -113,22 +113,12 @@ class RunMetrics:
         self._device_name = ""
 
     def add(self, name: str, value: float = 1.0, label: str = "") -> None:
-        """Adds to a counter.
-
-        Args:
-            name: Its name, without prefix and suffix.
-            value: How much.
-            label: The value of the counter's label, if it has one.
-        """
+        """Adds to a counter of `COUNTERS`; the label is a value of `LABELS`, where the counter has one."""
         with self._lock:
             self._counts[name, label] += value
 
     def committed(self, facts: Mapping[str, Any]) -> None:
-        """Counts a shard that was committed.
-
-        Args:
-            facts: Metadata of its embeddings file, and `image_bytes`.
-        """
+        """Counts a committed shard, by the metadata of its embeddings file and `image_bytes`."""
         self.add("shards_committed")
         self.add("samples_embedded", facts["embedded"])
         self.add("image_bytes", facts["image_bytes"])
@@ -232,9 +222,7 @@ class _Keeper:
         from prometheus_client.exposition import basic_auth_handler
 
         parts = urlsplit(self._config.gateway)
-        user, password = (
-            unquote(part) if part is not None else None for part in (parts.username, parts.password)
-        )
+        user, password = (part and unquote(part) for part in (parts.username, parts.password))
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
         def send(

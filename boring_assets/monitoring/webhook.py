@@ -5,8 +5,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from http.client import HTTPMessage
-from typing import IO, Any
+from typing import Any
 
 _TRIES = 3
 _SECONDS = 10.0
@@ -16,26 +15,14 @@ _TOO_MANY = 429
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
     """Refuses redirects: the server must not choose another receiver."""
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
-        newurl: str,
-    ) -> None:
+    def redirect_request(self, *_: Any, **__: Any) -> None:
         """Follows none; the answer then counts as an error."""
 
 
 def post(url: str, body: Mapping[str, Any]) -> str:
     """Posts a JSON object; if the server does not answer or has an error, tries three times.
 
-    Without urllib3, which logs the paths of URLs: Slack's paths are secret.
-
-    Args:
-        url: The address.
-        body: What to send; Slack and most others show its `text`.
+    Without urllib3, which logs the paths of URLs: Slack's paths are secret. Most webhooks show `text`.
 
     Returns:
         Why it could not be delivered, without the address; empty if it was delivered.

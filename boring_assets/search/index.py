@@ -18,8 +18,7 @@ import pyarrow as pa
 
 from boring_assets.errors import StorageError
 from boring_assets.output.schema import read_facts
-from boring_assets.search.filters import quote
-from boring_assets.search.lance import TABLE, connect, open_table, storage_errors
+from boring_assets.search.lance import TABLE, connect, open_table, quote, storage_errors
 from boring_assets.search.rows import (
     OWN,
     VECTOR,
@@ -50,34 +49,22 @@ _ROWS = "input"
 
 @dataclass
 class Update:
-    """The result of an update.
+    """The result of an update."""
 
-    Attributes:
-        added: Shards that were read.
-        removed: Shards whose earlier rows were removed: changed, gone, or loaded twice.
-        rows: Rows of the index afterwards.
-        failed: Why a shard could not be read, by key; the others are in the index.
-        other_model: Shards left out because another model made them than the index's.
-        rebuilt: Whether all rows were read.
-        columns: Columns that the index has under another name or not at all, and why, by name.
-    """
-
-    added: int = 0
-    removed: int = 0
-    rows: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    other_model: list[str] = field(default_factory=list)
-    rebuilt: bool = False
-    columns: dict[str, str] = field(default_factory=dict)
+    added: int = 0  # shards that were read
+    removed: int = 0  # shards whose earlier rows were removed: changed, gone, or loaded twice
+    rows: int = 0  # of the index afterwards
+    failed: dict[str, str] = field(default_factory=dict)  # why a shard could not be read, by key
+    other_model: list[str] = field(default_factory=list)  # shards left out: not the index's model
+    rebuilt: bool = False  # whether all rows were read
+    columns: dict[str, str] = field(default_factory=dict)  # why one is renamed or left out, by name
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The partitions that stay, the loads to remove, and the files of missing partitions."""
-
-    kept: set[str]
-    superfluous: dict[str, str]
-    missing: dict[str, Source]
+    kept: set[str]  # partitions
+    superfluous: dict[str, str]  # loads to remove, with their partitions
+    missing: dict[str, Source]  # files of partitions
 
 
 def update_index(
@@ -98,14 +85,12 @@ def update_index(
     done = Update(rebuilt=table is None)
     plan = _plan(root, table, current)
     footers = _read_all_footers(root, plan.missing, done)
-    if table is not None and footers and _needs_rebuild(table.schema, plan, footers):
-        done = Update(rebuilt=True)
-        table, plan = None, _plan(root, None, current)
-        footers = _read_all_footers(root, plan.missing, done)
     if table is None:
+        if not footers:
+            return done
         table = _create(root, footers)
-    if table is None:
-        return done
+    elif footers and _needs_rebuild(table.schema, plan, footers):
+        return update_index(root, rebuild=True, say=say)
     _leave_out_other_models(table.schema, footers, done)
     _add(root, table, {key: plan.missing[key] for key in footers}, footers, done, say)
     _remove(root, table, _plan(root, table, current).superfluous, done)
@@ -155,22 +140,18 @@ def _loads(root: Root, table: Any) -> dict[str, set[str]]:
 
 def _read_all_footers(root: Root, sources: dict[str, Source], done: Update) -> dict[str, Footers]:
     """Reads the footers of some partitions; errors go into `done`."""
-
-    def one(key: str) -> Footers | StorageError:
-        try:
-            return read_footers(root, key, sources[key].derived)
-        except StorageError as error:
-            return error
-
     with ThreadPoolExecutor(16) as pool:
-        answers = dict(zip(sources, pool.map(one, sources), strict=True))
-    done.failed |= {key: str(answer) for key, answer in answers.items() if isinstance(answer, StorageError)}
-    return {
-        key: answer
-        for key, answer in answers.items()
-        # A shard without embeddings has no rows in the index.
-        if isinstance(answer, Footers) and answer.facts.get("embedded") != 0
-    }
+        reads = {key: pool.submit(read_footers, root, key, one.derived) for key, one in sources.items()}
+    footers = {}
+    for key, read in reads.items():
+        try:
+            found = read.result()
+        except StorageError as error:
+            done.failed[key] = str(error)
+            continue
+        if found.facts.get("embedded") != 0:  # a shard without embeddings has no rows in the index
+            footers[key] = found
+    return footers
 
 
 def _needs_rebuild(schema: pa.Schema, plan: _Plan, footers: dict[str, Footers]) -> bool:
@@ -198,8 +179,6 @@ def _drop_columns(root: Root, table: Any, footers: dict[str, Footers]) -> None:
 
 def _create(root: Root, footers: dict[str, Footers]) -> Any:
     """Creates an empty table for the model of most files; an earlier table is replaced."""
-    if not footers:
-        return None
     weights = _most(footers)
     same = [each for each in footers.values() if each.weights == weights]
     facts = same[0].facts

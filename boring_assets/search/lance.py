@@ -110,6 +110,11 @@ def open_table(root: Root) -> Any:
             raise
 
 
+def quote(text: str) -> str:
+    """A text as a literal of LanceDB's SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 @contextmanager
 def storage_errors(root: Root, doing: str) -> Iterator[None]:
     """Raises LanceDB's errors as a StorageError that names the index."""

@@ -2,9 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from threading import Lock
-from typing import TypeVar
 
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.decoding.pillow import check_formats
@@ -16,12 +14,15 @@ from boring_assets.errors import BoringError
 from boring_assets.settings import Settings
 from resources.source import ShardSource
 
+PLACEHOLDER = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" width="224" height="224" viewBox="0 0 224 224">'
+    b'<rect width="224" height="224" fill="#8884"/><path d="M72 72l80 80M152 72l-80 80" stroke="#888" '
+    b'stroke-width="6"/></svg>'
+)
+"""Shown instead of a picture that cannot be read any more."""
 _OPEN_SHARDS = 32
 _THUMBNAILS = 4000
 _SHARD_SECONDS = 60.0
-
-Name = TypeVar("Name")
-Thing = TypeVar("Thing")
 
 
 def picture_limits(settings: Settings) -> Limits:
@@ -64,7 +65,8 @@ class Pictures:
         small = data if isinstance(data, Failure) else thumbnail(data, self._limits)
         with self._lock:
             self._thumbnails[name] = small
-            _trim(self._thumbnails, _THUMBNAILS, lambda old: None)
+            if len(self._thumbnails) > _THUMBNAILS:
+                self._thumbnails.popitem(last=False)
         return small
 
     def read(self, partition: str, key: str | None, row: int) -> bytes | Failure:
@@ -92,10 +94,11 @@ class Pictures:
             opened = time.monotonic()
             shard = Lookup(open_shard(found, self._limits, self._source.fetcher()))
         self._shards[partition] = (opened, shard)
-        _trim(self._shards, _OPEN_SHARDS, lambda old: old[1].close())
+        if len(self._shards) > _OPEN_SHARDS:
+            self._shards.popitem(last=False)[1][1].close()
         return shard
 
 
-def _trim(things: OrderedDict[Name, Thing], most: int, drop: Callable[[Thing], None]) -> None:
-    while len(things) > most:
-        drop(things.popitem(last=False)[1])
+def open_pictures(settings: Settings) -> Pictures:
+    """Returns the pictures of the input."""
+    return Pictures(ShardSource.from_settings(settings), picture_limits(settings))

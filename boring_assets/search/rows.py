@@ -10,6 +10,7 @@ left out, and so is a column whose values do not convert: the vectors of a shard
 import re
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,15 +42,10 @@ _NOT_IN_A_NAME = re.compile(r"[.`\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one partition's rows.
+    """The files of one partition's rows."""
 
-    Attributes:
-        version: Changes with the embeddings file and with the files of `derived`.
-        derived: Paths of the partition's files in `image_labels` and `clip_scores`.
-    """
-
-    version: str
-    derived: tuple[str, ...] = ()
+    version: str  # changes with the embeddings file and with the files of `derived`
+    derived: tuple[str, ...]  # paths of its files in `image_labels` and `clip_scores`
 
 
 def list_sources(root: Root) -> dict[str, Source]:
@@ -67,32 +63,22 @@ def list_sources(root: Root) -> dict[str, Source]:
 
 @dataclass(frozen=True)
 class Columns:
-    """The `meta_*` columns of an embeddings file, as the index has them.
+    """The `meta_*` columns of an embeddings file, as the index has them."""
 
-    Attributes:
-        kinds: Their types in the index, by their names in it.
-        numbers: Their place in the file, by their names in the index.
-        notes: What was renamed or left out and why, by the name in the file.
-    """
-
-    kinds: dict[str, pa.DataType] = field(default_factory=dict)
-    numbers: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, pa.DataType] = field(default_factory=dict)  # by the name in the index
+    numbers: dict[str, int] = field(default_factory=dict)  # place in the file, by the name in the index
+    notes: dict[str, str] = field(
+        default_factory=dict
+    )  # renamed or left out and why, by the name in the file
 
 
 @dataclass(frozen=True)
 class Footers:
-    """Metadata and columns of a partition's files, from their footers.
+    """Metadata and columns of a partition's files, from their footers."""
 
-    Attributes:
-        facts: Metadata of its embeddings file.
-        columns: The `meta_*` columns of that file.
-        derived: Types of the columns of its derived files, by name.
-    """
-
-    facts: dict[str, Any]
-    columns: Columns
-    derived: dict[str, pa.DataType] = field(default_factory=dict)
+    facts: dict[str, Any]  # metadata of the embeddings file
+    columns: Columns  # of that file
+    derived: dict[str, pa.DataType]  # types of the columns of the derived files, by name
 
     @property
     def kinds(self) -> dict[str, pa.DataType]:
@@ -105,7 +91,7 @@ class Footers:
         return str(self.facts["weights_digest"]), int(self.facts["dim"])
 
 
-def read_footers(root: Root, key: str, derived: Iterable[str] = ()) -> Footers:
+def read_footers(root: Root, key: str, derived: Iterable[str]) -> Footers:
     """Reads the footers of a partition's files.
 
     Raises:
@@ -187,29 +173,14 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def schema_of(columns: dict[str, pa.DataType], facts: dict[str, Any], metadata: bytes) -> pa.Schema:
-    """The index's schema.
-
-    Args:
-        columns: The columns besides its own.
-        facts: Metadata of any file of the model.
-        metadata: JSON that goes with the table.
-    """
+    """The index's schema: its own columns and others, the dimension of the model's facts, and JSON."""
     vector = pa.field(VECTOR, pa.list_(pa.float32(), int(facts["dim"])))
     meta = [pa.field(name, kind) for name, kind in columns.items()]
     return pa.schema([*OWN, vector, *meta], metadata={METADATA_KEY: metadata})
 
 
 def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
-    """Reads one partition as rows of the index.
-
-    Args:
-        root: The output.
-        key: The partition key.
-        source: Its files and their version, as they were listed.
-        schema: The index's.
-
-    Returns:
-        The rows; and the columns whose values could not be converted, with the reason.
+    """Reads one partition as rows of the index; also returns why columns could not be converted, by name.
 
     Raises:
         StorageError: It cannot be read, or which input rows it holds is lost.
@@ -220,7 +191,13 @@ def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[
         with root.fs.open(f"{root.path}/{path}", "rb") as file:
             table = pq.read_table(file)
         count, columns = table.num_rows, columns_of(table.schema)
-        rows = _input_rows(root, key, table)
+        rows = read_input_rows(root, key, table)
+        if rows is None:
+            raise StorageError(
+                f"{root.uri}/{FAILURES}/{uri_of('', key)} is missing or not of this partition, and {key} was "
+                "embedded by a version that kept the input rows only there. Repair it: boring-assets verify "
+                "OUTPUT --input INPUT --repair."
+            )
         derived = read_derived(root, source.derived, read_facts(table.schema.metadata), rows)
         own = {
             "partition": pa.repeat(pa.scalar(key), count),
@@ -248,22 +225,16 @@ def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
 
 
-def _input_rows(root: Root, key: str, table: pa.Table) -> pa.Array:
-    failed, path = None, f"{FAILURES}/{uri_of('', key)}"
-    if ROW not in table.column_names:
-        try:
-            with root.fs.open(f"{root.path}/{path}", "rb") as file:
-                failed = pq.read_table(file, columns=[ROW])
-        except (FileNotFoundError, pa.ArrowInvalid):
-            failed = None
-    rows = input_rows(table, failed, read_facts(table.schema.metadata))
-    if rows is None:
-        raise StorageError(
-            f"{root.uri}/{path} is missing or not of this partition, and {key} was embedded by a version "
-            "that kept the input rows only there. Repair it: boring-assets verify OUTPUT --input INPUT "
-            "--repair."
-        )
-    return rows
+def read_input_rows(root: Root, key: str, table: pa.Table) -> pa.Array | None:
+    """Returns the input row of each of a partition's embeddings, int64 [n]; None if it is lost."""
+    failed = None
+    if ROW not in table.column_names:  # a file of an earlier version
+        with (
+            suppress(FileNotFoundError, pa.ArrowInvalid),
+            root.fs.open(f"{root.path}/{FAILURES}/{uri_of('', key)}", "rb") as file,
+        ):
+            failed = pq.read_table(file, columns=[ROW])
+    return input_rows(table, failed, read_facts(table.schema.metadata))
 
 
 def _converted(values: pa.ChunkedArray, column: pa.Field, notes: dict[str, str]) -> pa.Array:

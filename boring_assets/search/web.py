@@ -19,20 +19,17 @@ import numpy as np
 
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError, SettingsError
-from boring_assets.search.filters import condition
-from boring_assets.search.page import PLACEHOLDER, open_pictures
-from boring_assets.search.pictures import Pictures
+from boring_assets.search.pictures import PLACEHOLDER, Pictures, open_pictures
 from boring_assets.search.query import Hit, Searcher, to_json
-from boring_assets.search.request import SearchRequest, Term, pack_vector, unpack_vector
+from boring_assets.search.request import SearchRequest, Term, condition, pack_vector, unpack_vector
 from boring_assets.settings import Settings
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp
 
-LOOPBACK = ("127.0.0.1", "localhost")
+_LOOPBACK = ("127.0.0.1", "localhost")
 _STATIC = Path(__file__).parent / "static"
 _LARGE = 1024  # longest side of the large picture, in pixels
 _DOWNLOADS = {"csv": "text/csv", "json": "application/json", "parquet": "application/vnd.apache.parquet"}
@@ -185,24 +182,21 @@ def _error(text: str, status: int) -> "Response":
     return _json({"error": text}, status)
 
 
-def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) -> "Starlette":
-    """Returns the web application.
+def listen(settings: Settings, searcher: Searcher, host: str, port: int, more_hosts: tuple[str, ...]) -> None:
+    """Serves the page until Ctrl-C; see `run_server`.
 
-    Args:
-        settings: The input, for the pictures, and the limits.
-        searcher: Answers the searches.
-        allowed_hosts: Names that the Host header may have, without ports. `*` allows all.
+    Raises:
+        SettingsError: The web server is not installed, or cannot listen there.
     """
+    check_installed("The search page", "starlette", "uvicorn", extra="search")
     from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.responses import FileResponse
     from starlette.routing import Mount, Route
     from starlette.staticfiles import StaticFiles
 
     site = Site(settings, searcher)
     index: Callable[..., Any] = lambda request: FileResponse(_STATIC / "index.html")  # noqa: E731
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", index),
             Route("/api/info", site.info),
@@ -214,14 +208,57 @@ def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) 
             Mount("/static", StaticFiles(directory=_STATIC)),
         ],
         exception_handlers={BoringError: lambda request, error: _error(str(error), 400)},
-        middleware=[
-            Middleware(SecurityHeaders, policy=_POLICY),
-            Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False),
-        ],
     )
+    run_server(app, _POLICY, "Search at", host, port, more_hosts)
 
 
-class SecurityHeaders:
+def check_installed(what: str, *packages: str, extra: str) -> None:
+    """Raises an error if a package of an extra is missing.
+
+    Raises:
+        SettingsError: With the command that installs the extra.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise SettingsError(
+            f'{what} needs {" and ".join(missing)}. Install: pip install "boring_assets[{extra}]".'
+        )
+
+
+def run_server(
+    app: "ASGIApp", policy: str, title: str, host: str, port: int, more_hosts: tuple[str, ...]
+) -> None:
+    """Serves an application until Ctrl-C, and prints its address.
+
+    Args:
+        app: The application.
+        policy: Its content security policy.
+        title: Printed before the address.
+        host: Address to listen on.
+        port: Port to listen on. 0 takes a free one.
+        more_hosts: Names that the Host header may have besides `host` and the loopback names; `*` allows all.
+
+    Raises:
+        SettingsError: The server cannot listen there.
+    """
+    import click
+    import uvicorn
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise SettingsError(f"Cannot listen on {host}:{port}: {error}. Choose another --port.") from error
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"{title} http://{shown}:{listener.getsockname()[1]} (stop with Ctrl-C)")
+    guarded = TrustedHostMiddleware(app, [*_LOOPBACK, host, *more_hosts], www_redirect=False)
+    served = _SecurityHeaders(guarded, policy)
+    config = uvicorn.Config(served, log_level="warning", server_header=False, limit_concurrency=100)
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+class _SecurityHeaders:
     """Adds the security headers to every response."""
 
     def __init__(self, app: Any, policy: str) -> None:
@@ -237,54 +274,3 @@ class SecurityHeaders:
             await send(message)
 
         await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
-
-
-def listen(
-    settings: Settings, searcher: Searcher, host: str, port: int, more_hosts: tuple[str, ...] = ()
-) -> None:
-    """Serves the page until Ctrl-C.
-
-    Raises:
-        SettingsError: The web server is not installed, or cannot listen there.
-    """
-    check_installed("The search page", "starlette", "uvicorn", extra="search")
-    run_server(build_app(settings, searcher, [*LOOPBACK, host, *more_hosts]), host, port, "Search at")
-
-
-def check_installed(what: str, *packages: str, extra: str) -> None:
-    """Raises an error if a package of an extra is missing.
-
-    Raises:
-        SettingsError: With the command that installs the extra.
-    """
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise SettingsError(
-            f'{what} needs {" and ".join(missing)}. Install: pip install "boring_assets[{extra}]".'
-        )
-
-
-def run_server(app: "ASGIApp", host: str, port: int, title: str) -> None:
-    """Serves an application until Ctrl-C, and prints its address.
-
-    Args:
-        app: The application.
-        host: Address to listen on.
-        port: Port to listen on. 0 takes a free one.
-        title: Printed before the address.
-
-    Raises:
-        SettingsError: The server cannot listen there.
-    """
-    import click
-    import uvicorn
-
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise SettingsError(f"Cannot listen on {host}:{port}: {error}. Choose another --port.") from error
-    shown = f"[{host}]" if ":" in host else host
-    click.echo(f"{title} http://{shown}:{listener.getsockname()[1]} (stop with Ctrl-C)")
-    config = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=100)
-    with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])

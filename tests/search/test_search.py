@@ -14,8 +14,8 @@ from PIL import Image
 from boring_assets.engine.model.load import load_model
 from boring_assets.engine.model.text import TextEncoder
 from boring_assets.errors import SettingsError
-from boring_assets.search.filters import condition
 from boring_assets.search.query import Searcher
+from boring_assets.search.request import condition
 from boring_assets.settings import Settings
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.search.conftest import HELD_OUT, Gallery
