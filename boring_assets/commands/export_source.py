@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.commands.export_selection import Condition, Groups
+from boring_assets.commands.export_selection import Condition, read_groups
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.output.derived import Derived, derived_schema, read_derived
 from boring_assets.output.files import EMBEDDINGS
@@ -78,7 +78,7 @@ class Export:
         kind = self.schema.field("embedding").type.value_type
         self.dtype = np.dtype(kind.to_pandas_dtype()).newbyteorder("<")
         if where or no_near_duplicates:
-            self._select(where, Groups(output) if no_near_duplicates else None)
+            self._select(where, no_near_duplicates)
         self.rows = sum(part.rows for part in self.parts)
 
     def _part(self, path: str) -> Part:
@@ -92,8 +92,9 @@ class Export:
             own, derived = (self._schemas.setdefault(each, each) for each in schemas)
             return Part(key, path, parquet.metadata.num_rows, own, derived)
 
-    def _select(self, where: str, groups: Groups | None) -> None:
+    def _select(self, where: str, no_near_duplicates: bool) -> None:
         """Keeps the chosen rows of each part, and the parts that have any."""
+        groups = read_groups(self.output) if no_near_duplicates else {}
         columns = self.schema.remove(self.schema.get_field_index("embedding"))
         condition = Condition(where, columns) if where else None
         names = {*(condition.names if condition else ()), *((ROW, "key") if groups else ())}
@@ -101,7 +102,7 @@ class Export:
         def choose(part: Part) -> tuple[np.ndarray, list[tuple[int, int]]]:
             """Returns the rows that fulfil the condition, and the places and groups of near duplicates."""
             chosen, places, start = np.ones(part.rows, bool), [], 0
-            grouped = groups.of(part.key) if groups else {}
+            grouped = groups.get(part.key, {})
             for batch in self._read(part, names):
                 if condition:
                     chosen[start : start + batch.num_rows] = condition.holds(batch)
@@ -114,11 +115,12 @@ class Export:
 
         with ThreadPoolExecutor(8, "select") as pool:
             answers = pool.map(choose, self.parts)
-            parts = []
+            parts, seen = [], set()
             for part, (packed, places) in zip(self.parts, answers, strict=True):
                 chosen = np.unpackbits(packed, count=part.rows)
                 for at, group in places:
-                    chosen[at] = groups is not None and groups.is_first(group)
+                    chosen[at] = group not in seen
+                    seen.add(group)
                 if chosen.any():
                     parts.append(replace(part, rows=int(chosen.sum()), chosen=np.packbits(chosen)))
         if not parts:

@@ -105,10 +105,12 @@ def serve(host: str, port: int, more_hosts: tuple[str, ...], no_update: bool, **
 
     Only this machine can reach the page, unless --host says otherwise. It asks for no password.
     """
-    from boring_assets.commands.searching import open_searcher
-    from boring_assets.search.web import listen
+    from boring_assets.commands.searching import check_installed, open_searcher
 
     settings = apply(options)
+    check_installed("The search page", "starlette", "uvicorn", extra="search")
+    from boring_assets.search.web import listen
+
     searcher = open_searcher(settings, update=not no_update, pictures=True, warn=True)
     listen(settings, searcher, host, port, more_hosts)
 
@@ -140,12 +142,12 @@ def map(
 
     Similar images are near each other. The index is updated first. Needs the extra `map`.
     """
-    from boring_assets.commands.searching import open_searcher
-    from boring_assets.search.map import open_map
-    from boring_assets.search.web import check_installed
+    from boring_assets.commands.searching import check_installed, open_searcher
 
-    check_installed("The map", "embedding_atlas", extra="map")
     settings = apply(options)
+    check_installed("The map", "embedding_atlas", extra="map")
+    from boring_assets.search.map import open_map
+
     searcher = open_searcher(settings, update=not no_update, pictures=True, warn=True)
     open_map(settings, searcher, limit, where, host=host, port=port, more_hosts=more_hosts)
 

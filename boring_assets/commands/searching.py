@@ -1,5 +1,6 @@
 """For the commands that search: opens the index, finds the vector to search by, prints results."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -13,6 +14,18 @@ from boring_assets.settings import Settings
 from boring_assets.wording import first_of, plain, some
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
+
+
+def check_installed(what: str, *packages: str, extra: str) -> None:
+    """Raises an error if a package of an extra is missing.
+
+    Raises:
+        SettingsError: With the command that installs the extra.
+    """
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise SettingsError(
+            f'{what} needs {" and ".join(missing)}. Install: pip install "boring_assets[{extra}]".'
+        )
 
 
 def open_searcher(settings: Settings, *, update: bool, pictures: bool, warn: bool = False) -> Searcher:

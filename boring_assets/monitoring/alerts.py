@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 from boring_assets.datasets import Dataset, materializations
 from boring_assets.engine.samples import NOT_COUNTED
@@ -38,10 +39,10 @@ def define_failure_rate_alert(
     )
     def failure_rate_alert(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         assets = {part.embeddings.to_user_string(): part.embeddings for part in parts}
-        state = _State(json.loads(context.cursor or "{}"), minutes, assets)
-        new = list(state.count(context.instance, assets))
+        state = _State.read(context.cursor, assets)
+        new = list(state.count(context.instance, assets, minutes))
         whole = failure_rate(Committed([state.total()], max_failure_rate=limit))
-        summary = f"{state.summary()}; the limit is {limit:.0%}."
+        summary = f"{state.summary(minutes)}; the limit is {limit:.0%}."
         events = []
         if whole.problems and not state.alerting:
             worst = failure_rate(Committed(new, max_failure_rate=limit)).problems
@@ -63,79 +64,70 @@ def define_failure_rate_alert(
         result = "Alerted before, and still too many" if state.alerting and not events else "No alert"
         return dg.SensorResult(
             skip_reason=dg.SkipReason(f"{'Alerted' if events else result}: {summary}"),
-            cursor=state.cursor(),
+            cursor=state.model_dump_json(),
             asset_events=events,
         )
 
     return failure_rate_alert
 
 
-class _State:
-    """The state that the sensor keeps in its cursor.
+class _State(BaseModel):
+    """The state that the sensor keeps in its cursor."""
 
-    Attributes:
-        alerting: Whether too many failed at the last tick.
-        unsent: The alert that is not delivered yet.
-    """
+    after: dict[str, int] = {}  # number of the last event that was counted, by asset
+    # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
+    ticks: list[tuple[float, int, dict[str, int]]] = []
+    alerting: bool = False  # whether too many failed at the last tick
+    unsent: dict[str, Any] | None = None  # the alert that is not delivered yet
 
-    def __init__(self, cursor: dict[str, Any], minutes: int, assets: Iterable[str]) -> None:
-        after = cursor.get("after") or {}
-        # Earlier versions had one asset, and wrote a number.
-        self._after: dict[str, int] = after if isinstance(after, dict) else dict.fromkeys(assets, after)
-        # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
-        self._ticks: list[tuple[float, int, dict[str, int]]] = [tuple(one) for one in cursor.get("ticks", [])]
-        self.alerting: bool = cursor.get("alerting", False)
-        self.unsent: dict[str, Any] | None = cursor.get("unsent")
-        self._minutes = minutes
-        self._start = time.time() - minutes * 60
+    @classmethod
+    def read(cls, cursor: str | None, assets: Iterable[str]) -> "_State":
+        """Reads the cursor; earlier versions had one asset, and wrote a number."""
+        state = json.loads(cursor or "{}")
+        after = state.pop("after", None) or {}
+        return cls(after=after if isinstance(after, dict) else dict.fromkeys(assets, after), **state)
 
-    def cursor(self) -> str:
-        """Returns the cursor."""
-        return json.dumps(
-            {"after": self._after, "ticks": self._ticks, "alerting": self.alerting, "unsent": self.unsent}
-        )
-
-    def count(self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey]) -> Iterator[Measures]:
+    def count(
+        self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey], minutes: int
+    ) -> Iterator[Measures]:
         """Counts what was embedded since the last tick, and yields each partition's counts."""
-        rows, reasons = 0, Counter[str]()
-        for event in chain.from_iterable(self._events(instance, *one) for one in assets.items()):
+        rows, reasons, now = 0, Counter[str](), time.time()
+        start = now - minutes * 60
+        for event in chain.from_iterable(self._events(instance, *one, start) for one in assets.items()):
             metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
-            if (
-                "rows" not in metadata or "adopted" in metadata
-            ):  # reported by another program, or counted before
-                continue
+            if "rows" not in metadata or "adopted" in metadata:
+                continue  # reported by another program, or counted before
             failed = Counter(metadata.get("failed_by_reason", {}))
             rows += metadata["rows"]
             reasons += failed
             yield _measures(str(event.partition), metadata["rows"], failed)
         if rows:
-            now = time.time()
-            if self._ticks and now - self._ticks[-1][0] < self._minutes:
-                since, more, others = self._ticks.pop()
+            if self.ticks and now - self.ticks[-1][0] < minutes:
+                since, more, others = self.ticks.pop()
                 now, rows, reasons = since, rows + more, reasons + Counter(others)
-            self._ticks.append((now, rows, dict(reasons)))
-        self._ticks = [one for one in self._ticks if one[0] > self._start]
+            self.ticks.append((now, rows, dict(reasons)))
+        self.ticks = [one for one in self.ticks if one[0] > start]
 
     def _events(
-        self, instance: dg.DagsterInstance, name: str, asset: dg.AssetKey
+        self, instance: dg.DagsterInstance, name: str, asset: dg.AssetKey, start: float
     ) -> Iterator[dg.AssetMaterialization]:
         # Without a cursor it begins with what the window holds already.
-        after = self._after.get(name)
-        since = None if after is not None else self._start
+        after = self.after.get(name)
+        since = None if after is not None else start
         for record in islice(materializations(instance, asset, after=after, since=since), _MOST_EVENTS):
-            self._after[name] = record.storage_id
+            self.after[name] = record.storage_id
             if record.asset_materialization:
                 yield record.asset_materialization
 
     def reasons(self) -> dict[str, int]:
         """Returns how many images failed in the window, by reason."""
-        return dict(sum((Counter(failed) for _, _, failed in self._ticks), Counter[str]()).most_common())
+        return dict(sum((Counter(failed) for _, _, failed in self.ticks), Counter[str]()).most_common())
 
     def total(self) -> Measures:
         """Returns the counts of the whole window."""
-        return _measures("all", sum(rows for _, rows, _ in self._ticks), self.reasons())
+        return _measures("all", sum(rows for _, rows, _ in self.ticks), self.reasons())
 
-    def summary(self) -> str:
+    def summary(self, minutes: int) -> str:
         """Returns the counts of the whole window in words."""
         total = self.total()
         there, failed = total.rows - total.not_downloaded, total.failed - total.not_downloaded
@@ -143,7 +135,7 @@ class _State:
         named = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
         share = f" ({failed / there:.1%})" if there else ""
         return (
-            f"{failed:,} of {there:,} images{share} failed in the last {self._minutes} minutes"
+            f"{failed:,} of {there:,} images{share} failed in the last {minutes} minutes"
             f"{f': {named}' if named else ''}"
         )
 

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import embedding_atlas
 import polars as pl
+from embedding_atlas.data_source import DataSource
+from embedding_atlas.options import make_embedding_atlas_props
+from embedding_atlas.projection import compute_projection
+from embedding_atlas.server import make_server
+from starlette.routing import Route
 
 from boring_assets.errors import SettingsError
 from boring_assets.search.pictures import open_pictures
@@ -48,12 +54,6 @@ def open_map(settings: Settings, searcher: Searcher, limit: int, where: str, **s
         SettingsError: An argument is wrong.
         StorageError: The index cannot be read.
     """
-    import embedding_atlas
-    from embedding_atlas.data_source import DataSource
-    from embedding_atlas.options import make_embedding_atlas_props
-    from embedding_atlas.server import make_server
-    from starlette.routing import Route
-
     frame = _project(searcher, limit, where)
     styles = {}
     if settings.input_dir:
@@ -76,8 +76,6 @@ def open_map(settings: Settings, searcher: Searcher, limit: int, where: str, **s
 
 def _project(searcher: Searcher, limit: int, where: str) -> pl.DataFrame:
     """Returns a sample of the index: its columns without the vector, and `x`, `y` and `neighbors` (UMAP)."""
-    from embedding_atlas.projection import compute_projection
-
     logging.getLogger("embedding_atlas").setLevel(logging.WARNING)
     frame = pl.DataFrame(pl.from_arrow(searcher.sample_vectors(limit, where)))
     if frame.height < _FEWEST:
