@@ -101,6 +101,7 @@ def store_event(home: Home, settings: Settings, part: Dataset, run: Any, shard: 
     from dagster._core.events.log import EventLogEntry
 
     from boring_assets.assets.events import materialization
+    from resources.embeddings_io import EmbeddingsIOManager
 
     facts = {
         "rows": 10_000, "embedded": 9_990, "failed": 10, "failed_by_reason": {"not_downloaded": 10},
@@ -108,8 +109,8 @@ def store_event(home: Home, settings: Settings, part: Dataset, run: Any, shard: 
         "settings": settings.embedding_version(),
     }  # fmt: skip
     more = {"seconds": 12.5, "images_per_second": 800.0, "device": "cuda:0"}
-    uris = tuple(f"{home.output}/image_{kind}/{shard.key}.parquet" for kind in ("embeddings", "failures"))
-    event = part.with_provenance(materialization(part.embeddings, shard, facts, (uris[0], uris[1]), more))
+    output = EmbeddingsIOManager(output_dir=str(home.output))
+    event = materialization(part, output, shard, facts, more)
     step = part.embeddings.to_python_identifier()
     entry = EventLogEntry(
         error_info=None, level=20, user_message="", run_id=run.run_id, timestamp=time.time(),

@@ -20,6 +20,7 @@ from resources.source import ShardSource
 
 STEP = "image_embeddings_checks"
 _NAMED = 50
+_Context = dg.OpExecutionContext | dg.AssetExecutionContext
 _WAITING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
 
 
@@ -38,14 +39,11 @@ def define_checks(settings: Settings, dataset: Dataset) -> dg.AssetChecksDefinit
         required_resource_keys=dataset.resource_keys("source", "embeddings"),
     )
     def image_embeddings_checks(context: dg.OpExecutionContext) -> Iterator[dg.AssetCheckResult]:
-        source: ShardSource = dataset.resource(context, "source")
-        embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         if _is_followed(context.instance, context.run):
             context.log.info("More runs of this backfill are queued; the last one evaluates the checks.")
             return
         wanted = {key.name for key in context.selected_asset_check_keys}
-        results = evaluate(context.instance, source, embeddings, settings, dataset)
-        results = [result for result in results if result.check_name in wanted]
+        results = [one for one in _evaluate(context, settings, dataset) if one.check_name in wanted]
         yield from results
         # A run of the backfill that was created later has a newer row, which the UI shows.
         if _is_newer_run_planned(context.instance, context.run, wanted, dataset):
@@ -61,13 +59,7 @@ def define_checks(settings: Settings, dataset: Dataset) -> dg.AssetChecksDefinit
     )
 
 
-def evaluate_after_retry(
-    context: dg.AssetExecutionContext,
-    source: ShardSource,
-    embeddings: EmbeddingsIOManager,
-    settings: Settings,
-    dataset: Dataset,
-) -> None:
+def evaluate_after_retry(context: dg.AssetExecutionContext, settings: Settings, dataset: Dataset) -> None:
     """Reports the checks at the end of a retry, which repeats the failed step and not the checks' step.
 
     Dagster shows checks as not evaluated as soon as a partition is reported after them, and a retry reports
@@ -78,19 +70,13 @@ def evaluate_after_retry(
     if context.run.tags.get(RESUME_TAG) != "true" or step in steps:
         return
     if not _is_followed(context.instance, context.run):
-        _report(context.instance, evaluate(context.instance, source, embeddings, settings, dataset))
+        _report(context.instance, _evaluate(context, settings, dataset))
 
 
-def evaluate(
-    instance: dg.DagsterInstance,
-    source: ShardSource,
-    embeddings: EmbeddingsIOManager,
-    settings: Settings,
-    dataset: Dataset,
-) -> list[dg.AssetCheckResult]:
+def _evaluate(context: _Context, settings: Settings, dataset: Dataset) -> list[dg.AssetCheckResult]:
     """Returns the result of each check over everything that is committed."""
     try:
-        committed = read_committed(instance, source, embeddings, settings, dataset)
+        committed = _read_committed(context, settings, dataset)
     except BoringError as error:
         # A check must not fail its run; a check that could not run has not passed.
         return [_unknown(name, error, dataset) for name in CHECKS]
@@ -133,22 +119,18 @@ def _is_followed(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return bool(instance.get_run_ids(dg.RunsFilter(tags=tags, statuses=_WAITING), limit=1))
 
 
-def read_committed(
-    instance: dg.DagsterInstance,
-    source: ShardSource,
-    embeddings: EmbeddingsIOManager,
-    settings: Settings,
-    dataset: Dataset,
-) -> Committed:
+def _read_committed(context: _Context, settings: Settings, dataset: Dataset) -> Committed:
     """Returns what the checks need, in the order in which the partitions were registered.
 
     Raises:
         StorageError: The input or the output cannot be listed.
         SettingsError: One of them is not set.
     """
+    source: ShardSource = dataset.resource(context, "source")
+    embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
     # First Dagster's record, then the output: a run commits before it reports.
-    reported = instance.get_materialized_partitions(dataset.embeddings)
-    order = {key: at for at, key in enumerate(dataset.keys(instance))}
+    reported = context.instance.get_materialized_partitions(dataset.embeddings)
+    order = {key: at for at, key in enumerate(dataset.keys(context.instance))}
     mine = order if dataset.part else None
     measures = measure_all(embeddings.root(), dataset.part, mine)
     measures.sort(key=lambda one: order.get(one.key, len(order)))

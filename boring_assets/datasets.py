@@ -64,24 +64,6 @@ class Dataset:
         """The keys of its partitions, in the order in which they were registered."""
         return list(instance.get_dynamic_partitions(str(self.shards.name)))
 
-    def with_provenance(self, event: dg.AssetMaterialization) -> dg.AssetMaterialization:
-        """Adds tags with the version of the shard to an event of `image_embeddings`.
-
-        Without them the UI would call every partition outdated: "has a new dependency on shards".
-        """
-        source = self.source.to_user_string()
-        provenance = {
-            f"dagster/input_data_version/{source}": str(event.metadata["source_version"].value),
-            f"dagster/input_event_pointer/{source}": "NULL",
-        }
-        return dg.AssetMaterialization(
-            event.asset_key,
-            description=event.description,
-            metadata=event.metadata,
-            partition=event.partition,
-            tags={**(event.tags or {}), **provenance},
-        )
-
     def local_name(self, name: str) -> str:
         """The name of a job, sensor or op: `embed_shards`, or `laion_embed_shards` in a shared location."""
         prefix = (self.name, self.variant) if self.shares_location else ()

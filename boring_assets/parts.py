@@ -14,6 +14,7 @@ import dagster as dg
 
 from boring_assets.datasets import Dataset
 from boring_assets.errors import SettingsError
+from boring_assets.output.origin import is_same, origin_of
 from boring_assets.output.state import Json, locked, read_json, update_json
 from boring_assets.settings import Settings
 from boring_assets.shard_states import add_partitions, prepare_pool
@@ -79,12 +80,33 @@ def register_shards(instance: dg.DagsterInstance, found: Discovery, settings: Se
     """Adds the partitions of new shards and prepares the pool for their runs; returns the new keys.
 
     Raises:
-        SettingsError: The output is split, but the setting `split` is missing.
+        SettingsError: The output is split, but the setting `split` is missing; or the instance has partitions
+            of another input under the same name.
         StorageError: The record of the parts in the output cannot be read or written.
     """
+    _check_input(instance, settings)
     new = register_keys(instance, [shard.key for shard in found.shards], settings)
     prepare_pool(instance, settings.device)
     return new
+
+
+def _check_input(instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Refuses another input than that of the partitions that are there: shards of both may have one name.
+
+    Dagster's instance keeps the input of each name of partitions, as it keeps the cursors of its daemons.
+    """
+    dataset, uri = Dataset.from_settings(settings), open_root(settings.input_dir).uri
+    cursor = f"boring_assets/input/{dataset.shards.name}"
+    before = instance.daemon_cursor_storage.get_cursor_values({cursor}).get(cursor, uri)
+    if not is_same(before, uri):
+        moved = origin_of(open_root(settings.output_dir)).includes(before, earlier=True)
+        if not moved and any(part.keys(instance) for part in get_parts(settings)):
+            raise SettingsError(
+                f"This Dagster instance has the shards of {before} as partitions named "
+                f"`{dataset.shards.name}`; shards of {uri} may have the same keys. Name this dataset "
+                "(BORING_DATASET), use another DAGSTER_HOME, or delete those partitions."
+            )
+    instance.daemon_cursor_storage.set_cursor_values({cursor: uri})
 
 
 def register_keys(instance: dg.DagsterInstance, keys: Sequence[str], settings: Settings) -> list[str]:

@@ -38,17 +38,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a committed partition.
+    """A committed partition.
 
     Attributes:
         uri: URI of the embeddings file.
-        failures_uri: URI of the failures file.
         table: The embeddings file's rows.
         facts: Its metadata.
     """
 
     uri: str
-    failures_uri: str
     table: pa.Table
     facts: dict[str, Any]
 
@@ -148,7 +146,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             ) from error
         embeddings_file = to_parquet(table)
         write_pair(root, (_path(FAILURES, key), failures_file), (_path(EMBEDDINGS, key), embeddings_file))
-        return Written(self.uri(key), self.uri(key, FAILURES), table, full)
+        return Written(self.uri(key), table, full)
 
     def committed(self) -> set[str]:
         """Keys of the partitions whose embeddings file is there, by one listing.

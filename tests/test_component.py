@@ -5,8 +5,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._core.definitions.data_version import CachingStaleStatusResolver
-from dagster._core.loader import LoadingContextForTest
 
 import boring_assets
 from boring_assets.datasets import Dataset
@@ -15,6 +13,7 @@ from boring_assets.parts import register_shards
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import Settings
 from resources.source import ShardSource
+from tests.assets.project import outdated
 
 QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -122,12 +121,7 @@ class Embedded:
 
     def outdated(self, partition: str) -> list[str]:
         """Why the UI calls a partition outdated."""
-        graph = self.defs.resolve_asset_graph()
-        resolver = CachingStaleStatusResolver(self.instance, graph, LoadingContextForTest(self.instance))
-        return [
-            cause.reason
-            for cause in resolver.get_stale_causes(dg.AssetKey(["laion", "image_embeddings"]), partition)
-        ]
+        return outdated(self.instance, self.defs, dg.AssetKey(["laion", "image_embeddings"]), partition)
 
     def run(
         self, *keys: str, config: dict[str, Any] | None = None, **where: Any

@@ -17,6 +17,7 @@ from boring_assets.assets.events import adopted_metadata, embedding_metadata, ma
 from boring_assets.assets.failures import allow_more_retries
 from boring_assets.assets.mixing import backfilled, refuse_to_mix
 from boring_assets.assets.retry import check_settings, reasons_to_retry, rows_to_retry
+from boring_assets.assets.sharing import leave_to_earlier_runs
 from boring_assets.datasets import Dataset
 from boring_assets.engine.inputs.exclusions import Exclusions
 from boring_assets.engine.model.encoder import Encoder
@@ -24,7 +25,6 @@ from boring_assets.engine.pipeline import EmbeddedShard, FailedShard, Progress, 
 from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import BoringError, ShardError
 from boring_assets.monitoring.metrics import RunMetrics
-from boring_assets.output.files import FAILURES
 from boring_assets.output.merging import merge_retried, read_committed
 from boring_assets.output.schema import failed_by_reason
 from boring_assets.output.totals import refresh_totals
@@ -65,19 +65,27 @@ class EmbeddingRun:
     def __init__(
         self,
         context: dg.AssetExecutionContext,
-        keys: list[str],
-        source: ShardSource,
-        clip: ClipResource,
-        embeddings: EmbeddingsIOManager,
+        dataset: Dataset,
+        parts: Sequence[Dataset],
         code_version: str,
         metrics: RunMetrics,
         progress: Progress,
-        parts: Sequence[Dataset],
     ) -> None:
-        self._context, self._keys, self._source = context, keys, source
-        self._clip, self._embeddings = clip, embeddings
+        """Nothing is read yet.
+
+        Args:
+            context: Dagster's context of the step.
+            dataset: The dataset, or the part of it, whose partitions are embedded.
+            parts: All parts of the dataset, or itself.
+            code_version: The settings that decide the embeddings' numbers.
+            metrics: The run's counts.
+            progress: Counts the samples, for a progress bar.
+        """
+        self._context, self._dataset, self._parts = context, dataset, parts
+        self._source: ShardSource = dataset.resource(context, "source")
+        self._clip: ClipResource = dataset.resource(context, "clip")
+        self._embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         self._code_version, self._metrics, self._progress = code_version, metrics, progress
-        self._parts = parts
         self.failed: dict[str, BoringError] = {}
         self._committed: set[str] = set()
         self._model: dict[str, Any] = {}
@@ -86,12 +94,12 @@ class EmbeddingRun:
 
     def materialize(self) -> Iterator[dg.AssetMaterialization | dg.AssetObservation]:
         """Commits each shard and yields its event at once; `failed` then has the shards that failed."""
-        keys = self._keys
         if not self._context.partition_keys:
             raise ShardError(
                 "The run was given no partitions: its range ends before it starts, or names none. Partitions "
                 "are in the order in which they were registered; give first and last in that order."
             )
+        keys = leave_to_earlier_runs(self._context, self._dataset)
         source = self._source.root()
         self._embeddings.check_input(source)
         shards = self._find(keys)
@@ -152,11 +160,8 @@ class EmbeddingRun:
         return todo
 
     def _adopted(self, shard: Shard, facts: dict[str, Any]) -> dg.AssetMaterialization:
-        uris = (self._embeddings.uri(shard.key), self._embeddings.uri(shard.key, FAILURES))
-        asset = self._context.asset_key
-        return materialization(
-            asset, shard, facts, uris, adopted_metadata(self._context.instance, asset, shard, facts)
-        )
+        more = adopted_metadata(self._context.instance, self._dataset, shard, facts)
+        return materialization(self._dataset, self._embeddings, shard, facts, more)
 
     def _select_failed(
         self, shards: list[Shard], reasons: frozenset[Reason]
@@ -262,8 +267,7 @@ class EmbeddingRun:
             contact_sheet=contact_sheet(result),
             failures=failure_sheet(result),
         )
-        uris = (written.uri, written.failures_uri)
-        event = materialization(self._context.asset_key, result.shard, written.facts, uris, more)
+        event = materialization(self._dataset, self._embeddings, result.shard, written.facts, more)
         return _Committed(result.shard, event)
 
     def _facts(self, encoder: Encoder) -> dict[str, Any]:

@@ -6,10 +6,13 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from boring_assets.datasets import Dataset
 from boring_assets.engine.samples import Shard
+from boring_assets.output.files import FAILURES
 from boring_assets.secrets import without_secrets
 from boring_assets.shard_states import data_version
 from boring_assets.tags import DATA_VERSION_TAG
+from resources.embeddings_io import EmbeddingsIOManager
 
 _PREVIEW_ROWS = 5
 _PREVIEW_TEXT = 60
@@ -24,19 +27,19 @@ _ORDER = (
 
 
 def materialization(
-    asset: dg.AssetKey,
+    dataset: Dataset,
+    embeddings: EmbeddingsIOManager,
     shard: Shard,
     facts: Mapping[str, Any],
-    uris: tuple[str, str],
     more: Mapping[str, Any],
 ) -> dg.AssetMaterialization:
     """Returns the event of one committed shard.
 
     Args:
-        asset: The asset that the shard is a partition of.
+        dataset: The dataset, or the part of one, that has the shard as a partition.
+        embeddings: The output.
         shard: The shard.
         facts: The metadata of its embeddings file.
-        uris: URIs of its embeddings file and of its failures file.
         more: Metadata from `embedding_metadata` or `adopted_metadata`.
     """
     rows, embedded, failed = (int(facts[name]) for name in ("rows", "embedded", "failed"))
@@ -48,20 +51,23 @@ def materialization(
         "model": f"{facts['model']} {facts['pretrained']}".strip() + f", {facts['precision']}",
         "source_uri": dg.MetadataValue.path(shard.uri),
         "source_version": shard.version,
-        "output_uri": dg.MetadataValue.path(uris[0]),
-        "failures_uri": dg.MetadataValue.path(uris[1]),
+        "output_uri": dg.MetadataValue.path(embeddings.uri(shard.key)),
+        "failures_uri": dg.MetadataValue.path(embeddings.uri(shard.key, FAILURES)),
         **more,
     }
     if failed:
         metadata["failed_by_reason"] = dg.MetadataValue.json(dict(facts["failed_by_reason"]))
-    settings = str(facts["settings"])
+    settings, source = str(facts["settings"]), dataset.source.to_user_string()
     return dg.AssetMaterialization(
-        asset,
+        dataset.embeddings,
         partition=shard.key,
         metadata={name: metadata[name] for name in _ORDER if name in metadata},
         tags={
             DATA_VERSION_TAG: data_version(source_version(shard, facts), settings),
             "dagster/code_version": settings,
+            # Without these two, the UI calls the partition outdated: "has a new dependency on shards".
+            f"dagster/input_data_version/{source}": shard.version,
+            f"dagster/input_event_pointer/{source}": "NULL",
         },
     )
 
@@ -89,18 +95,18 @@ def embedding_metadata(
 
 
 def adopted_metadata(
-    instance: dg.DagsterInstance, asset: dg.AssetKey, shard: Shard, facts: Mapping[str, Any]
+    instance: dg.DagsterInstance, dataset: Dataset, shard: Shard, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns the metadata of the run that embedded a shard, and the run's id.
 
     Args:
         instance: Dagster's instance.
-        asset: The asset that the shard is a partition of.
+        dataset: The dataset, or the part of one, that has the shard as a partition.
         shard: A shard that an earlier run has committed.
         facts: The metadata of its embeddings file.
     """
     metadata: dict[str, Any] = {"adopted": "Embedded by an earlier run; this run found it up to date."}
-    of_partition = dg.AssetRecordsFilter(asset, asset_partitions=[shard.key])
+    of_partition = dg.AssetRecordsFilter(dataset.embeddings, asset_partitions=[shard.key])
     records = instance.fetch_materializations(of_partition, limit=1).records
     event = records[0].asset_materialization if records else None
     version = data_version(source_version(shard, facts), str(facts["settings"]))

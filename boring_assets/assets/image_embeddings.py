@@ -13,7 +13,6 @@ import dagster as dg
 
 from boring_assets.assets.embedding_run import EmbeddingRun
 from boring_assets.assets.failures import fail_for_shards, failing_with_reason
-from boring_assets.assets.sharing import leave_to_earlier_runs
 from boring_assets.checks import evaluate_after_retry
 from boring_assets.datasets import Dataset, all_committed, backfill_policy
 from boring_assets.engine.pipeline import Progress
@@ -21,9 +20,7 @@ from boring_assets.live_runs import mark_alive
 from boring_assets.monitoring.metrics import Metrics
 from boring_assets.settings import Settings
 from boring_assets.tags import POOL
-from resources.clip import ClipResource
 from resources.embeddings_io import EmbeddingsIOManager
-from resources.source import ShardSource
 
 # Backfill policies have been in beta for two years; a user of this project cannot act on the warning.
 warnings.filterwarnings("ignore", message="Parameter `backfill_policy`", category=dg.BetaWarning)
@@ -59,24 +56,15 @@ def define_image_embeddings(
     def image_embeddings(
         context: dg.AssetExecutionContext,
     ) -> Iterator[dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]]:
-        source: ShardSource = dataset.resource(context, "source")
-        clip: ClipResource = dataset.resource(context, "clip")
         embeddings: EmbeddingsIOManager = dataset.resource(context, "embeddings")
         with failing_with_reason(context), mark_alive(context.instance, context.run.run_id):
             output, home = embeddings.root().uri, context.instance.root_directory
             with metrics.run(output, home, progress, context.log.warning) as counts:
-                keys = leave_to_earlier_runs(context, dataset)
-                run = EmbeddingRun(
-                    context, keys, source, clip, embeddings, code_version, counts, progress, parts
-                )
+                run = EmbeddingRun(context, dataset, parts, code_version, counts, progress)
                 try:
-                    for event in run.materialize():
-                        if isinstance(event, dg.AssetMaterialization):
-                            yield dataset.with_provenance(event)
-                        else:
-                            yield event
+                    yield from run.materialize()
                 finally:
-                    evaluate_after_retry(context, source, embeddings, settings, dataset)
+                    evaluate_after_retry(context, settings, dataset)
                 fail_for_shards(context, run.failed, len(context.partition_keys))
             yield all_committed()
 

@@ -214,8 +214,7 @@ def _event(
     embeddings: EmbeddingsIOManager, dataset: Dataset, key: str, facts: dict[str, object]
 ) -> dg.AssetMaterialization:
     shard = Shard(key, str(facts["source_uri"]), embeddings.root().fs, "", "", str(facts["source_version"]))
-    uris = [embeddings.uri(key, kind) for kind in (EMBEDDINGS, FAILURES)]
-    return materialization(dataset.embeddings, shard, facts, (uris[0], uris[1]), {})
+    return materialization(dataset, embeddings, shard, facts, {})
 
 
 def _update_derived(settings: Settings, instance: dg.DagsterInstance, root: Root) -> Iterator[str]:

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from dagster._core.definitions.data_version import CachingStaleStatusResolver
+from dagster._core.loader import LoadingContextForTest
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.commands.runs import Outcome, run_range
@@ -143,3 +145,13 @@ def finished_shard(
         image_bytes=1000,
         cut=0,
     )
+
+
+def outdated(
+    instance: dg.DagsterInstance, defs: dg.Definitions, asset: dg.AssetKey, partition: str
+) -> list[str]:
+    """Why the UI calls a partition outdated."""
+    resolver = CachingStaleStatusResolver(
+        instance, defs.resolve_asset_graph(), LoadingContextForTest(instance)
+    )
+    return [cause.reason for cause in resolver.get_stale_causes(asset, partition)]

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pytest
 
 from boring_assets.assets.events import adopted_metadata, embedding_metadata, materialization, preview
-from boring_assets.datasets import ASSET_KEY
+from boring_assets.datasets import UNNAMED
 from boring_assets.output.schema import embeddings_table
+from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import finished_shard, metadata_of
 
 FACTS = {
@@ -55,8 +56,8 @@ def test_a_preview_of_nothing() -> None:
 
 
 def event_of(facts: dict, more: dict) -> dg.AssetMaterialization:
-    uris = ("file:///out/image_embeddings/a/0.parquet", "file:///out/image_failures/a/0.parquet")
-    return materialization(ASSET_KEY, finished_shard("a/0").shard, facts, uris, more)
+    output = EmbeddingsIOManager(output_dir="/out")
+    return materialization(UNNAMED, output, finished_shard("a/0").shard, facts, more)
 
 
 def test_the_event_of_a_shard() -> None:
@@ -81,7 +82,12 @@ def test_the_event_of_a_shard() -> None:
         "output_uri": "file:///out/image_embeddings/a/0.parquet",
         "failures_uri": "file:///out/image_failures/a/0.parquet",
     }
-    assert event.tags == {"dagster/data_version": "v1@s", "dagster/code_version": "s"}
+    assert event.tags == {
+        "dagster/data_version": "v1@s",
+        "dagster/code_version": "s",
+        "dagster/input_data_version/shards": "v1",
+        "dagster/input_event_pointer/shards": "NULL",
+    }
     cut = event_of(FACTS | {"rows_left_out": 3}, {})
     assert cut.tags is not None
     assert cut.tags["dagster/data_version"] == "v1-without-3@s"
@@ -96,14 +102,14 @@ def test_plots_show_counts_rate_and_failures_only() -> None:
 def test_an_adopted_shard_keeps_what_its_first_event_said() -> None:
     instance = dg.DagsterInstance.ephemeral()
     shard = finished_shard("a/0").shard
-    assert adopted_metadata(instance, ASSET_KEY, shard, FACTS).keys() == {"adopted"}, "no event is known"
+    assert adopted_metadata(instance, UNNAMED, shard, FACTS).keys() == {"adopted"}, "no event is known"
     first = event_of(FACTS, embedding_metadata(8, 2.0, "cuda:3", table("a cat"), "| sheet |", "| bad |"))
     instance.report_runless_asset_event(first)
-    kept = adopted_metadata(instance, ASSET_KEY, shard, FACTS)
+    kept = adopted_metadata(instance, UNNAMED, shard, FACTS)
     again = event_of(FACTS, kept)
     said = metadata_of(again)
     assert said.pop("adopted")
     assert said.pop("embedded_by") == ""  # the run of an event without one
     assert said == metadata_of(first)
-    other = adopted_metadata(instance, ASSET_KEY, shard, FACTS | {"settings": "other"})
+    other = adopted_metadata(instance, UNNAMED, shard, FACTS | {"settings": "other"})
     assert other.keys() == {"adopted"}, "that event was of other embeddings"

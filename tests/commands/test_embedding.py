@@ -5,6 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import dagster as dg
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -70,6 +71,24 @@ def test_the_next_call_continues_after_max_samples(cli: CommandLine) -> None:
     assert "Shards    2 embedded\nImages    16: " in cli("embed", "in", "out").stdout
     assert cli.stamps(Path("out"))["00000"] == first
     assert pq.read_metadata("out/image_embeddings/00001.parquet").num_rows == 8
+
+
+def test_partitions_of_two_inputs_never_mix(cli: CommandLine) -> None:
+    first, second, moved = cli.sample_data("first"), cli.sample_data("second"), cli.folder / "moved"
+    out, other = cli.folder / "out", cli.folder / "other"
+    cli("embed", first, out)
+    said = cli("embed", second, other, code=1).output
+    assert f"the shards of {first} as partitions named `shards`" in said
+    cli("embed", first, cli.folder / "copy")  # of one input, the partitions are the same
+    cli("embed", second, other, BORING_DATASET="second")
+    first.rename(moved)
+    cli("embed", moved, out, code=1)
+    cli("set-input", out, moved)
+    assert "2 shards embedded already" in cli("embed", moved, out).stdout
+    with dg.DagsterInstance.from_config(cli.env["DAGSTER_HOME"]) as instance:
+        for key in instance.get_dynamic_partitions("shards"):
+            instance.delete_dynamic_partition("shards", key)
+    cli("embed", second, cli.folder / "new")
 
 
 def test_settings_from_a_file_and_who_wins(cli: CommandLine) -> None:

@@ -4,15 +4,19 @@ import hashlib
 import json
 from pathlib import Path
 
+import dagster as dg
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from boring_assets.commands.pruning import _is_refused
+from boring_assets.datasets import ASSET_KEY
+from boring_assets.definitions import build_definitions
+from boring_assets.settings import Settings
 from boring_assets.storage import files
 from boring_assets.storage.root import open_root
 from partitions.discovery import Discovery
-from tests.assets.project import Project, metadata_of
+from tests.assets.project import Project, metadata_of, outdated
 from tests.command_line import CommandLine
 from tests.seaweed import Seaweed
 
@@ -124,6 +128,10 @@ def test_prune_removes_excluded_images(cli: CommandLine, output: str) -> None:
     cli("verify", output, "--input", source)
     assert not set(keys) & set(table(output, "00000")["key"].to_pylist())
     assert status(cli, *places) == {"00000": "done", "00001": "done"}
+    settings = Settings(input_dir=str(source), output_dir=output, model="boring-tiny", precision="fp32")
+    with dg.DagsterInstance.from_config(cli.env["DAGSTER_HOME"]) as instance:
+        for key in ("00000", "00001"):
+            assert outdated(instance, build_definitions(settings), ASSET_KEY, key) == []
     again = str(cli.folder / "again")
     cli("embed", source, again, BORING_EXCLUDE=listed, DAGSTER_HOME=str(cli.folder / "other-home"))
     for key in ("00000", "00001"):

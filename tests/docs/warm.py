@@ -128,6 +128,8 @@ def _wait(child: int, url: str) -> int:
             ):
                 os.killpg(child, signal.SIGTERM)
                 os.waitpid(child, 0)
+                with suppress(ProcessLookupError):  # `dagster dev` may have started a code server once more
+                    os.killpg(child, signal.SIGKILL)
                 return 0
             if time.monotonic() > end:
                 os.killpg(child, signal.SIGKILL)

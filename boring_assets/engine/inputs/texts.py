@@ -6,6 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from boring_assets.engine.inputs.image_values import is_binary
+
 _NAMES = ("raw", "caption", "text", "sentence", "value")
 """Fields of a struct that are looked at first: COCO's and Flickr30k's captions are structs with `raw`."""
 
@@ -56,7 +58,7 @@ def to_texts(column: pa.ChunkedArray, of_bytes: Callable[[bytes], str | None] = 
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = column.type
-    if not _needs_python(kind):
+    if not (pa.types.is_nested(kind) or pa.types.is_floating(kind) or is_binary(kind)):
         try:
             return column.cast(pa.string())
         except pa.ArrowException:
@@ -64,14 +66,6 @@ def to_texts(column: pa.ChunkedArray, of_bytes: Callable[[bytes], str | None] = 
     values = column.to_pylist(maps_as_pydicts="lossy")
     texts = (of_bytes(value) if isinstance(value, bytes) else first_text(value) for value in values)
     return pa.chunked_array([pa.array(texts, pa.string())])
-
-
-def _needs_python(kind: pa.DataType) -> bool:
-    return pa.types.is_nested(kind) or pa.types.is_floating(kind) or _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
 def number_in(key: str) -> int | None:

@@ -31,6 +31,37 @@ _IMAGE_FEATURES = (*IMAGE_COLUMNS, "image/encoded", "image_raw", "encoded")
 _MAX_FEATURES = 1000
 Example = dict[str, list[Any]]
 _HEAD = struct.Struct("<QI")
+_PROTO = """
+name: "boring_example.proto" package: "boring" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type {
+  name: "Feature"
+  oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 type: TYPE_MESSAGE type_name: ".boring.BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type: TYPE_MESSAGE type_name: ".boring.FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type: TYPE_MESSAGE type_name: ".boring.Int64List" oneof_index: 0 }
+}
+message_type {
+  name: "Features"
+  field {
+    name: "feature" number: 1 label: LABEL_REPEATED
+    type: TYPE_MESSAGE type_name: ".boring.Features.FeatureEntry"
+  }
+  nested_type {
+    name: "FeatureEntry"
+    options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type: TYPE_MESSAGE type_name: ".boring.Feature" }
+  }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 type: TYPE_MESSAGE type_name: ".boring.Features" }
+}
+"""
+"""The messages of `tf.train.Example`, as a protobuf FileDescriptorProto in text."""
 
 
 @dataclass
@@ -199,50 +230,10 @@ def _features(data: bytes, shard: Shard, number: int) -> Example:
 @cache
 def _example_class() -> Any:
     """The message `tf.train.Example`, without TensorFlow."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="boring_example.proto", package="boring", syntax="proto3")
-
-    def message(name: str, into: Any = file.message_type) -> Any:
-        into.add(name=name)
-        return into[-1]
-
-    for name, kind in (
-        ("BytesList", field.TYPE_BYTES),
-        ("FloatList", field.TYPE_FLOAT),
-        ("Int64List", field.TYPE_INT64),
-    ):
-        message(name).field.add(name="value", number=1, label=field.LABEL_REPEATED, type=kind)
-    feature = message("Feature")
-    feature.oneof_decl.add(name="kind")
-    for number, name in enumerate(("bytes_list", "float_list", "int64_list"), 1):
-        kind = f".boring.{name.title().replace('_', '')}"
-        feature.field.add(
-            name=name, number=number, label=field.LABEL_OPTIONAL, type=field.TYPE_MESSAGE, type_name=kind,
-            oneof_index=0,
-        )  # fmt: skip
-    features = message("Features")
-    entry = message("FeatureEntry", features.nested_type)
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, label=field.LABEL_OPTIONAL, type=field.TYPE_STRING)
-    entry.field.add(
-        name="value",
-        number=2,
-        label=field.LABEL_OPTIONAL,
-        type=field.TYPE_MESSAGE,
-        type_name=".boring.Feature",
-    )
-    features.field.add(
-        name="feature", number=1, label=field.LABEL_REPEATED, type=field.TYPE_MESSAGE,
-        type_name=".boring.Features.FeatureEntry",
-    )  # fmt: skip
-    message("Example").field.add(
-        name="features", number=1, label=field.LABEL_OPTIONAL, type=field.TYPE_MESSAGE,
-        type_name=".boring.Features",
-    )  # fmt: skip
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_PROTO, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("boring.Example"))
 
 
