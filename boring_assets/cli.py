@@ -1,9 +1,6 @@
 """The command line `boring-assets`. Each section of its help is a module of `boring_assets.commands`.
 
 The modules are imported when one of their commands is called.
-
-Exit codes: 0 done; 1 error, what was committed stays; 2 wrong usage; 3 some shards failed, the others are
-committed; 4 (`status`, `verify`, `prune`) there is work to do; 130 interrupted, what was committed stays.
 """
 
 import multiprocessing

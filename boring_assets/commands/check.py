@@ -145,11 +145,13 @@ def verify(repair: bool, as_json: bool, **options: Any) -> None:
 @folder("output_dir")
 @INPUT
 @with_settings("exclude", "quiet_seconds", "allowed_url_prefixes")
-@click.option("--yes", is_flag=True, help="Remove it. Without this, nothing is changed.")
+@click.option("--yes", is_flag=True, help="Really remove; without it, nothing is changed.")
 @click.option(
     "--read-images", is_flag=True, help="Also compare the SHA-256 of each image, which reads the input."
 )
-@click.option("--all", "everything", is_flag=True, help="Also if no shard of the output is in the input.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Remove even if the input has no shard of the output."
+)
 def prune(yes: bool, read_images: bool, everything: bool, **options: Any) -> None:
     """Remove from OUTPUT what left the input, and images that are excluded.
 

@@ -15,7 +15,7 @@ from boring_assets.errors import SettingsError, StorageError
 from boring_assets.output.derived import Derived, derived_schema, read_derived
 from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.schema import ROW, read_facts
-from boring_assets.search.rows import read_input_rows
+from boring_assets.search.rows import in_order, read_input_rows
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root
 from partitions.own_files import is_marker
@@ -178,19 +178,10 @@ class Export:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=in_file):
                 count = batch.num_rows
                 own = {name: column.slice(start, count) for name, column in derived.items()}
-                own |= {
-                    "partition": pa.repeat(pa.scalar(part.key), count),
-                    ROW: rows.slice(start, count),
-                }
+                own |= {"partition": pa.repeat(pa.scalar(part.key), count), ROW: rows.slice(start, count)}
                 start += count
-                columns = []
-                for field in fields:
-                    if field.name in own:
-                        columns.append(own[field.name].cast(field.type))
-                    elif field.name in part.schema.names:
-                        columns.append(batch[field.name].cast(field.type))
-                    else:
-                        columns.append(pa.nulls(count, field.type))
+                in_batch = dict(zip(batch.schema.names, batch.columns, strict=True))
+                columns = in_order(fields, count, own, in_batch)
                 yield pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
     def _input_rows(self, part: Part) -> pa.Array:

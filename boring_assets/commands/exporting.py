@@ -4,7 +4,6 @@ Every format is written in batches: memory does not grow with the dataset.
 """
 
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +14,8 @@ import pyarrow.compute as pc
 from boring_assets import __version__
 from boring_assets.commands.export_source import Export, Part
 from boring_assets.commands.export_webdataset import to_webdataset
-from boring_assets.errors import SettingsError
 from boring_assets.output.schema import ROW
+from boring_assets.search.lance import connect
 from boring_assets.search.rows import valid_name
 from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
@@ -80,13 +79,6 @@ def to_npz(export: Export) -> None:
 
 def to_lance(export: Export) -> None:
     """A LanceDB database with the table `image_embeddings`."""
-    try:
-        import lancedb
-    except ImportError as error:
-        raise SettingsError('Lance needs lancedb: pip install "boring_assets[lance]".') from error
-    # Lance's own S3 client needs an option for plain HTTP.
-    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-    options = {"allow_http": "true"} if plain and export.dest.uri.startswith("s3") else None
     # LanceDB cannot hold a column whose name has a dot or a backtick.
     schema = pa.schema([field.with_name(valid_name(field.name)) for field in export.schema])
     rows = (
@@ -96,8 +88,7 @@ def to_lance(export: Export) -> None:
     )
     reader = pa.RecordBatchReader.from_batches(schema, rows)
     try:
-        database = lancedb.connect(export.dest.uri, storage_options=options)
-        database.create_table("image_embeddings", reader, mode="create")
+        connect(export.dest, "").create_table("image_embeddings", reader, mode="create")
     except (OSError, RuntimeError, ValueError) as error:
         raise storage_error(error, export.dest.uri, "write") from error
 

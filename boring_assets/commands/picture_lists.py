@@ -20,7 +20,7 @@ from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root, check_readable, open_root
 
 _NAME = "pictures-{:05}.parquet"
-SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "caption")])
+_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "caption")])
 """Key and URL of a row are the picture's path below the folder; its caption is the `.txt` beside it."""
 
 
@@ -46,13 +46,12 @@ def write_lists(uri: str, samples_per_shard: int) -> list[int]:
             "caption": [captions.get(text) for _, text in part],
         }
         sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(rows, schema=SCHEMA), sink, compression="zstd")
+        pq.write_table(pa.table(rows, schema=_SCHEMA), sink, compression="zstd")
         name = _NAME.format(number)
         write_bytes(folder, name, sink.getvalue())
         # Last, as img2dataset does: it marks the shard as complete.
-        write_bytes(
-            folder, name.replace(".parquet", "_stats.json"), json.dumps({"count": len(part)}).encode()
-        )
+        stats = json.dumps({"count": len(part)}).encode()
+        write_bytes(folder, name.replace(".parquet", "_stats.json"), stats)
         number += 1
         sizes.append(len(part))
     if not number:
@@ -86,16 +85,13 @@ def _walk(folder: Root) -> Iterator[tuple[str, str]]:
                 stem, _, suffix = name.rpartition(".")
                 if not stem or suffix.lower() not in IMAGE_SUFFIXES or name.startswith((".", "_")):
                     continue
-                if any(ord(letter) < 32 or letter == "\\" for letter in name) or not _is_text(name):
+                is_text = to_text(name.encode(errors="surrogateescape")) is not None
+                if any(ord(letter) < 32 or letter == "\\" for letter in name) or not is_text:
                     continue  # the engine refuses such paths, and parquet such texts
                 text = f"{stem}.txt"
                 yield posixpath.join(below, name), posixpath.join(below, text) if text in there else ""
     except Exception as error:
         raise storage_error(error, folder.uri, "list") from error
-
-
-def _is_text(name: str) -> bool:
-    return to_text(name.encode(errors="surrogateescape")) is not None
 
 
 def _captions(folder: Root, texts: set[str]) -> dict[str, str | None]:

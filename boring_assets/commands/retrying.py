@@ -66,7 +66,7 @@ def retry_failed(settings: Settings, reasons: Collection[Reason], only: Collecti
 def _print(summary: Summary, changed: list[str]) -> None:
     if changed:
         count = some(len(changed), "shard")
-        click.echo(plain(f"Changed since: {count}, which `embed` does: {first_of(changed)}"))
+        click.echo(plain(f"Skipped, changed since: {count} ({first_of(changed)}). Run boring-assets embed."))
     if not summary.retried and not summary.failed_shards:
         click.echo("Nothing to retry: no image has failed for these reasons.")
         return
@@ -82,12 +82,7 @@ def _print(summary: Summary, changed: list[str]) -> None:
 def _count_failures(
     root: Root, shards: Mapping[str, Shard], keys: list[str], reasons: Collection[Reason], settings: Settings
 ) -> tuple[dict[str, int], list[str]]:
-    """Returns how many images of each shard failed for some reasons, and which shards have changed.
-
-    Raises:
-        SettingsError: A shard with such images was embedded with other settings.
-        StorageError: A file cannot be read.
-    """
+    """Returns how many images of each shard failed for some reasons, and which shards have changed."""
     counts, changed, other = {}, [], []
     for key, facts in _read_facts(root, keys):
         count = sum(facts.get("failed_by_reason", {}).get(reason, 0) for reason in reasons)

@@ -7,7 +7,7 @@ repairs the table. Two updates at the same time end in the same state.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -92,7 +92,7 @@ def update_index(
     elif footers and _needs_rebuild(table.schema, plan, footers):
         return update_index(root, rebuild=True, say=say)
     _leave_out_other_models(table.schema, footers, done)
-    _add(root, table, {key: plan.missing[key] for key in footers}, footers, done, say)
+    _add(root, table, plan.missing, footers, done, say)
     _remove(root, table, _plan(root, table, current).superfluous, done)
     if not plan.kept and footers:
         _drop_columns(root, table, footers)
@@ -202,43 +202,30 @@ def _leave_out_other_models(schema: pa.Schema, footers: dict[str, Footers], done
 def _add(
     root: Root,
     table: Any,
-    missing: dict[str, Source],
+    sources: dict[str, Source],
     footers: dict[str, Footers],
     done: Update,
     say: Callable[[str], None],
 ) -> None:
-    there = set(table.schema.names)
+    """Adds the rows of several files at once: each commit adds a version and a file to the table."""
     columns = widest(each.kinds for each in footers.values())
     for each in footers.values():
         done.columns |= each.columns.notes
-    if new := [pa.field(name, kind) for name, kind in columns.items() if name not in there]:
+    if new := [pa.field(name, kind) for name, kind in columns.items() if name not in table.schema.names]:
         _write(root, table, lambda: table.add_columns(new))
-    schema = table.schema
-    for group in _groups(root, missing, schema, done):
-        rows = pa.concat_tables(group)
-        _write(root, table, partial(table.add, rows))
-        done.added += len(group)
-        say(f"{done.added:,} of {len(missing):,} shards")
-
-
-def _groups(
-    root: Root, missing: dict[str, Source], schema: pa.Schema, done: Update
-) -> Iterator[list[pa.Table]]:
-    """Yields the rows of several files at once: each commit adds a version and a file to the table."""
     group: list[pa.Table] = []
-    for key, source in missing.items():
+    for number, key in enumerate(footers, 1):
         try:
-            rows, notes = load_rows(root, key, source, schema)
+            rows, notes = load_rows(root, key, sources[key], table.schema)
             group.append(rows)
             done.columns |= {name: f"{note}, in {key}" for name, note in notes.items()}
         except StorageError as error:
             done.failed[key] = str(error)
-            continue
-        if sum(part.nbytes for part in group) > _GROUP_BYTES:
-            yield group
+        if group and (number == len(footers) or sum(part.nbytes for part in group) > _GROUP_BYTES):
+            _write(root, table, partial(table.add, pa.concat_tables(group)))
+            done.added += len(group)
+            say(f"{done.added:,} of {len(footers):,} shards")
             group = []
-    if group:
-        yield group
 
 
 def _remove(root: Root, table: Any, superfluous: dict[str, str], done: Update) -> None:

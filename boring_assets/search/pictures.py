@@ -2,11 +2,12 @@
 
 import time
 from collections import OrderedDict
+from functools import lru_cache
 from threading import Lock
 
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.decoding.pillow import check_formats
-from boring_assets.engine.decoding.thumbnail import thumbnail
+from boring_assets.engine.decoding.thumbnail import SIDE, thumbnail
 from boring_assets.engine.inputs.lookup import Lookup
 from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.samples import Failure, Reason
@@ -41,7 +42,7 @@ class Pictures:
         self._source, self._limits = source, limits
         self._lock = Lock()
         self._shards: OrderedDict[str, tuple[float, Lookup]] = OrderedDict()
-        self._thumbnails: OrderedDict[tuple[str, str | None, int], bytes | Failure] = OrderedDict()
+        self._small = lru_cache(_THUMBNAILS)(self._encoded)
 
     def thumbnail(
         self, partition: str, key: str | None, row: int, side: int | None = None
@@ -54,20 +55,12 @@ class Pictures:
             row: Its row in the partition's input shard.
             side: Longest side in pixels; None is a thumbnail, which is kept in memory.
         """
-        if side is not None:
-            data = self.read(partition, key, row)
-            return data if isinstance(data, Failure) else thumbnail(data, self._limits, side)
-        name = (partition, key, row)
-        with self._lock:
-            if name in self._thumbnails:
-                return self._thumbnails[name]
+        make = self._small if side is None else self._encoded
+        return make(partition, key, row, side or SIDE)
+
+    def _encoded(self, partition: str, key: str | None, row: int, side: int) -> bytes | Failure:
         data = self.read(partition, key, row)
-        small = data if isinstance(data, Failure) else thumbnail(data, self._limits)
-        with self._lock:
-            self._thumbnails[name] = small
-            if len(self._thumbnails) > _THUMBNAILS:
-                self._thumbnails.popitem(last=False)
-        return small
+        return data if isinstance(data, Failure) else thumbnail(data, self._limits, side)
 
     def read(self, partition: str, key: str | None, row: int) -> bytes | Failure:
         """Returns the encoded picture from its shard, or why it cannot be read."""

@@ -9,7 +9,8 @@ left out, and so is a column whose values do not convert: the vectors of a shard
 
 import re
 import uuid
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,9 +68,7 @@ class Columns:
 
     kinds: dict[str, pa.DataType] = field(default_factory=dict)  # by the name in the index
     numbers: dict[str, int] = field(default_factory=dict)  # place in the file, by the name in the index
-    notes: dict[str, str] = field(
-        default_factory=dict
-    )  # renamed or left out and why, by the name in the file
+    notes: dict[str, str] = field(default_factory=dict)  # why renamed or left out, by the name in the file
 
 
 @dataclass(frozen=True)
@@ -205,24 +204,25 @@ def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[
             ROW: rows,
             VECTOR: table["embedding"].cast(schema.field(VECTOR).type),
         }
-        arrays = []
-        for column in schema:
-            if column.name in own:
-                arrays.append(own[column.name])
-            elif column.name in derived:
-                arrays.append(derived[column.name].cast(column.type))
-            elif column.name in columns.numbers:
-                values = table.column(columns.numbers[column.name])
-                arrays.append(_converted(values, column, notes))
-            elif column.name in table.column_names and not column.name.startswith(META_PREFIX):
-                arrays.append(table[column.name].cast(column.type))
-            else:
-                arrays.append(pa.nulls(count, column.type))
-        return pa.table(arrays, schema=schema), notes
+        plain = {name: table[name] for name in table.column_names if not name.startswith(META_PREFIX)}
+        further = {
+            name: _converted(table.column(number), schema.field(name), notes)
+            for name, number in columns.numbers.items()
+            if name in schema.names
+        }
+        return pa.table(in_order(schema, count, own, derived, further, plain), schema=schema), notes
     except StorageError:
         raise
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
+
+
+def in_order(fields: Iterable[pa.Field], count: int, *sources: Mapping[str, Any]) -> list[Any]:
+    """Returns a column for each field, from the first source that has it; nulls if none has."""
+    found = ChainMap(*(dict(one) for one in sources))
+    return [
+        found[one.name].cast(one.type) if one.name in found else pa.nulls(count, one.type) for one in fields
+    ]
 
 
 def read_input_rows(root: Root, key: str, table: pa.Table) -> pa.Array | None:

@@ -305,7 +305,7 @@ def test_large_tables_are_indexed_and_still_find_the_nearest(
 def test_a_filesystem_that_lancedb_cannot_write_to_is_reported() -> None:
     output = EmbeddingsIOManager(output_dir="memory://somewhere")
     commit(output, "a")
-    with pytest.raises(SettingsError, match="cannot be written to memory://"):
+    with pytest.raises(SettingsError, match="cannot write to memory://"):
         update_index(output.root())
 
 
