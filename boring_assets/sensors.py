@@ -163,7 +163,7 @@ def _describe_unloaded(parts: Sequence[Dataset]) -> str:
 
 
 def _describe_refused(refused: Mapping[str, str]) -> str:
-    """Returns which files are no shards although they look like one."""
+    """Returns which files look like shards but are refused."""
     if not refused:
         return ""
     path, why = next(iter(refused.items()))

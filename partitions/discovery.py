@@ -64,7 +64,7 @@ class Discovery:
         if not self.growing and (self.others or not self.refused):
             parts += what_to_do(self.others, uri)
         parts.append(
-            "Expected are parquet files (with an image column, URLs, or a tar or folder beside each), tars "
+            "Expected: parquet files (with an image column, URLs, or a tar or folder beside each), tars "
             "or TFRecord files."
         )
         return " ".join(parts)

@@ -44,7 +44,7 @@ def key_of(path: str, root: str) -> str:
     """
     prefix = root if root.endswith("/") or not root else f"{root}/"
     if not path.startswith(prefix) or not path.endswith(SUFFIX):
-        raise ShardError(f"{path!r} is no shard: expected is a path ending in {SUFFIX} below {root!r}.")
+        raise ShardError(f"{path!r} is not a shard: expected a path ending in {SUFFIX} below {root!r}.")
     return check_key(path[len(prefix) : -len(SUFFIX)])
 
 

@@ -141,7 +141,7 @@ class EmbeddingsIOManager(dg.ConfigurableIOManager):
             table.validate(full=True)
         except pa.ArrowException as error:
             raise ShardError(
-                f"{result.shard.uri} has columns that do not fit the output ({error}). Expected are "
+                f"{result.shard.uri} has columns that do not fit the output ({error}). Expected: "
                 "texts in UTF-8, and url, key and caption that can be read as text."
             ) from error
         embeddings_file = to_parquet(table)

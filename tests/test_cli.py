@@ -87,7 +87,7 @@ def test_input_and_output_are_positions_and_the_earlier_flags_are_still_taken(cl
     ("arguments", "said"),
     [
         (("nowhere", "out"), ["/nowhere: nothing exists there", "Check the spelling"]),
-        (("empty", "out"), ["no complete shards below", "/empty", "Expected are parquet files"]),
+        (("empty", "out"), ["no complete shards below", "/empty", "Expected: parquet files"]),
         (("file", "out"), ["/file is a file, not a folder", "Give the folder"]),
         (("in", "file"), ["/file/.boring_assets.json: a part of the path is a file", "Choose another path"]),
         (

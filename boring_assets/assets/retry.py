@@ -32,7 +32,7 @@ def reasons_to_retry(tags: Mapping[str, str]) -> frozenset[Reason] | None:
     names = {name.strip() for name in value.split(",")} - {""}
     if unknown := sorted(names - set(Reason)):
         raise SettingsError(
-            f"The tag {RETRY_TAG} names {', '.join(unknown)}. Expected is `true`, or some of the reasons "
+            f"The tag {RETRY_TAG} names {', '.join(unknown)}. Expected: `true`, or some of the reasons "
             f"{', '.join(Reason)}, with commas between them."
         )
     return frozenset(map(Reason, names))

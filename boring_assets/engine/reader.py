@@ -10,7 +10,7 @@ from boring_assets.engine.decoding.decoders import Decoded, Decoders, Target
 from boring_assets.engine.decoding.pixels import count_bytes
 from boring_assets.engine.inputs.exclusions import source_columns
 from boring_assets.engine.inputs.fetch import Fetcher
-from boring_assets.engine.inputs.sources import OpenShard, open_shard
+from boring_assets.engine.inputs.sources import OpenShard, open_shard, unreadable
 from boring_assets.engine.results import Options, ShardRows
 from boring_assets.engine.samples import Failure, Shard
 from boring_assets.errors import ShardError
@@ -174,7 +174,7 @@ class Reader:
         except ShardError as error:
             return error
         except Exception as error:
-            return _unreadable(shard, error)
+            return unreadable(shard, error)
 
     def _read_shard(self, assigned: Assignment, opened: OpenShard | ShardError) -> None:
         number, shard = assigned.number, assigned.shard
@@ -194,7 +194,7 @@ class Reader:
         except ShardError as error:
             chunk = Chunk(number, shard, error=error)
         except Exception as error:
-            chunk = Chunk(number, shard, error=_unreadable(shard, error))
+            chunk = Chunk(number, shard, error=unreadable(shard, error))
         finally:
             opened.close()
         return self._send(chunk)
@@ -219,11 +219,3 @@ class Reader:
             chunk.decoded = self._decoders.submit(chunk.images, sizes, chunk.rows)
             chunk.images = []
         self._chunks.put(chunk, max(chunk.size + pixel_bytes, len(chunk.rows) * self._least_bytes))
-
-
-def _unreadable(shard: Shard, error: Exception) -> ShardError:
-    """Returns the error of one shard for what a filesystem's library has raised."""
-    detail = f"{type(error).__name__}: {str(error)[:300]}"
-    why = ShardError(f"{shard.uri} or its images cannot be read ({detail}). Try it again.")
-    why.__cause__ = error
-    return why

@@ -165,7 +165,7 @@ def _override(run: dg.DagsterRun) -> dict[str, Any]:
     override: dict[str, Any] = json.loads(run.tags.get(USER_DEFINED_RAY_KEY, "{}"))
     if unknown := sorted(override.keys() - RayLauncherConfig.model_fields.keys()):
         raise SettingsError(
-            f"The run's tag {USER_DEFINED_RAY_KEY} names {', '.join(unknown)}; expected are "
+            f"The run's tag {USER_DEFINED_RAY_KEY} names {', '.join(unknown)}; expected: "
             f"{', '.join((*_REQUEST, 'env_vars', 'runtime_env'))}. Correct the tag, and launch the run again."
         )
     return override

@@ -210,7 +210,7 @@ def remove_rows(root: Root, key: str, excluded: Mapping[int, Failure]) -> dict[s
 def _check_same(result: EmbeddedShard, committed: CommittedRows, model_facts: Mapping[str, Any]) -> None:
     facts, shard = committed.facts, result.shard
     if facts["source_version"] != shard.version:
-        raise ShardError(f"{committed.uri} was made from another version of {shard.uri}. Run it again.")
+        raise ShardError(f"{committed.uri} was embedded from another version of {shard.uri}. Run it again.")
     if message := differences(identity(facts), identity(model_facts)):
         raise ShardError(f"{committed.uri} has {message}. Give the settings that it was embedded with.")
     same = facts["rows"] == result.rows.num_rows
@@ -221,8 +221,8 @@ def _check_same(result: EmbeddedShard, committed: CommittedRows, model_facts: Ma
             same = now.equals(committed.table[name])
     if not same:
         raise ShardError(
-            f"{shard.uri} has other rows, keys or URLs than when {committed.uri} was made: its settings have "
-            "changed. Give those that it was embedded with, or embed it again."
+            f"{shard.uri} has other rows, keys or URLs than when {committed.uri} was embedded: its settings "
+            "have changed. Give those that it was embedded with, or embed it again."
         )
 
 

@@ -110,7 +110,7 @@ class FastS3FileSystem(s3fs.S3FileSystem):
         return answer
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """Size, ETag and time of an object; whatever is no object is looked up by s3fs."""
+        """Size, ETag and time of an object; s3fs looks up everything else."""
 
         def fast(store: "S3Store", key: str) -> dict[str, Any]:
             import obstore

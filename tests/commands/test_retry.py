@@ -167,4 +167,4 @@ def test_a_backfill_with_the_tag_retries(tmp_path: Path, monkeypatch: pytest.Mon
     refused = project.run_anew("00000", tags={RETRY_TAG: "typo"})
     assert not refused.success
     failure = next(event for event in refused.all_events if event.is_step_failure)
-    assert "names typo. Expected is `true`" in str(failure.step_failure_data.user_failure_data)
+    assert "names typo. Expected: `true`" in str(failure.step_failure_data.user_failure_data)

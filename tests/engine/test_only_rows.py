@@ -137,9 +137,7 @@ def test_a_list_that_cannot_be_read_stops_everything(data: bytes, message: str) 
 
 def test_a_parquet_without_images_or_urls_is_refused_with_what_is_missing(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["1"]}), tmp_path / "list")
-    with pytest.raises(
-        SettingsError, match=r"columns \['id'\]. Expected is at least one of key, url, sha256"
-    ):
+    with pytest.raises(SettingsError, match=r"columns \['id'\]. Expected: at least one of key, url, sha256"):
         parse_exclusions((tmp_path / "list").read_bytes(), "list")
     pq.write_table(pa.table({"sha256": ["abc"]}), tmp_path / "list")
     with pytest.raises(SettingsError, match="64 hexadecimal digits"):

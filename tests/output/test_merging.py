@@ -94,7 +94,7 @@ def test_an_excluded_row_does_not_stay_embedded(output: EmbeddingsIOManager) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": "v2"}, "was made from another version"),
+        ({"version": "v2"}, "was embedded from another version"),
         ({"weights_digest": "1"}, "weights_digest 0 instead of 1"),
         ({"keys": "x"}, "has other rows, keys or URLs"),
     ],

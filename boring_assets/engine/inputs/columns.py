@@ -25,7 +25,7 @@ IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "image_bytes", "bytes")
 # Spark's `binaryFile` format. Other data has text in columns of this name, so the bytes must be images.
 _CHECKED_IMAGE_COLUMNS = ("content",)
 CAPTION_TEXT = "caption as text"
-"""A column for captions that are made from a list or struct, which stays among the other columns."""
+"""A column for the first texts of captions in lists or structs. The captions stay among the other columns."""
 # Names of the three columns that the output always has, in the order of preference, lower case.
 ALIASES = {
     "url": ("url", "image_url", "image_link"),

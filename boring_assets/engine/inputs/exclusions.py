@@ -91,7 +91,7 @@ def parse_exclusions(data: bytes, uri: str) -> Exclusions:
     except UnicodeDecodeError as error:
         raise SettingsError(
             f"BORING_EXCLUDE names {uri}, which is neither parquet nor text in UTF-8 ({error.reason} at byte "
-            f"{error.start}). Expected is one key, URL or SHA-256 a line."
+            f"{error.start}). Expected: one key, URL or SHA-256 a line."
         ) from error
     entries = frozenset(line for line in lines if line and not line.startswith("#"))
     digests = frozenset(entry.lower() for entry in entries if _DIGEST.fullmatch(entry))
@@ -107,7 +107,7 @@ def _from_parquet(data: bytes, uri: str) -> Exclusions:
         raise SettingsError(f"BORING_EXCLUDE names {uri}, which is damaged parquet ({error}).") from error
     if not names:
         raise SettingsError(
-            f"BORING_EXCLUDE names {uri}, which has the columns {file.schema_arrow.names}. Expected is at "
+            f"BORING_EXCLUDE names {uri}, which has the columns {file.schema_arrow.names}. Expected: at "
             f"least one of {', '.join(COLUMNS)}."
         )
     listed = {
@@ -117,7 +117,7 @@ def _from_parquet(data: bytes, uri: str) -> Exclusions:
     for digest in listed.get("sha256", ()):
         if not _DIGEST.fullmatch(digest):
             raise SettingsError(
-                f"BORING_EXCLUDE names {uri}, whose column sha256 holds {digest[:80]!r}. Expected are 64 "
+                f"BORING_EXCLUDE names {uri}, whose column sha256 holds {digest[:80]!r}. Expected: 64 "
                 "hexadecimal digits."
             )
     return Exclusions(*(listed.get(name, frozenset()) for name in COLUMNS))

@@ -138,7 +138,7 @@ def _starts(part: pa.Array) -> Iterator[bytes]:
 
 
 def is_encoded_text(start: bytes) -> bool:
-    """Whether bytes that begin so are no image, but the base64 text of one."""
+    """Whether bytes that begin like this are the base64 text of an image."""
     return image_format(start) is None and image_format(base64_start(start)) is not None
 
 

@@ -169,7 +169,7 @@ class _RowsByKey:
         self.without_row, self.second = 0, 0
 
     def take(self, name: str) -> int | None:
-        """Returns the row of a file; None if it is no image, of no row, or the second file of a row."""
+        """Returns the row of a file; None if it is not an image, or its row has one, or it has no row."""
         stem, _, suffix = name.rpartition(".")
         if self._extension:
             stem, suffix = webdataset_name(name)

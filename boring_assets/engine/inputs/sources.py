@@ -64,10 +64,7 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     except ShardError:
         raise
     except Exception as error:  # any damage, and any error of the filesystem's library
-        raise ShardError(
-            f"{shard.uri} cannot be read as parquet ({type(error).__name__}: {str(error)[:300]}). "
-            "Write it again, or remove it from the input."
-        ) from error
+        raise unreadable(shard, error, "cannot be read as parquet") from error
     cut = 0 if max_rows is None else max(0, rows.num_rows - max_rows)
     rows = rows.slice(0, rows.num_rows - cut)
     opened: OpenShard
@@ -80,6 +77,25 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     opened.rows = without_data_urls(opened.rows, columns)
     opened.notes += images.notes(shard.columns.keep_images)
     return opened
+
+
+def unreadable(shard: Shard, error: Exception, what: str = "or its images cannot be read") -> ShardError:
+    """Returns the error of one shard for what a library has raised.
+
+    Args:
+        shard: The shard.
+        error: Damage, or a failure of the storage.
+        what: What has failed.
+    """
+    detail = f"{type(error).__name__}: {str(error)[:300]}"
+    fix = "Check that it is there and may be read, and try it again."
+    if "decrypt" in detail.lower():
+        fix = "It is encrypted: write it without encryption."
+    elif isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None):
+        fix = "Write it again, or remove it from the input."  # both are pyarrow's
+    found = ShardError(f"{shard.uri} {what} ({detail}). {fix}")
+    found.__cause__ = error
+    return found
 
 
 def _read_columns(

@@ -154,7 +154,7 @@ def to_table(records: list[Record], first: Iterable[str], uri: str, limits: Limi
     if len(names) > _MAX_COLUMNS:
         raise ShardError(
             f"{uri} has {len(names)} different names in its samples, more than {_MAX_COLUMNS}: "
-            "its metadata is damaged, or it is no dataset of images."
+            "its metadata is damaged, or it is not a dataset of images."
         )
     columns, size = {}, 0
     for name in names:

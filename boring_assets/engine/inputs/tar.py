@@ -203,7 +203,7 @@ def _parse_header(header: bytes, uri: str) -> tuple[int, str, int]:
             raise ValueError
     except ValueError:
         raise ShardError(
-            f"{uri} is no tar, or is damaged: a header's checksum or size is wrong.{_hint(header)}"
+            f"{uri} is not a tar, or is damaged: a header's checksum or size is wrong.{_hint(header)}"
         ) from None
     name = _decode(header[:100].split(b"\0", 1)[0])
     if header[257:263] == b"ustar\0" and header[345]:

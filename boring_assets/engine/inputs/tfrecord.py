@@ -208,7 +208,7 @@ def _masked(checksum: int) -> int:
 
 def _damaged(shard: Shard, number: int) -> ShardError:
     return ShardError(
-        f"{shard.uri} is no TFRecord file, or is damaged: record {number} has a wrong length or checksum. "
+        f"{shard.uri} is not a TFRecord file, or is damaged: record {number} has a wrong length or checksum. "
         "Compressed ones must be unpacked before."
     )
 
@@ -219,7 +219,7 @@ def _features(data: bytes, shard: Shard, number: int) -> Example:
     try:
         example = _example_class().FromString(data)
     except DecodeError as error:
-        raise ShardError(f"Record {number} of {shard.uri} is no tf.train.Example: {error}.") from error
+        raise ShardError(f"Record {number} of {shard.uri} is not a tf.train.Example: {error}.") from error
     return {
         name: list(getattr(feature, kind).value)
         for name, feature in example.features.feature.items()

@@ -88,7 +88,7 @@ class Fp32Fallback:
             try:
                 if self._module is None:
                     log.warning(
-                        "%s gives vectors that are no numbers in %s; those images are computed in fp32.",
+                        "%s gives NaN or infinite vectors in %s; those images are computed in fp32.",
                         self._model.name,
                         self._precision,
                     )
@@ -96,7 +96,7 @@ class Fp32Fallback:
                 return self._embed(self._module, pixels)
             except torch.OutOfMemoryError as error:
                 raise ModelError(
-                    f"{self._model.name} gives vectors that are no numbers in {self._precision}, and "
+                    f"{self._model.name} gives NaN or infinite vectors in {self._precision}, and "
                     "the device has too little memory to compute those images again in fp32. Set "
                     "BORING_PRECISION to fp32, or lower BORING_BATCH_SIZE."
                 ) from error

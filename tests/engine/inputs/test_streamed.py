@@ -79,7 +79,7 @@ def test_a_tar_without_images_is_no_shard(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="holds no image"):
         opened(tmp_path / "0.tar")
     (tmp_path / "1.tar").write_bytes(b"no tar" * 1000)
-    with pytest.raises(ShardError, match="is no tar"):
+    with pytest.raises(ShardError, match="is not a tar"):
         opened(tmp_path / "1.tar")
 
 
@@ -209,7 +209,7 @@ def test_a_tfrecord_that_ends_early_fails_the_shard(tmp_path: Path, left: int) -
 
 def test_a_record_that_is_not_an_example_fails_the_shard(tmp_path: Path) -> None:
     (tmp_path / "0.tfrecord").write_bytes(framed(b"\x0a\xff\xff\xff\xff\xff"))
-    with pytest.raises(ShardError, match=r"no tf\.train\.Example"):
+    with pytest.raises(ShardError, match=r"not a tf\.train\.Example"):
         opened(tmp_path / "0.tfrecord")
 
 

@@ -1,15 +1,19 @@
 """Shards that lead to no images, are damaged, or lead outside of their folder: each says so."""
 
+import base64
 import os
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.parquet import encryption
 
+from boring_assets.engine.model.encoder import Encoder
+from boring_assets.engine.pipeline import FailedShard, embed_shards
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
-from tests.engine.kinds import write_tar
+from tests.engine.kinds import shard_at, write_tar
 from tests.engine.opening import DATA, KEYS, images_of, reasons, write
 
 
@@ -33,8 +37,19 @@ def test_images_beside_a_parquet_without_keys(tmp_path: Path, layout: str) -> No
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", ["not parquet", "empty", "cut", "missing"])
-def test_an_unreadable_parquet_is_named(tmp_path: Path, damage: str) -> None:
+WRITE_AGAIN = "Write it again, or remove it"
+
+
+@pytest.mark.parametrize(
+    ("damage", "fix"),
+    [
+        ("not parquet", WRITE_AGAIN),
+        ("empty", WRITE_AGAIN),
+        ("cut", WRITE_AGAIN),
+        ("missing", "Check that it is there"),
+    ],
+)
+def test_an_unreadable_parquet_is_named(tmp_path: Path, damage: str, fix: str) -> None:
     path = write(tmp_path, key=KEYS, jpg=DATA)
     whole = path.read_bytes()
     {
@@ -43,9 +58,37 @@ def test_an_unreadable_parquet_is_named(tmp_path: Path, damage: str) -> None:
         "cut": lambda: path.write_bytes(whole[: len(whole) // 2]),
         "missing": lambda: path.unlink(),
     }[damage]()
-    with pytest.raises(ShardError, match="Write it again, or remove it") as caught:
+    with pytest.raises(ShardError, match=fix) as caught:
         images_of(path)
     assert str(path) in str(caught.value)
+
+
+class _NoKeys(encryption.KmsClient):
+    """Stands for a service that keeps keys: these are not secret."""
+
+    def __init__(self, _: object) -> None:
+        encryption.KmsClient.__init__(self)
+
+    def wrap_key(self, key_bytes: bytes, _: str) -> bytes:
+        return base64.b64encode(key_bytes)
+
+
+@pytest.mark.parametrize("column", ["key", "jpg"])
+@pytest.mark.parametrize("plaintext_footer", [True, False])
+def test_an_encrypted_parquet_says_that_it_is(
+    encoder: Encoder, tmp_path: Path, column: str, plaintext_footer: bool
+) -> None:
+    path = write(tmp_path, key=KEYS, jpg=DATA)
+    table = pq.read_table(path)
+    wanted = encryption.EncryptionConfiguration("footer", column_keys={"column": [column]})
+    wanted.plaintext_footer = plaintext_footer
+    keys = encryption.CryptoFactory(_NoKeys)
+    how = keys.file_encryption_properties(encryption.KmsConnectionConfig(), wanted)
+    with pq.ParquetWriter(path, table.schema, encryption_properties=how) as writer:
+        writer.write_table(table)
+    (result,) = embed_shards([shard_at(path)], encoder)
+    assert isinstance(result, FailedShard)
+    assert str(result.error).endswith("It is encrypted: write it without encryption.")
 
 
 def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
