@@ -11,8 +11,14 @@ import dagster as dg
 from rich.console import Console
 
 from boring_assets.commands.parallel import Share, run_in_workers
-from boring_assets.commands.progress_bar import ProgressBar, count_rows
-from boring_assets.commands.report import Summary, describe_model, print_left_out, print_summary
+from boring_assets.commands.report import (
+    ProgressBar,
+    Summary,
+    count_rows,
+    describe_model,
+    print_left_out,
+    print_summary,
+)
 from boring_assets.commands.runs import Outcome, run_range
 from boring_assets.commands.sharing import ranges_left
 from boring_assets.datasets import materializations

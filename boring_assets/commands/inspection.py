@@ -10,7 +10,7 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.commands.progress_bar import count_rows
+from boring_assets.commands.report import count_rows
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
 from boring_assets.output.files import EMBEDDINGS, FAILURES

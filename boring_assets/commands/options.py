@@ -12,7 +12,6 @@ from boring_assets.settings import COLUMN_SETTINGS, PREFIX, Settings, load_setti
 
 Decorator = Callable[..., Any]
 FILE = click.Path(dir_okay=False, path_type=Path)
-LOOPBACK = "127.0.0.1"
 _METAVARS = {
     "allowed_url_prefixes": "PREFIX,...",
     "batch_size": "auto|N",
@@ -132,7 +131,7 @@ def server(port: int) -> Decorator:
     return joined(
         click.option(
             "--host",
-            default=LOOPBACK,
+            default="127.0.0.1",
             show_default=True,
             help="Address to listen on. Other machines can reach any but a loopback address.",
         ),

@@ -55,7 +55,7 @@ def write_lists(uri: str, samples_per_shard: int) -> list[int]:
         number += 1
         sizes.append(len(part))
     if not number:
-        raise StorageError(f"There are no pictures below {folder.uri}. Expected are .jpg, .png, .webp, ...")
+        raise StorageError(f"There are no pictures below {folder.uri}. Expected: .jpg, .png, .webp, ...")
     return sizes
 
 

@@ -9,8 +9,7 @@ from rich.console import Console
 
 from boring_assets.assets.retry import RETRIED_REASONS
 from boring_assets.commands.embedding import open_dataset, run_shards
-from boring_assets.commands.progress_bar import ProgressBar
-from boring_assets.commands.report import Summary, describe_model
+from boring_assets.commands.report import ProgressBar, Summary, describe_model
 from boring_assets.engine.samples import Reason, Shard
 from boring_assets.errors import SettingsError
 from boring_assets.output.files import EMBEDDINGS, committed_facts

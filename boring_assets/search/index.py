@@ -210,7 +210,7 @@ def _add(
     """Adds the rows of several files at once: each commit adds a version and a file to the table."""
     columns = widest(each.kinds for each in footers.values())
     for each in footers.values():
-        done.columns |= each.columns.notes
+        done.columns |= each.notes
     if new := [pa.field(name, kind) for name, kind in columns.items() if name not in table.schema.names]:
         _write(root, table, lambda: table.add_columns(new))
     group: list[pa.Table] = []

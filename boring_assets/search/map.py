@@ -9,7 +9,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import embedding_atlas
 import polars as pl
@@ -92,8 +92,7 @@ def _picture_column(frame: pl.DataFrame) -> pl.Series:
     return pl.Series(
         "picture",
         [
-            "/api/picture?"
-            + "&".join(f"{name}={quote(str(row[name]), '')}" for name in names if row[name] is not None)
+            f"/api/picture?{urlencode({name: value for name, value in row.items() if value is not None})}"
             for row in frame.select(names).iter_rows(named=True)
         ],
     )

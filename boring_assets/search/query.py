@@ -67,7 +67,8 @@ def to_json(hits: "Sequence[Hit]") -> str:
 class Searcher:
     """The index of an output and its model, which is loaded by the first search that needs it.
 
-    The model is that of the settings where they set one, else the index names it. Threads may share it.
+    The model is that of the settings where they set one, else the index names it. Threads may share it. All
+    methods that read the index raise a StorageError if it cannot be read.
     """
 
     def __init__(self, settings: Settings, root: Root) -> None:
@@ -110,9 +111,6 @@ class Searcher:
         """Returns pictures from all over the dataset, in a fixed order, with a score of 0.
 
         With a condition in LanceDB's SQL, they come in the order of the index.
-
-        Raises:
-            StorageError: The index cannot be read.
         """
         with storage_errors(self._root, "read"):
             if where:
@@ -128,7 +126,6 @@ class Searcher:
 
         Raises:
             SettingsError: The condition is wrong.
-            StorageError: The index cannot be read.
         """
         with self._reading(where):
             asked = self._table.search().select([]).with_row_id(True).limit(self._table.count_rows())
@@ -141,7 +138,6 @@ class Searcher:
 
         Raises:
             SettingsError: There is no such column.
-            StorageError: The index cannot be read.
         """
         if column not in self.columns:
             raise SettingsError(f"There is no column {column!r}. The columns are {', '.join(self.columns)}.")
@@ -216,7 +212,6 @@ class Searcher:
 
         Raises:
             SettingsError: The condition is wrong.
-            StorageError: The index cannot be read.
         """
         ask = self._table.search(vector, vector_column_name=VECTOR).distance_type("cosine")
         if has_vector_index(self._table):

@@ -76,13 +76,8 @@ class Footers:
     """Metadata and columns of a partition's files, from their footers."""
 
     facts: dict[str, Any]  # metadata of the embeddings file
-    columns: Columns  # of that file
-    derived: dict[str, pa.DataType]  # types of the columns of the derived files, by name
-
-    @property
-    def kinds(self) -> dict[str, pa.DataType]:
-        """Types of all columns that the index takes besides its own."""
-        return self.columns.kinds | self.derived
+    kinds: dict[str, pa.DataType]  # of all columns that the index takes besides its own, by name
+    notes: dict[str, str]  # see `Columns`
 
     @property
     def weights(self) -> tuple[str, int]:
@@ -105,8 +100,10 @@ def read_footers(root: Root, key: str, derived: Iterable[str]) -> Footers:
                 raise ValueError("its metadata does not name the model that it was embedded with")
     except Exception as error:
         raise storage_error(error, f"{root.uri}/{path}", "read") from error
+    columns = columns_of(schema)
     more = {each.name: _kind(each.type) for each in derived_schema(root, derived, facts)}
-    return Footers(facts, columns_of(schema), {name: kind for name, kind in more.items() if kind is not None})
+    kinds = columns.kinds | {name: kind for name, kind in more.items() if kind is not None}
+    return Footers(facts, kinds, columns.notes)
 
 
 def columns_of(schema: pa.Schema) -> Columns:
@@ -247,5 +244,5 @@ def _converted(values: pa.ChunkedArray, column: pa.Field, notes: dict[str, str])
             values = pa.chunked_array([chunk.storage for chunk in values.chunks], storage)
         return values.cast(column.type)
     except (pa.ArrowException, ValueError) as error:
-        notes[column.name] = f"left out: its values are no {column.type} ({str(error)[:200]})"
+        notes[column.name] = f"left out: its values are not {column.type} ({str(error)[:200]})"
         return pa.nulls(len(values), column.type)

@@ -39,8 +39,12 @@ def expected(**shards: np.ndarray) -> dict[tuple[str, int], list[float]]:
     }
 
 
-def check_life(output: EmbeddingsIOManager) -> None:
-    """New, changed, gone and unchanged shards, one after another."""
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_the_index_follows_new_changed_gone_and_unchanged_shards(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue("s3_env").new_prefix() if place == "s3" else str(tmp_path)
+    output = EmbeddingsIOManager(output_dir=folder)
     root = output.root()
     with pytest.raises(StorageError, match="Nothing is embedded"):
         update_index(root)
@@ -60,14 +64,6 @@ def check_life(output: EmbeddingsIOManager) -> None:
     done = update_index(root)
     assert (done.added, done.removed, done.rows) == (0, 1, 12)
     assert contents(root) == expected(a=a, c=c)
-
-
-def test_the_index_follows_the_committed_shards(output: EmbeddingsIOManager) -> None:
-    check_life(output)
-
-
-def test_the_index_follows_the_committed_shards_on_s3(s3_env: Seaweed) -> None:
-    check_life(EmbeddingsIOManager(output_dir=s3_env.new_prefix()))
 
 
 def test_missing_s3_credentials_are_reported(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
