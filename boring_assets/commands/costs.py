@@ -165,10 +165,9 @@ def _rate(settings: Settings) -> float | None:
     """Returns rows per second of all runs that embedded something, start-up included; None without runs."""
     instance, rows = open_instance(settings.output_dir), Counter[str]()
     for part in get_parts(settings):
-        for record in materializations(instance, part.embeddings):
-            metadata: Any = record.asset_materialization and record.asset_materialization.metadata
+        for record, metadata in materializations(instance, part.embeddings):
             if "seconds" in metadata and "adopted" not in metadata:
-                rows[record.run_id] += metadata["rows"].value
+                rows[record.run_id] += metadata["rows"]
     ended: list[Any] = [run for run in map(instance.get_run_record_by_id, rows) if run and run.end_time]
     seconds = sum(run.end_time - run.start_time for run in ended)
     return sum(rows[run.dagster_run.run_id] for run in ended) / seconds if seconds else None

@@ -239,11 +239,9 @@ def _summarize(instance: dg.DagsterInstance, states: ShardStates, since: int, ru
     """Adds up what some runs have committed; another command line may run beside this one."""
     summary = Summary()
     for part, _ in states.parts:
-        for record in materializations(instance, part.embeddings, after=since):
-            event = record.asset_materialization
-            if event is None or record.run_id not in runs:
+        for record, metadata in materializations(instance, part.embeddings, after=since):
+            if record.run_id not in runs:
                 continue
-            metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
             summary.shards += 1
             summary.rows += metadata["rows"]
             summary.embedded += metadata["embedded"]

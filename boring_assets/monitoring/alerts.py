@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -93,31 +93,24 @@ class _State(BaseModel):
         """Counts what was embedded since the last tick, and yields each partition's counts."""
         rows, reasons, now = 0, Counter[str](), time.time()
         start = now - minutes * 60
-        for event in chain.from_iterable(self._events(instance, *one, start) for one in assets.items()):
-            metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
-            if "rows" not in metadata or "adopted" in metadata:
-                continue  # reported by another program, or counted before
-            failed = Counter(metadata.get("failed_by_reason", {}))
-            rows += metadata["rows"]
-            reasons += failed
-            yield _measures(str(event.partition), metadata["rows"], failed)
+        for name, asset in assets.items():
+            after = self.after.get(name)
+            # Without a cursor it begins with what the window holds already.
+            records = materializations(instance, asset, after=after, since=start if after is None else None)
+            for record, metadata in islice(records, _MOST_EVENTS):
+                self.after[name] = record.storage_id
+                if "rows" not in metadata or "adopted" in metadata:
+                    continue  # reported by another program, or counted before
+                failed = Counter(metadata.get("failed_by_reason", {}))
+                rows += metadata["rows"]
+                reasons += failed
+                yield _measures(str(record.partition_key), metadata["rows"], failed)
         if rows:
             if self.ticks and now - self.ticks[-1][0] < minutes:
                 since, more, others = self.ticks.pop()
                 now, rows, reasons = since, rows + more, reasons + Counter(others)
             self.ticks.append((now, rows, dict(reasons)))
         self.ticks = [one for one in self.ticks if one[0] > start]
-
-    def _events(
-        self, instance: dg.DagsterInstance, name: str, asset: dg.AssetKey, start: float
-    ) -> Iterator[dg.AssetMaterialization]:
-        # Without a cursor it begins with what the window holds already.
-        after = self.after.get(name)
-        since = None if after is not None else start
-        for record in islice(materializations(instance, asset, after=after, since=since), _MOST_EVENTS):
-            self.after[name] = record.storage_id
-            if record.asset_materialization:
-                yield record.asset_materialization
 
     def reasons(self) -> dict[str, int]:
         """Returns how many images failed in the window, by reason."""

@@ -24,6 +24,15 @@ COUNTERS = {
     "wait_seconds": "Seconds that the model waited in runs: to be loaded, for decoded pixels, for writing.",
 }
 """Text of each counter, by its name without prefix and `_total`."""
+GAUGES = {
+    "runs_in_progress": "Runs that embed now.",
+    "last_update_timestamp_seconds": "Time of the last update by a run.",
+    "last_success_timestamp_seconds": "When a run last succeeded; 0 is never.",
+    "last_run_seconds": "Seconds that the last run took, its model's loading included.",
+    "last_run_images_per_second": "Images a second over the whole of the last run.",
+    "images_per_second": "Images a second now; 0 without a run.",
+    "device_memory_peak_bytes": "Peak memory of the last run on the device; for cpu, of the machine.",
+}
 LABELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "samples_failed": ("reason", tuple(reason.value for reason in Reason)),
     "runs": ("outcome", ("success", "failure")),
@@ -63,32 +72,19 @@ def _gauges(output: str, state: Mapping[str, Any]) -> Iterator[Any]:
 
     runs = [one for one in state.get("runs", {}).values() if time.time() - one["time"] < GONE_SECONDS]
     last = state.get("last", {})
-    for name, text, value in (
-        ("runs_in_progress", "Runs that embed now.", len(runs)),
-        ("last_update_timestamp_seconds", "Time of the last update by a run.", state.get("time", 0.0)),
-        (
-            "last_success_timestamp_seconds",
-            "When a run last succeeded; 0 is never.",
-            state.get("success", 0.0),
-        ),
-        (
-            "last_run_seconds",
-            "Seconds that the last run took, its model's loading included.",
-            last.get("seconds", 0.0),
-        ),
-        (
-            "last_run_images_per_second",
-            "Images a second over the whole of the last run.",
-            last.get("rate", 0.0),
-        ),
-    ):
-        yield _family(GaugeMetricFamily, name, text, output, {"": value})
+    numbers = {
+        "runs_in_progress": len(runs),
+        "last_update_timestamp_seconds": state.get("time", 0.0),
+        "last_success_timestamp_seconds": state.get("success", 0.0),
+        "last_run_seconds": last.get("seconds", 0.0),
+        "last_run_images_per_second": last.get("rate", 0.0),
+    }
+    for name, number in numbers.items():
+        yield _family(GaugeMetricFamily, name, GAUGES[name], output, {"": number})
     peaks: dict[str, float] = state.get("devices", {})
     rates = {device: sum(one["rate"] for one in runs if one["device"] == device) for device in peaks}
-    text = "Images a second now; 0 without a run."
-    yield _family(GaugeMetricFamily, "images_per_second", text, output, rates, "device")
-    text = "Peak memory of the last run on the device; for cpu, of the machine."
-    yield _family(GaugeMetricFamily, "device_memory_peak_bytes", text, output, peaks, "device")
+    for name, by_device in (("images_per_second", rates), ("device_memory_peak_bytes", peaks)):
+        yield _family(GaugeMetricFamily, name, GAUGES[name], output, by_device, "device")
 
 
 def _family(

@@ -17,7 +17,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -43,16 +43,12 @@ class Metrics:
     """Targets of metrics: `BORING_METRICS_DIR` and `BORING_METRICS_PUSHGATEWAY`; each may be empty."""
 
     folder: str = ""
-    gateway: str = ""
+    gateway: str = field(default="", repr=False)  # may hold a password
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Metrics":
         """Returns the targets of the settings. Not a resource: Dagster would store and show the URL."""
         return cls(settings.metrics_dir, settings.metrics_pushgateway.get_secret_value())
-
-    def __repr__(self) -> str:
-        """The gateway's URL may hold a password."""
-        return f"Metrics({self.folder!r}, gateway {'set' if self.gateway else 'not set'})"
 
     @contextmanager
     def run(
@@ -65,9 +61,6 @@ class Metrics:
             home: `DAGSTER_HOME`: counters are remembered there where there is no folder.
             progress: What the engine counts.
             warn: Called when metrics cannot be written or pushed; the run continues.
-
-        Yields:
-            The run's counts.
 
         Raises:
             SettingsError: The extra `monitoring` is missing.

@@ -42,8 +42,6 @@ def post(url: str, body: Mapping[str, Any]) -> str:
             error.close()
             if error.code < 500 and error.code != _TOO_MANY:
                 break
-        except urllib.error.URLError as error:
-            problem = f"the webhook cannot be reached ({type(error.reason).__name__})"
         except Exception as error:  # its text may hold the address
-            problem = f"the webhook cannot be reached ({type(error).__name__})"
+            problem = f"the webhook cannot be reached ({type(getattr(error, 'reason', error)).__name__})"
     return problem
