@@ -17,7 +17,7 @@ from boring_assets.output.files import EMBEDDINGS
 from boring_assets.parts import get_parts
 from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
-from boring_assets.wording import expected, plain
+from boring_assets.wording import expected, plain, some
 from resources.embeddings_io import EmbeddingsIOManager
 
 _WIDTHS = {"float16": 2, "float32": 4}
@@ -177,7 +177,8 @@ def print_estimate(answer: dict[str, Any]) -> None:
     """Prints the answer of `estimate` as text."""
     currency, month = answer["currency"], answer["storage_per_month"]
     source = plain(answer["measured"]["source"])
-    click.echo(f"{answer['images']:,} images in {answer['shards']:,} shards ({source})")
+    images, shards = some(answer["images"], "image"), some(answer["shards"], "shard")
+    click.echo(f"{images} in {shards} ({source})")
     line = (
         "{name}: {images_per_second:,.0f} images/s, {gpu_hours:,.1f} GPU hours, {wall_hours:,.1f} hours, "
         "{cost:,.2f} {currency}, {cost_per_million_images:,.4f} {currency} a million images"

@@ -46,12 +46,7 @@ class _Command(click.Command):
 
 
 def command(*examples: str, terms: Sequence[tuple[str, str]] = ()) -> Decorator:
-    """Makes a function a command: `list_pictures` becomes `list-pictures`.
-
-    Args:
-        examples: Shown at the end of its help.
-        terms: Terms that the help explains, with their meanings.
-    """
+    """Makes a function a command, with examples and terms in its help; `set_input` becomes `set-input`."""
     return click.command(cls=_Command, examples=examples, terms=terms)
 
 

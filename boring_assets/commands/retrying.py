@@ -1,24 +1,20 @@
 """For `boring-assets retry`: finds the shards with failed images, and runs the job over them."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import click
 from rich.console import Console
 
 from boring_assets.assets.retry import RETRIED_REASONS
-from boring_assets.commands.embedding import open_dataset, run_shards
+from boring_assets.commands.embedding import Opened, open_dataset, run_shards
 from boring_assets.commands.report import ProgressBar, Summary, describe_model
-from boring_assets.engine.samples import Reason, Shard
+from boring_assets.engine.samples import Reason
 from boring_assets.errors import SettingsError
-from boring_assets.output.files import EMBEDDINGS, committed_facts
 from boring_assets.settings import Settings
 from boring_assets.shard_states import State
-from boring_assets.storage.root import Root
 from boring_assets.tags import RETRY_TAG
 from boring_assets.wording import first_of, plain, some
-from partitions.shards import uri_of
 
 _READERS = 16
 
@@ -50,7 +46,7 @@ def retry_failed(settings: Settings, reasons: Collection[Reason], only: Collecti
             and states.states[key] is not State.RUNNING
             and (not only or key in only)
         ]
-        counts, changed = _count_failures(dataset.embeddings.root(), states.shards, keys, reasons, settings)
+        counts, changed = _count_failures(dataset, keys, reasons)
         wanted = [key for key in keys if counts.get(key)]
         summary = Summary()
         if wanted:
@@ -79,30 +75,26 @@ def _print(summary: Summary, changed: list[str]) -> None:
 
 
 def _count_failures(
-    root: Root, shards: Mapping[str, Shard], keys: list[str], reasons: Collection[Reason], settings: Settings
+    dataset: Opened, keys: list[str], reasons: Collection[Reason]
 ) -> tuple[dict[str, int], list[str]]:
     """Returns how many images of each shard failed for some reasons, and which shards have changed."""
     counts, changed, other = {}, [], []
-    for key, facts in _read_facts(root, keys):
-        count = sum(facts.get("failed_by_reason", {}).get(reason, 0) for reason in reasons)
-        if not count:
-            continue
-        if facts.get("source_version") != shards[key].version or facts.get("rows_left_out"):
-            changed.append(key)
-        elif facts.get("settings") != settings.embedding_version():
-            other.append(key)
-        else:
-            counts[key] = count
+    settings, embeddings, shards = dataset.settings, dataset.embeddings, dataset.states.shards
+    with ThreadPoolExecutor(_READERS) as pool:
+        for key, facts in zip(keys, pool.map(embeddings.facts, keys), strict=True):
+            count = sum(facts.get("failed_by_reason", {}).get(reason, 0) for reason in reasons)
+            if not count:
+                continue
+            if facts.get("source_version") != shards[key].version or facts.get("rows_left_out"):
+                changed.append(key)
+            elif facts.get("settings") != settings.embedding_version():
+                other.append(key)
+            else:
+                counts[key] = count
     if other:
         raise SettingsError(
-            f"{root.uri} holds {some(len(other), 'shard')} embedded with other settings than "
+            f"{embeddings.root().uri} holds {some(len(other), 'shard')} embedded with other settings than "
             f"{describe_model(settings)}: {first_of(other)}. A retry needs the settings that they were "
             "embedded with."
         )
     return counts, changed
-
-
-def _read_facts(root: Root, keys: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    with ThreadPoolExecutor(_READERS) as pool:
-        facts = pool.map(lambda key: committed_facts(root, f"{EMBEDDINGS}/{uri_of('', key)}"), keys)
-        yield from zip(keys, facts, strict=True)

@@ -53,15 +53,8 @@ def run_range(
 ) -> Outcome:
     """Runs the embedding job over one range of partitions in this process; returns how the run ended.
 
-    Args:
-        settings: Settings of the resources.
-        instance: Dagster's instance.
-        first: First partition key, in Dagster's order.
-        last: Last partition key.
-        max_samples: Most samples of the run; 0 is all.
-        part: The part of a split dataset that the partitions belong to.
-        tags: Further tags of the run, such as `REDO_TAG`.
-        progress: Counts the samples of the run.
+    The range goes from one partition key to another, in Dagster's order, within a part of a split dataset.
+    The run takes at most `max_samples` samples; 0 is all. It gets the tags too, such as `REDO_TAG`.
 
     Raises:
         KeyboardInterrupt: The run was interrupted.

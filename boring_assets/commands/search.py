@@ -111,7 +111,7 @@ def serve(host: str, port: int, more_hosts: tuple[str, ...], no_update: bool, **
     check_installed("The search page", "starlette", "uvicorn", extra="search")
     from boring_assets.search.web import listen
 
-    searcher = open_searcher(settings, update=not no_update, pictures=True, warn=True)
+    searcher = open_searcher(settings, update=not no_update, pictures=True)
     listen(settings, searcher, host, port, more_hosts)
 
 
@@ -148,7 +148,7 @@ def map(
     check_installed("The map", "embedding_atlas", extra="map")
     from boring_assets.search.map import open_map
 
-    searcher = open_searcher(settings, update=not no_update, pictures=True, warn=True)
+    searcher = open_searcher(settings, update=not no_update, pictures=True)
     open_map(settings, searcher, limit, where, host=host, port=port, more_hosts=more_hosts)
 
 

@@ -28,23 +28,22 @@ def check_installed(what: str, *packages: str, extra: str) -> None:
         )
 
 
-def open_searcher(settings: Settings, *, update: bool, pictures: bool, warn: bool = False) -> Searcher:
+def open_searcher(settings: Settings, *, update: bool, pictures: bool) -> Searcher:
     """Returns the search index of the output; prints what was left out of it.
 
     Args:
         settings: The output, and the input if images are shown.
         update: Bring the index up to date first.
         pictures: Images are shown, so the output must belong to the input.
-        warn: Say so if there is no input.
 
     Raises:
         SettingsError: The output belongs to another input.
         StorageError: There is no index, or it cannot be read.
     """
     embeddings = EmbeddingsIOManager.from_settings(settings)
-    if warn and not settings.input_dir:
+    if pictures and not settings.input_dir:
         click.secho("Without --input there are no images to show.", fg="yellow", err=True)
-    if pictures and settings.input_dir:
+    elif pictures:
         embeddings.check_input(ShardSource.from_settings(settings).root())
     root = embeddings.root()
     if update:

@@ -36,7 +36,9 @@ _NEIGHBOURS = 16
 _MOST_NEIGHBOURS = 1024
 _MERGED = 1_000_000
 
-Pairs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+Pair = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Two rows and their cosine, for many pairs at once."""
+Pairs = Iterator[Pair]
 Digest = Callable[[str, str | None, int], str | None]
 
 
@@ -75,7 +77,7 @@ def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.T
 
 def _merge_batches(pairs: Pairs) -> Pairs:
     """Yields the same pairs in fewer, larger arrays."""
-    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    waiting: list[Pair] = []
     count = 0
     for piece in pairs:
         waiting.append(piece)
@@ -87,9 +89,7 @@ def _merge_batches(pairs: Pairs) -> Pairs:
         yield _joined(waiting)
 
 
-def _joined(
-    pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _joined(pieces: list[Pair]) -> Pair:
     left, right, scores = zip(*pieces, strict=True)
     return np.concatenate(left), np.concatenate(right), np.concatenate(scores)
 

@@ -91,7 +91,9 @@ def update_index(
         table = _create(root, footers)
     elif footers and _needs_rebuild(table.schema, plan, footers):
         return update_index(root, rebuild=True, say=say)
-    _leave_out_other_models(table.schema, footers, done)
+    weights = _weights_of(table.schema)  # the vectors of two models cannot be compared
+    done.other_model = [key for key, each in footers.items() if each.weights != weights]
+    footers = {key: each for key, each in footers.items() if each.weights == weights}
     _add(root, table, plan.missing, footers, done, say)
     _remove(root, table, _plan(root, table, current).superfluous, done)
     if not plan.kept and footers:
@@ -156,13 +158,16 @@ def _read_all_footers(root: Root, sources: dict[str, Source], done: Update) -> d
 
 def _needs_rebuild(schema: pa.Schema, plan: _Plan, footers: dict[str, Footers]) -> bool:
     """Returns whether all rows have another model now, or some columns need a wider type."""
-    about = model_of(schema)
-    other_model = _most(footers) != (about["weights_digest"], about["dim"])
-    if not plan.kept and other_model:
+    if not plan.kept and _most(footers) != _weights_of(schema):
         return True
     there = {column.name: column.type for column in schema if column.name not in _FIXED}
     wanted = widest([there, *(each.kinds for each in footers.values())])
     return any(wanted[name] != kind for name, kind in there.items())
+
+
+def _weights_of(schema: pa.Schema) -> tuple[str, int]:
+    about = model_of(schema)
+    return about["weights_digest"], about["dim"]
 
 
 def _most(footers: dict[str, Footers]) -> tuple[str, int]:
@@ -187,16 +192,6 @@ def _create(root: Root, footers: dict[str, Footers]) -> Any:
     schema = schema_of(widest(each.kinds for each in same), facts, json.dumps(about).encode())
     with storage_errors(root, "write"):
         return connect(root).create_table(TABLE, schema=schema, mode="overwrite")
-
-
-def _leave_out_other_models(schema: pa.Schema, footers: dict[str, Footers], done: Update) -> None:
-    """Leaves out shards of other models: their vectors cannot be compared."""
-    about = model_of(schema)
-    done.other_model = [
-        key for key, each in footers.items() if each.weights != (about["weights_digest"], about["dim"])
-    ]
-    for key in done.other_model:
-        del footers[key]
 
 
 def _add(

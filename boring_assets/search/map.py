@@ -41,14 +41,9 @@ _PICTURE_STYLE = {
 
 
 def open_map(settings: Settings, searcher: Searcher, limit: int, where: str, **server: Any) -> None:
-    """Computes the map and serves it until Ctrl-C.
+    """Computes the map of at most `limit` images and serves it until Ctrl-C; see `run_server`.
 
-    Args:
-        settings: The input, for the pictures; without one, the map has no pictures.
-        searcher: Reads the index.
-        limit: Most images on the map.
-        where: Only images that match this condition, in LanceDB's SQL.
-        server: Host, port and further hosts of `run_server`.
+    Without an input, the map has no pictures. `where` is a condition in LanceDB's SQL.
 
     Raises:
         SettingsError: An argument is wrong.
