@@ -97,8 +97,10 @@ def _check_input(instance: dg.DagsterInstance, settings: Settings) -> None:
     """
     dataset, uri = Dataset.from_settings(settings), open_root(settings.input_dir).uri
     cursor = f"boring_assets/input/{dataset.shards.name}"
-    before = instance.daemon_cursor_storage.get_cursor_values({cursor}).get(cursor, uri)
-    if not is_same(before, uri):
+    before = instance.daemon_cursor_storage.get_cursor_values({cursor}).get(cursor)
+    if before == uri:
+        return
+    if before and not is_same(before, uri):
         moved = origin_of(open_root(settings.output_dir)).includes(before, earlier=True)
         if not moved and any(part.keys(instance) for part in get_parts(settings)):
             raise SettingsError(
