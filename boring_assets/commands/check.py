@@ -29,7 +29,7 @@ def failures(shard: str | None, reason: str | None, limit: int, as_json: bool, *
     """Show which samples of OUTPUT were not embedded, and why."""
     import polars as pl
 
-    from boring_assets.output.files import FAILURES
+    from partitions.own_files import FAILURES
     from resources.embeddings_io import EmbeddingsIOManager
 
     rows = EmbeddingsIOManager.from_settings(apply(options)).scan(shard, FAILURES)

@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationErr
 from boring_assets.datasets import materializations
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.instance.homes import open_instance
-from boring_assets.output.files import EMBEDDINGS
 from boring_assets.parts import get_parts
 from boring_assets.settings import Settings
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.wording import expected, plain, some
+from partitions.own_files import EMBEDDINGS
 from resources.embeddings_io import EmbeddingsIOManager
 
 _WIDTHS = {"float16": 2, "float32": 4}
@@ -144,11 +144,9 @@ def _read_benchmark(file: Path, model: str) -> tuple[float, str]:
 def _measure_output(settings: Settings) -> dict[str, Any]:
     """Returns images per second of one device, length and other bytes of an embedding, and their source."""
     root = EmbeddingsIOManager.from_settings(settings).root()
-    try:
+    with storage_errors(f"{root.uri}/metadata.json", "read"):
         totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
         files = root.fs.find(f"{root.path}/{EMBEDDINGS}", detail=True).values()
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/metadata.json", "read") from error
     count, dim, width = totals["num_samples"], totals["dim"], _WIDTHS.get(str(totals["dtype"]))
     if not count or not isinstance(dim, int) or not width:
         raise StorageError(f"{root.uri} has no embeddings, or those of several models. Give another output.")

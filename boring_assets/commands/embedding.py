@@ -28,7 +28,6 @@ from boring_assets.engine.samples import Shard
 from boring_assets.errors import RunError, SettingsError, StorageError
 from boring_assets.instance.homes import open_instance
 from boring_assets.live_runs import fail_dead_runs
-from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.identity import find_other_models, identity
 from boring_assets.output.totals import refresh_totals
 from boring_assets.parts import get_parts, register_shards
@@ -39,6 +38,7 @@ from boring_assets.storage.weights import find_model_files
 from boring_assets.tags import REDO_TAG
 from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
+from partitions.own_files import EMBEDDINGS
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 

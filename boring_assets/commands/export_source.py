@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 from boring_assets.commands.export_selection import Condition, read_groups
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.output.derived import Derived, derived_schema, read_derived
-from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.schema import ROW, read_facts
 from boring_assets.search.rows import in_order, read_input_rows
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_error, storage_errors
 from boring_assets.storage.root import Root
-from partitions.own_files import is_marker
+from partitions.own_files import EMBEDDINGS, is_marker
 
 _BATCH_ROWS = 8192
 
@@ -199,11 +198,9 @@ class Export:
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[IO[bytes]]:
-        try:
-            with self.output.fs.open(path, "rb") as file:
-                yield file
-        except (OSError, pa.ArrowException) as error:
-            raise storage_error(error, path, "read") from error
+        kinds = (OSError, pa.ArrowException)
+        with storage_errors(path, "read", kinds), self.output.fs.open(path, "rb") as file:
+            yield file
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
@@ -212,11 +209,12 @@ class Export:
         Raises:
             StorageError: It cannot be written.
         """
-        try:
-            with self.dest.fs.open(f"{self.dest.path}/{name}", "wb") as file:
-                yield file
-        except OSError as error:
-            raise storage_error(error, f"{self.dest.uri}/{name}", "write") from error
+        path = f"{self.dest.path}/{name}"
+        with (
+            storage_errors(f"{self.dest.uri}/{name}", "write", OSError),
+            self.dest.fs.open(path, "wb") as file,
+        ):
+            yield file
 
     @contextmanager
     def table(self, name: str, *, vectors: bool) -> Iterator[pq.ParquetWriter]:

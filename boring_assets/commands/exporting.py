@@ -18,7 +18,7 @@ from boring_assets.output.schema import ROW
 from boring_assets.search.lance import connect
 from boring_assets.search.rows import valid_name
 from boring_assets.settings import Settings
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import open_root
 from partitions.own_files import EXPORT_MARKER
@@ -87,10 +87,8 @@ def to_lance(export: Export) -> None:
         for batch in export.batches(part)
     )
     reader = pa.RecordBatchReader.from_batches(schema, rows)
-    try:
+    with storage_errors(export.dest.uri, "write", (OSError, RuntimeError, ValueError)):
         connect(export.dest, "").create_table("image_embeddings", reader, mode="create")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise storage_error(error, export.dest.uri, "write") from error
 
 
 def to_hf(export: Export) -> None:

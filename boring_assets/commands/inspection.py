@@ -13,7 +13,6 @@ from fsspec.implementations.local import LocalFileSystem
 from boring_assets.commands.report import count_rows
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
-from boring_assets.output.files import EMBEDDINGS, FAILURES
 from boring_assets.output.findings import Checked, Finding, Kind, Severity
 from boring_assets.output.identity import NAMES, differences, identity
 from boring_assets.output.measures import CACHES
@@ -21,11 +20,11 @@ from boring_assets.output.origin import Origin, origin_of, root_of
 from boring_assets.output.totals import COUNTS
 from boring_assets.output.verify import check_files
 from boring_assets.settings import Settings
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_error, storage_errors
 from boring_assets.storage.files import version_of
 from boring_assets.storage.root import Root, check_readable
 from partitions.discovery import Discovery
-from partitions.own_files import OUTPUT_MARKER, PARTS
+from partitions.own_files import EMBEDDINGS, FAILURES, OUTPUT_MARKER, PARTS
 from partitions.shards import SUFFIX, check_key, uri_of
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
@@ -136,11 +135,9 @@ def check_output(settings: Settings) -> Report:
 
 def _list(root: Root) -> Files:
     """Every file of the output, by its path below it."""
-    try:
+    with storage_errors(root.uri, "list"):
         root.fs.invalidate_cache()
         found = root.fs.find(root.path, detail=True)
-    except Exception as error:
-        raise storage_error(error, root.uri, "list") from error
     start = len(root.path.rstrip("/")) + 1
     return {path[start:]: info for path, info in sorted(found.items()) if info["type"] == "file"}
 

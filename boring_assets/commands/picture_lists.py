@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES
+from boring_assets.engine.inputs.read_ahead import in_parallel
 from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES
 from boring_assets.engine.inputs.texts import to_text
 from boring_assets.errors import StorageError
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root, check_readable, open_root
 
+_READERS = 16
 _NAME = "pictures-{:05}.parquet"
 _SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("key", "url", "caption")])
 """Key and URL of a row are the picture's path below the folder; its caption is the `.txt` beside it."""
@@ -63,12 +65,9 @@ def _known(folder: Root) -> tuple[set[str], int]:
     """Returns the pictures of existing lists, and the number of the next list."""
     found: set[str] = set()
     number = 0
-    while folder.fs.isfile(path := f"{folder.path}/{_NAME.format(number)}"):
-        try:
-            with folder.fs.open(path, "rb") as file:
-                found.update(pq.read_table(file, columns=["key"]).column(0).to_pylist())
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise storage_error(error, f"{folder.uri}/{_NAME.format(number)}", "read") from error
+    while folder.fs.isfile(f"{folder.path}/{(name := _NAME.format(number))}"):
+        with folder.open(name) as file:
+            found.update(pq.read_table(file, columns=["key"]).column(0).to_pylist())
         number += 1
     return found, number
 
@@ -76,7 +75,7 @@ def _known(folder: Root) -> tuple[set[str], int]:
 def _walk(folder: Root) -> Iterator[tuple[str, str]]:
     """Yields the path of each picture, and of the `.txt` beside it or an empty text."""
     start = len(folder.path.rstrip("/")) + 1
-    try:
+    with storage_errors(folder.uri, "list"):
         for parent, folders, files in folder.fs.walk(folder.path, topdown=True):
             folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
             below = f"{parent.rstrip('/')}/"[start:]
@@ -90,17 +89,14 @@ def _walk(folder: Root) -> Iterator[tuple[str, str]]:
                     continue  # the engine refuses such paths, and parquet such texts
                 text = f"{stem}.txt"
                 yield posixpath.join(below, name), posixpath.join(below, text) if text in there else ""
-    except Exception as error:
-        raise storage_error(error, folder.uri, "list") from error
 
 
 def _captions(folder: Root, texts: set[str]) -> dict[str, str | None]:
-    found = {}
-    for text in texts:
-        try:
+    """Returns the captions in some text files, by path; None where a file is empty or not UTF-8."""
+
+    def read(text: str) -> tuple[str, str | None]:
+        with storage_errors(f"{folder.uri}/{text}", "read"):
             data = folder.fs.cat_file(f"{folder.path}/{text}", start=0, end=MAX_TEXT_BYTES)
-        except Exception as error:
-            raise storage_error(error, f"{folder.uri}/{text}", "read") from error
-        caption = to_text(data)
-        found[text] = caption.strip() if caption else None
-    return found
+        return text, (to_text(data) or "").strip() or None
+
+    return dict(in_parallel(texts, read, _READERS))

@@ -19,7 +19,7 @@ from boring_assets.errors import RunError, SettingsError, ShardError, StorageErr
 from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
 from boring_assets.output.derived import DERIVED
-from boring_assets.output.files import EMBEDDINGS, FAILURES, file_keys
+from boring_assets.output.files import file_keys
 from boring_assets.output.merging import (
     IDENTIFYING,
     CommittedRows,
@@ -35,6 +35,7 @@ from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
 from boring_assets.wording import plain, printable, some
 from partitions.discovery import Discovery
+from partitions.own_files import EMBEDDINGS, FAILURES
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 

@@ -205,7 +205,7 @@ def near_duplicates(**options: Any) -> None:
     run_to_the_end(settings, INDEX_JOB)
     run_to_the_end(settings, DUPLICATES_JOB)
     root = EmbeddingsIOManager.from_settings(settings).root()
-    with root.fs.open(f"{root.path}/{NAME}", "rb") as file:
+    with root.open(NAME) as file:
         found = pl.read_parquet(file)
     exact = (found["kind"] == "exact").sum()
     click.echo(f"{some(found['group'].n_unique(), 'group')} of {some(len(found), 'image')}, {exact:,} exact.")

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from boring_assets.errors import StorageError
 from boring_assets.output.schema import read_facts
-from boring_assets.search.lance import TABLE, connect, open_table, quote, storage_errors
+from boring_assets.search.lance import TABLE, connect, index_errors, open_table, quote
 from boring_assets.search.rows import (
     OWN,
     VECTOR,
@@ -100,7 +100,7 @@ def update_index(
         _drop_columns(root, table, footers)
     if done.added or done.removed or done.rebuilt:
         _write(root, table, lambda: _optimize(table, say))
-    with storage_errors(root, "read"):
+    with index_errors(root, "read"):
         done.rows = table.count_rows()
     return done
 
@@ -132,7 +132,7 @@ def _loads(root: Root, table: Any) -> dict[str, set[str]]:
     """Returns the loads of each partition in the table."""
     loads: dict[str, set[str]] = defaultdict(set)
     columns = ["partition", "load"]
-    with storage_errors(root, "read"):
+    with index_errors(root, "read"):
         for batch in table.search().select(columns).to_batches(_SCANNED):
             pairs = pa.table(batch).group_by(columns).aggregate([])
             for partition, load in zip(*(pairs[name].to_pylist() for name in columns), strict=True):
@@ -190,7 +190,7 @@ def _create(root: Root, footers: dict[str, Footers]) -> Any:
     about = {name: facts.get(name) for name in ("model", "pretrained", "weights_digest", "dim")}
     about["rows"] = _ROWS
     schema = schema_of(widest(each.kinds for each in same), facts, json.dumps(about).encode())
-    with storage_errors(root, "write"):
+    with index_errors(root, "write"):
         return connect(root).create_table(TABLE, schema=schema, mode="overwrite")
 
 
@@ -233,7 +233,7 @@ def _remove(root: Root, table: Any, superfluous: dict[str, str], done: Update) -
 
 def _write(root: Root, table: Any, work: Callable[[], object]) -> None:
     """Commits to the table, and tries again after a conflict with another update."""
-    with storage_errors(root, "write"):
+    with index_errors(root, "write"):
         for left in reversed(range(_TRIES)):
             try:
                 work()

@@ -2,12 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from boring_assets.errors import SettingsError
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def open_table(root: Root) -> Any:
         SettingsError: LanceDB is not installed, or does not support the storage.
         StorageError: It cannot be read.
     """
-    with storage_errors(root, "read"):
+    with index_errors(root, "read"):
         try:
             return connect(root).open_table(TABLE)
         except ValueError as error:
@@ -107,10 +106,6 @@ def quote(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-@contextmanager
-def storage_errors(root: Root, doing: str) -> Iterator[None]:
+def index_errors(root: Root, doing: str) -> AbstractContextManager[None]:
     """Raises LanceDB's errors as a StorageError that names the index."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        raise storage_error(error, f"{root.uri}/{FOLDER}", doing) from error
+    return storage_errors(f"{root.uri}/{FOLDER}", doing, (OSError, RuntimeError, ValueError))

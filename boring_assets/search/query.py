@@ -17,7 +17,7 @@ from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
 from boring_assets.search.index import has_vector_index, model_of
-from boring_assets.search.lance import open_table, quote, storage_errors
+from boring_assets.search.lance import index_errors, open_table, quote
 from boring_assets.search.pictures import picture_limits
 from boring_assets.search.rows import VECTOR
 from boring_assets.settings import Settings
@@ -89,7 +89,7 @@ class Searcher:
 
     def refresh(self) -> None:
         """Opens the latest version of the index; without this, searches use the version that was opened."""
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             self._table.checkout_latest()
 
     @property
@@ -99,7 +99,7 @@ class Searcher:
 
     def count(self) -> int:
         """Returns the number of rows."""
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             return int(self._table.count_rows())
 
     @property
@@ -112,7 +112,7 @@ class Searcher:
 
         With a condition in LanceDB's SQL, they come in the order of the index.
         """
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             if where:
                 asked = self._table.search().where(where).limit(limit).offset(offset)
             else:
@@ -141,7 +141,7 @@ class Searcher:
         """
         if column not in self.columns:
             raise SettingsError(f"There is no column {column!r}. The columns are {', '.join(self.columns)}.")
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             values = self._table.search().select([column]).limit(_COUNTED).to_arrow()[column].drop_null()
         counts = values.value_counts().to_pylist()
         ordered = sorted(counts, key=lambda pair: -pair["counts"])
@@ -191,7 +191,7 @@ class Searcher:
         return np.array(found[VECTOR][0].as_py(), np.float32)
 
     def _find(self, where: str, what: str) -> pa.Table:
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             found = self._table.search().where(where).limit(2).to_arrow()
         if not found.num_rows:
             raise SettingsError(f"There is no picture with {what} in the index.")
@@ -229,7 +229,7 @@ class Searcher:
     @contextmanager
     def _reading(self, where: str) -> Iterator[None]:
         try:
-            with storage_errors(self._root, "read"):
+            with index_errors(self._root, "read"):
                 yield
         except StorageError as error:
             if where and isinstance(error.__cause__, ValueError):

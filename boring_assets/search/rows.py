@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from boring_assets.engine.inputs.image_values import is_binary
 from boring_assets.errors import StorageError
 from boring_assets.output.derived import Derived, derived_schema, read_derived
-from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
+from boring_assets.output.files import file_versions
 from boring_assets.output.schema import META_PREFIX, METADATA_KEY, ROW, input_rows, read_facts
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root
+from partitions.own_files import EMBEDDINGS, FAILURES
 from partitions.shards import uri_of
 
 OWN = (
@@ -92,14 +93,11 @@ def read_footers(root: Root, key: str, derived: Iterable[str]) -> Footers:
         StorageError: One cannot be read, or this project did not write it.
     """
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
-    try:
-        with root.fs.open(f"{root.path}/{path}", "rb") as file:
-            schema = pq.read_schema(file)
-            facts = read_facts(schema.metadata)
-            if not {"weights_digest", "dim"} <= facts.keys():
-                raise ValueError("its metadata does not name the model that it was embedded with")
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{path}", "read") from error
+    with root.open(path) as file:
+        schema = pq.read_schema(file)
+        facts = read_facts(schema.metadata)
+        if not {"weights_digest", "dim"} <= facts.keys():
+            raise ValueError("its metadata does not name the model that it was embedded with")
     columns = columns_of(schema)
     more = {each.name: _kind(each.type) for each in derived_schema(root, derived, facts)}
     kinds = columns.kinds | {name: kind for name, kind in more.items() if kind is not None}
@@ -183,8 +181,8 @@ def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[
     """
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
     notes: dict[str, str] = {}
-    try:
-        with root.fs.open(f"{root.path}/{path}", "rb") as file:
+    with storage_errors(f"{root.uri}/{path}", "read"):
+        with root.open(path) as file:
             table = pq.read_table(file)
         count, columns = table.num_rows, columns_of(table.schema)
         rows = read_input_rows(root, key, table)
@@ -208,10 +206,6 @@ def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[
             if name in schema.names
         }
         return pa.table(in_order(schema, count, own, derived, further, plain), schema=schema), notes
-    except StorageError:
-        raise
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{path}", "read") from error
 
 
 def in_order(fields: Iterable[pa.Field], count: int, *sources: Mapping[str, Any]) -> list[Any]:
