@@ -1,7 +1,6 @@
-"""The command line `boring-assets`. A command is a module of `boring_assets.commands`, imported when called.
+"""The command line `boring-assets`. Each section of its help is a module of `boring_assets.commands`.
 
-Exit codes: 0 done; 1 error, what was committed stays; 2 wrong usage; 3 some shards failed, the others are
-committed; 4 (`status`, `verify`, `prune`) there is work to do; 130 interrupted, what was committed stays.
+The modules are imported when one of their commands is called.
 """
 
 import multiprocessing
@@ -46,7 +45,7 @@ GROUPS = {
         "cost": "Estimate hours, cost and storage for a number of images",
     },
 }
-"""The commands by section of the help; `near-duplicates` is the function and module `near_duplicates`."""
+"""The commands by section; `near-duplicates` is the function `near_duplicates` of the module `search`."""
 
 _EXIT_CODES = (
     "Exit codes: 0 done, 1 error, 2 wrong usage, 3 some shards failed, 4 there is work to do (status, "
@@ -62,11 +61,12 @@ class _Commands(click.Group):
         return [name for commands in GROUPS.values() for name in commands]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        function = cmd_name.replace("-", "_")
-        command: click.Command = getattr(import_module(f"boring_assets.commands.{function}"), function)
-        return command
+        for section, commands in GROUPS.items():
+            if cmd_name in commands:
+                module = import_module(f"boring_assets.commands.{section.lower()}")
+                command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+                return command
+        return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, commands in GROUPS.items():

@@ -85,8 +85,8 @@ class Dataset:
 
 def materializations(
     instance: dg.DagsterInstance, asset: dg.AssetKey, *, after: int | None = None, since: float | None = None
-) -> Iterator[dg.EventLogRecord]:
-    """Yields the records of an asset's materializations, the oldest first.
+) -> Iterator[tuple[dg.EventLogRecord, dict[str, Any]]]:
+    """Yields the records of an asset's materializations with their metadata, the oldest first.
 
     Args:
         instance: Dagster's instance.
@@ -98,7 +98,9 @@ def materializations(
     cursor, more = None, True
     while more:
         page = instance.fetch_materializations(wanted, limit=1000, cursor=cursor, ascending=True)
-        yield from page.records
+        for record in page.records:
+            event = record.asset_materialization
+            yield record, {name: value.value for name, value in event.metadata.items()} if event else {}
         cursor, more = page.cursor, page.has_more
 
 

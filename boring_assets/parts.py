@@ -18,7 +18,7 @@ from boring_assets.output.origin import is_same, origin_of
 from boring_assets.output.state import Json, locked, read_json, update_json
 from boring_assets.settings import Settings
 from boring_assets.shard_states import add_partitions, prepare_pool
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import open_root
 from partitions.discovery import Discovery
 from partitions.own_files import PARTS
@@ -70,10 +70,8 @@ def read_parts(settings: Settings) -> list[Json]:
     if not settings.output_dir:
         return []
     root = open_root(settings.output_dir)
-    try:
+    with storage_errors(f"{root.uri}/{PARTS}", "read"):
         return list(read_json(root, PARTS).get("parts", []))
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{PARTS}", "read") from error
 
 
 def register_shards(instance: dg.DagsterInstance, found: Discovery, settings: Settings) -> list[str]:
@@ -97,8 +95,10 @@ def _check_input(instance: dg.DagsterInstance, settings: Settings) -> None:
     """
     dataset, uri = Dataset.from_settings(settings), open_root(settings.input_dir).uri
     cursor = f"boring_assets/input/{dataset.shards.name}"
-    before = instance.daemon_cursor_storage.get_cursor_values({cursor}).get(cursor, uri)
-    if not is_same(before, uri):
+    before = instance.daemon_cursor_storage.get_cursor_values({cursor}).get(cursor)
+    if before == uri:
+        return
+    if before and not is_same(before, uri):
         moved = origin_of(open_root(settings.output_dir)).includes(before, earlier=True)
         if not moved and any(part.keys(instance) for part in get_parts(settings)):
             raise SettingsError(
@@ -133,11 +133,9 @@ def register_keys(instance: dg.DagsterInstance, keys: Sequence[str], settings: S
             add_partitions(instance, dataset.of_part(number), more)
         parts = [[*old, *more] for old, more in zip_longest(parts, added, fillvalue=())]
         facts = [{"shards": len(one), "first": min(one), "last": max(one)} if one else {} for one in parts]
-        try:
+        with storage_errors(f"{root.uri}/{PARTS}", "write"):
             if facts:
                 update_json(root, PARTS, lambda before: _note(before, facts), indent=1)
-        except Exception as error:
-            raise storage_error(error, f"{root.uri}/{PARTS}", "write") from error
     return new
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root
 from boring_assets.tiny.pictures import all_combinations, draw
@@ -130,11 +130,9 @@ def upload_sample_data(
         with tempfile.TemporaryDirectory() as folder:
             write_sample_data(Path(folder), 1, samples_per_shard, layout, first_shard=number, **options)
             stats = f"{number:05d}_stats.json"
-            try:
+            with storage_errors(f"{root.uri}/{stats}", "write"):
                 if root.fs.exists(f"{root.path}/{stats}"):  # it marks a shard as complete
                     root.fs.rm_file(f"{root.path}/{stats}")
-            except Exception as error:
-                raise storage_error(error, f"{root.uri}/{stats}", "write") from error
             files = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != stats)
             for path in (*files, Path(folder, stats)):
                 write_bytes(root, path.relative_to(folder).as_posix(), path.read_bytes())

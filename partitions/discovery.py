@@ -17,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.samples import USUAL_NAMES, ColumnNames, Shard
 from boring_assets.errors import ShardError, StorageError
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_error, storage_errors
 from boring_assets.storage.root import Root, check_readable
 from boring_assets.wording import printable
 from partitions.listing import File, file_of, list_files, local_file
@@ -249,7 +249,7 @@ def _list(root: Root) -> _Listing:
             f"{root.uri} lies in {output}, which is an output of boring_assets, not an input. Give the "
             "folder or bucket prefix that holds the shards."
         )
-    try:
+    with storage_errors(root.uri, "list"):
         for path, file in list_files(root, is_wanted, refuse):
             if is_marker(path):
                 markers.append(path)
@@ -257,8 +257,6 @@ def _list(root: Root) -> _Listing:
                 listing.finished.add(path.removesuffix(_STATS))
             elif path != root.path:  # a root that is a file; some storages answer an empty folder with itself
                 listing.files[path] = file
-    except Exception as error:
-        raise storage_error(error, root.uri, "list") from error
     if not listing.files:
         check_readable(root)
     own = own_files(listing.files, markers)

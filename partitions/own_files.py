@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root
 
 OUTPUT_MARKER = ".boring_assets.json"
@@ -79,11 +79,9 @@ def output_around(root: Root, path: str) -> str:
     for part in _PARTS:
         for at in _places(f"{path}/", part):
             output = path[:at]
-            try:
+            with storage_errors(root.uri, "read"):
                 if root.fs.exists(f"{output}/{OUTPUT_MARKER}") or (
                     root.fs.exists(f"{output}/{EMBEDDINGS}") and root.fs.exists(f"{output}/{FAILURES}")
                 ):
                     return output
-            except Exception as error:
-                raise storage_error(error, root.uri, "read") from error
     return ""

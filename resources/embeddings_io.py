@@ -15,7 +15,7 @@ import pyarrow as pa
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.errors import SettingsError, ShardError, StorageError
 from boring_assets.output.commit import write_pair
-from boring_assets.output.files import EMBEDDINGS, FAILURES, committed_facts, file_keys, to_parquet
+from boring_assets.output.files import committed_facts, file_keys, to_parquet
 from boring_assets.output.identity import differences, find_other_models, identity, is_all_of
 from boring_assets.output.origin import check_input, claim
 from boring_assets.output.schema import (
@@ -29,6 +29,7 @@ from boring_assets.output.schema import (
 from boring_assets.settings import Settings
 from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root, check_writable, open_root
+from partitions.own_files import EMBEDDINGS, FAILURES
 from partitions.shards import SUFFIX, uri_of
 from resources.defaults import config_field, resource_from_settings
 

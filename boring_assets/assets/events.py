@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from boring_assets.datasets import Dataset
 from boring_assets.engine.samples import Shard
-from boring_assets.output.files import FAILURES
 from boring_assets.secrets import without_secrets
 from boring_assets.shard_states import data_version
 from boring_assets.tags import DATA_VERSION_TAG
+from partitions.own_files import FAILURES
 from resources.embeddings_io import EmbeddingsIOManager
 
 _PREVIEW_ROWS = 5

@@ -35,7 +35,7 @@ from boring_assets.output.files import committed_facts
 from boring_assets.output.merging import CommittedRows, read_committed, vectors_of
 from boring_assets.output.schema import ROW
 from boring_assets.settings import Settings
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root, open_root
 from boring_assets.wording import first_of
 from partitions.own_files import LABELS
@@ -151,18 +151,13 @@ class Labeller:
 
 def _read(uri: str) -> bytes:
     root = open_root(uri)
-    try:
+    with storage_errors(root.uri, "read"):
         return bytes(root.fs.cat_file(root.path))
-    except Exception as error:
-        raise storage_error(error, root.uri, "read") from error
 
 
 def _read_table(root: Root, path: str) -> pa.Table:
-    try:
-        with root.fs.open(f"{root.path}/{path}", "rb") as file:
-            return pq.read_table(file)
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{path}", "read") from error
+    with root.open(path) as file:
+        return pq.read_table(file)
 
 
 def _digest(head: HeadSettings, data: bytes) -> str:

@@ -8,9 +8,9 @@ import dagster as dg
 
 from boring_assets.datasets import UNNAMED, Dataset
 from boring_assets.errors import SettingsError
-from boring_assets.output.files import EMBEDDINGS
 from boring_assets.output.identity import differences, find_other_models, identity, is_all_of
 from boring_assets.tags import BACKFILL_TAG, REDO_TAG
+from partitions.own_files import EMBEDDINGS
 from resources.embeddings_io import EmbeddingsIOManager
 
 

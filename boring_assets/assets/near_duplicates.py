@@ -16,7 +16,7 @@ from boring_assets.engine.samples import Failure
 from boring_assets.errors import StorageError
 from boring_assets.output.files import write_table
 from boring_assets.search.duplicates import FILE, find_duplicates
-from boring_assets.search.lance import FOLDER, open_table, storage_errors
+from boring_assets.search.lance import FOLDER, index_errors, open_table
 from boring_assets.search.pictures import Pictures
 from boring_assets.settings import Settings
 from resources.clip import ClipResource
@@ -53,7 +53,7 @@ def define_near_duplicates(settings: Settings, dataset: Dataset) -> dg.AssetsDef
             table = open_table(root)
             if table is None:
                 raise StorageError(f"There is no index below {root.uri}. Materialize embedding_index first.")
-            with storage_errors(root, "read"):
+            with index_errors(root, "read"):
                 found = find_duplicates(table, threshold, digest if source.input_dir else None)
             write_table(root, FILE, found)
         return dg.MaterializeResult(

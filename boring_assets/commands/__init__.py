@@ -1,1 +1,1 @@
-"""The commands of `boring-assets`, one module each, and what they share."""
+"""The commands of `boring-assets`: a module for each section of its help, and what they call."""

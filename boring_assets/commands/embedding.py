@@ -3,6 +3,7 @@
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -10,24 +11,34 @@ import dagster as dg
 from rich.console import Console
 
 from boring_assets.commands.parallel import Share, run_in_workers
-from boring_assets.commands.progress_bar import ProgressBar, count_rows
-from boring_assets.commands.redoing import find_other_weights
-from boring_assets.commands.report import Summary, describe_model, print_left_out, print_summary
+from boring_assets.commands.report import (
+    ProgressBar,
+    Summary,
+    count_rows,
+    describe_model,
+    print_left_out,
+    print_summary,
+)
 from boring_assets.commands.runs import Outcome, run_range
 from boring_assets.commands.sharing import ranges_left
 from boring_assets.datasets import materializations
+from boring_assets.engine.model.precision import pick_device, pick_precision
 from boring_assets.engine.results import Progress
+from boring_assets.engine.samples import Shard
 from boring_assets.errors import RunError, SettingsError, StorageError
 from boring_assets.instance.homes import open_instance
 from boring_assets.live_runs import fail_dead_runs
+from boring_assets.output.identity import find_other_models, identity
 from boring_assets.output.totals import refresh_totals
 from boring_assets.parts import get_parts, register_shards
 from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states
 from boring_assets.storage.root import check_readable
+from boring_assets.storage.weights import find_model_files
 from boring_assets.tags import REDO_TAG
 from boring_assets.wording import first_of, some
 from partitions.discovery import Discovery
+from partitions.own_files import EMBEDDINGS
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
@@ -56,31 +67,43 @@ def embed_all(
         KeyboardInterrupt: The command was interrupted; what was committed before stays.
     """
     console = console or Console(highlight=False)
-    embeddings = EmbeddingsIOManager.from_settings(settings)
-    with open_dataset(settings, embeddings) as (instance, found, states):
+    with open_dataset(settings) as dataset:
+        states = dataset.states
         if redo:
-            find_other_weights(states, settings, embeddings)
+            _find_other_weights(dataset)
         wanted = [key for key in _choose(states, settings, redo=redo) if only is None or key in only]
-        print_left_out(console, states, found)
+        print_left_out(console, states, dataset.found)
         if not wanted:
-            refresh_totals(embeddings.root())  # a run that was killed at its end has not
+            refresh_totals(dataset.embeddings.root())  # a run that was killed at its end has not
             done = len(states.keys((State.DONE,)))
-            rest = "" if done == len(states.shards) + len(found.growing) else " else"
+            rest = "" if done == len(states.shards) + len(dataset.found.growing) else " else"
             console.print(f"Nothing{rest} to do: {some(done, 'shard')} embedded already.")
             return Summary()
-        shards = [states.shards[key] for key in wanted]
-        with ProgressBar(console, shards, settings.max_samples, progress) as bar:
-            tags = {REDO_TAG: "true"} if redo else {}
-            summary = run_shards(settings, instance, states, wanted, bar, tags)
+        tags = {REDO_TAG: "true"} if redo else {}
+        with ProgressBar(console, dataset.shards(wanted), settings.max_samples, progress) as bar:
+            summary = run_shards(dataset, wanted, bar, tags)
     print_summary(console, settings, summary)
     return summary
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A dataset whose new shards are registered: what its input holds, and each shard's state."""
+
+    settings: Settings
+    embeddings: EmbeddingsIOManager
+    instance: dg.DagsterInstance
+    found: Discovery
+    states: ShardStates
+
+    def shards(self, keys: list[str]) -> list[Shard]:
+        """Returns the shards of some partitions."""
+        return [self.states.shards[key] for key in keys]
+
+
 @contextmanager
-def open_dataset(
-    settings: Settings, embeddings: EmbeddingsIOManager
-) -> Iterator[tuple[dg.DagsterInstance, Discovery, ShardStates]]:
-    """Registers the new shards; yields Dagster's instance, what the input holds, and each shard's state.
+def open_dataset(settings: Settings) -> Iterator[Opened]:
+    """Registers the new shards, and yields the dataset.
 
     Before and after, runs whose process was killed are marked as failed: they would count as running.
 
@@ -88,7 +111,7 @@ def open_dataset(
         StorageError: The input cannot be read or holds no complete shard, or the output cannot be written.
         SettingsError: The output belongs to another input.
     """
-    source = ShardSource.from_settings(settings)
+    source, embeddings = ShardSource.from_settings(settings), EmbeddingsIOManager.from_settings(settings)
     check_readable(source.root())
     found = source.discover()
     if not found.shards:
@@ -98,10 +121,40 @@ def open_dataset(
     fail_dead_runs(instance)
     register_shards(instance, found, settings)
     version, parts = settings.embedding_version(), get_parts(settings)
+    states = get_shard_states(instance, found, version, embeddings.committed, parts)
     try:
-        yield instance, found, get_shard_states(instance, found, version, embeddings.committed, parts)
+        yield Opened(settings, embeddings, instance, found, states)
     finally:
         fail_dead_runs(instance)
+
+
+def present_model(settings: Settings) -> dict[str, Any]:
+    """Returns digest, preprocess and precision of the model for a run here; loads it on the CPU.
+
+    Raises:
+        ModelError: It cannot be loaded, or there is no such device.
+        StorageError: Its files cannot be fetched.
+    """
+    model = find_model_files(settings.model, settings.pretrained, settings.weights_sha256).load()
+    device = pick_device(settings.device.partition(",")[0])
+    precision = pick_precision(settings.precision, device)
+    facts = {"weights_digest": model.digest, "preprocess": vars(model.preprocess), "precision": precision}
+    return {name: identity(facts)[name] for name in facts}
+
+
+def _find_other_weights(dataset: Opened) -> None:
+    """Marks the finished partitions that another model embedded as embedded with other settings."""
+    done = dataset.states.keys((State.DONE,))
+    if not done:
+        return
+    mine = present_model(dataset.settings)
+
+    def same(facts: Mapping[str, Any]) -> bool:
+        theirs = identity(facts)
+        return all(theirs[name] == value for name, value in mine.items())
+
+    others = find_other_models(dataset.embeddings.root(), EMBEDDINGS, done, same)
+    dataset.states.states.update({key: State.OTHER_SETTINGS for key, _ in others})
 
 
 def _choose(states: ShardStates, settings: Settings, *, redo: bool) -> list[str]:
@@ -125,27 +178,15 @@ def _choose(states: ShardStates, settings: Settings, *, redo: bool) -> list[str]
     return chosen
 
 
-def run_shards(
-    settings: Settings,
-    instance: dg.DagsterInstance,
-    states: ShardStates,
-    wanted: list[str],
-    bar: ProgressBar,
-    tags: Mapping[str, str],
-) -> Summary:
-    """Runs the job over some partitions, and returns what was committed.
+def run_shards(dataset: Opened, wanted: list[str], bar: ProgressBar, tags: Mapping[str, str]) -> Summary:
+    """Runs the job over some partitions, in Dagster's order, and returns what was committed.
 
-    Args:
-        settings: Input, output, model and the rest.
-        instance: Dagster's instance.
-        states: The state of each shard.
-        wanted: Keys of the partitions, in Dagster's order.
-        bar: Shows the progress.
-        tags: Further tags of the runs, such as `REDO_TAG`.
+    The runs get the tags too, such as `REDO_TAG`.
 
     Raises:
         RunError: A run failed; what was committed before stays.
     """
+    settings, instance, states = dataset.settings, dataset.instance, dataset.states
     started = time.monotonic()
     before = instance.event_log_storage.get_maximum_record_id() or 0
     workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
@@ -153,7 +194,7 @@ def run_shards(
         shares = _shares(states, wanted, workers, settings.partitions_per_run)
         outcomes = run_in_workers(shares, bar.counts, tags)
     else:
-        outcomes = list(_run_here(settings, instance, states, wanted, bar, tags, before))
+        outcomes = list(_run_here(dataset, wanted, bar, tags, before))
     summary = _summarize(instance, states, before, {outcome.run_id for outcome in outcomes})
     summary.seconds = time.monotonic() - started
     for outcome in outcomes:
@@ -165,18 +206,13 @@ def run_shards(
 
 
 def _run_here(
-    settings: Settings,
-    instance: dg.DagsterInstance,
-    states: ShardStates,
-    wanted: list[str],
-    bar: ProgressBar,
-    tags: Mapping[str, str],
-    since: int,
+    dataset: Opened, wanted: list[str], bar: ProgressBar, tags: Mapping[str, str], since: int
 ) -> Iterator[Outcome]:
     """Runs one range after another in this process, where the model stays loaded."""
+    settings, instance = dataset.settings, dataset.instance
     mine: set[str] = set()
     chosen, most = set(wanted), settings.partitions_per_run
-    for part, order in states.by_part():
+    for part, order in dataset.states.by_part():
         for first, last in ranges_left(instance, part, order, chosen, most, since, mine):
             left = settings.max_samples - bar.done if settings.max_samples else 0
             if settings.max_samples and left <= 0:
@@ -203,11 +239,9 @@ def _summarize(instance: dg.DagsterInstance, states: ShardStates, since: int, ru
     """Adds up what some runs have committed; another command line may run beside this one."""
     summary = Summary()
     for part, _ in states.parts:
-        for record in materializations(instance, part.embeddings, after=since):
-            event = record.asset_materialization
-            if event is None or record.run_id not in runs:
+        for record, metadata in materializations(instance, part.embeddings, after=since):
+            if record.run_id not in runs:
                 continue
-            metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
             summary.shards += 1
             summary.rows += metadata["rows"]
             summary.embedded += metadata["embedded"]

@@ -1,7 +1,6 @@
 """Selects the rows of an export: by a condition, and without near duplicates."""
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,11 +34,9 @@ class Condition:
     """
 
     def __init__(self, where: str, schema: pa.Schema) -> None:
-        """Parses the condition; see https://docs.pola.rs/api/python/stable/reference/sql.
+        """Parses SQL such as `aesthetic > 5 AND label = 'dog'`.
 
-        Args:
-            where: The SQL, e.g. `aesthetic > 5 AND label = 'dog'`.
-            schema: The columns, without the embeddings.
+        See https://docs.pola.rs/api/python/stable/reference/sql.
 
         Raises:
             SettingsError: It is not a condition over these columns.
@@ -74,35 +71,22 @@ class Condition:
         return np.broadcast_to(found, batch.num_rows)
 
 
-class Groups:
-    """The groups of near duplicates; the first row of each group is kept."""
+def read_groups(root: Root) -> dict[str, dict[tuple[int, str | None], int]]:
+    """Returns the group of each near duplicate by partition, then by row and key.
 
-    def __init__(self, root: Root) -> None:
-        """Reads `near_duplicates.parquet`.
-
-        Raises:
-            StorageError: There is no such file, or it cannot be read.
-        """
-        try:
-            with root.fs.open(f"{root.path}/{FILE}", "rb") as file:
-                table = pq.read_table(file, columns=["group", "partition", ROW, "key"])
-        except FileNotFoundError as error:
-            raise StorageError(
-                f"There is no {FILE} below {root.uri}. Find them first: boring-assets near-duplicates."
-            ) from error
-        except Exception as error:
-            raise storage_error(error, f"{root.uri}/{FILE}", "read") from error
-        self._groups: dict[str, dict[tuple[int, str | None], int]] = {}
-        for each in table.to_pylist():
-            self._groups.setdefault(each["partition"], {})[each[ROW], each["key"]] = each["group"]
-        self._seen: set[int] = set()
-
-    def of(self, partition: str) -> Mapping[tuple[int, str | None], int]:
-        """Returns the group of each row of a partition that is in a group, by row and key."""
-        return self._groups.get(partition, {})
-
-    def is_first(self, group: int) -> bool:
-        """Returns whether this is the first call for a group."""
-        first = group not in self._seen
-        self._seen.add(group)
-        return first
+    Raises:
+        StorageError: There is no `near_duplicates.parquet`, or it cannot be read.
+    """
+    try:
+        with root.fs.open(f"{root.path}/{FILE}", "rb") as file:
+            table = pq.read_table(file, columns=["group", "partition", ROW, "key"])
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"There is no {FILE} below {root.uri}. Find them first: boring-assets near-duplicates."
+        ) from error
+    except Exception as error:
+        raise storage_error(error, f"{root.uri}/{FILE}", "read") from error
+    groups: dict[str, dict[tuple[int, str | None], int]] = {}
+    for each in table.to_pylist():
+        groups.setdefault(each["partition"], {})[each[ROW], each["key"]] = each["group"]
+    return groups

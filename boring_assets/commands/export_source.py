@@ -10,45 +10,34 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.commands.export_selection import Condition, Groups
+from boring_assets.commands.export_selection import Condition, read_groups
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.output.derived import Derived, derived_schema, read_derived
-from boring_assets.output.files import EMBEDDINGS, FAILURES
-from boring_assets.output.schema import ROW, input_rows, read_facts
-from boring_assets.storage.errors import storage_error
+from boring_assets.output.schema import ROW, read_facts
+from boring_assets.search.rows import in_order, read_input_rows
+from boring_assets.storage.errors import storage_error, storage_errors
 from boring_assets.storage.root import Root
-from partitions.own_files import is_marker
+from partitions.own_files import EMBEDDINGS, is_marker
 
 _BATCH_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class Part:
-    """One committed partition.
-
-    Attributes:
-        key: Its partition key.
-        path: Path of its embeddings file.
-        rows: Its rows that are exported.
-        schema: Columns of its embeddings file.
-        derived: Columns of its labels and scores.
-        chosen: Packed bits, which of its rows are exported; None is all.
-    """
+    """One committed partition."""
 
     key: str
-    path: str
-    rows: int
-    schema: pa.Schema
-    derived: pa.Schema
-    chosen: np.ndarray | None = None
+    path: str  # of its embeddings file
+    rows: int  # that are exported
+    schema: pa.Schema  # of its embeddings file
+    derived: pa.Schema  # columns of its labels and scores
+    chosen: np.ndarray | None = None  # packed bits, which of its rows are exported; None is all
 
 
 class Export:
     """An output to read from and a place to write to.
 
     Attributes:
-        output: The output.
-        dest: Where to.
         parts: The partitions that have rows to export.
         rows: Rows to export.
         of_rows: Rows of the output.
@@ -62,11 +51,7 @@ class Export:
     ) -> None:
         """Reads every committed file's footer, and the columns that the condition is about.
 
-        Args:
-            output: The output to export.
-            dest: Where to; must hold nothing yet.
-            where: A condition in SQL; only rows that fulfil it are exported.
-            no_near_duplicates: Export only one row of each group of near duplicates.
+        The arguments are those of `export_all`.
 
         Raises:
             StorageError: Nothing is committed, it cannot be read, or `dest` is not empty.
@@ -92,7 +77,7 @@ class Export:
         kind = self.schema.field("embedding").type.value_type
         self.dtype = np.dtype(kind.to_pandas_dtype()).newbyteorder("<")
         if where or no_near_duplicates:
-            self._select(where, Groups(output) if no_near_duplicates else None)
+            self._select(where, no_near_duplicates)
         self.rows = sum(part.rows for part in self.parts)
 
     def _part(self, path: str) -> Part:
@@ -106,8 +91,9 @@ class Export:
             own, derived = (self._schemas.setdefault(each, each) for each in schemas)
             return Part(key, path, parquet.metadata.num_rows, own, derived)
 
-    def _select(self, where: str, groups: Groups | None) -> None:
+    def _select(self, where: str, no_near_duplicates: bool) -> None:
         """Keeps the chosen rows of each part, and the parts that have any."""
+        groups = read_groups(self.output) if no_near_duplicates else {}
         columns = self.schema.remove(self.schema.get_field_index("embedding"))
         condition = Condition(where, columns) if where else None
         names = {*(condition.names if condition else ()), *((ROW, "key") if groups else ())}
@@ -115,7 +101,7 @@ class Export:
         def choose(part: Part) -> tuple[np.ndarray, list[tuple[int, int]]]:
             """Returns the rows that fulfil the condition, and the places and groups of near duplicates."""
             chosen, places, start = np.ones(part.rows, bool), [], 0
-            grouped = groups.of(part.key) if groups else {}
+            grouped = groups.get(part.key, {})
             for batch in self._read(part, names):
                 if condition:
                     chosen[start : start + batch.num_rows] = condition.holds(batch)
@@ -128,11 +114,12 @@ class Export:
 
         with ThreadPoolExecutor(8, "select") as pool:
             answers = pool.map(choose, self.parts)
-            parts = []
+            parts, seen = [], set()
             for part, (packed, places) in zip(self.parts, answers, strict=True):
                 chosen = np.unpackbits(packed, count=part.rows)
                 for at, group in places:
-                    chosen[at] = groups is not None and groups.is_first(group)
+                    chosen[at] = group not in seen
+                    seen.add(group)
                 if chosen.any():
                     parts.append(replace(part, rows=int(chosen.sum()), chosen=np.packbits(chosen)))
         if not parts:
@@ -174,6 +161,10 @@ class Export:
             if wanted.num_rows:
                 yield wanted
 
+    def read(self, part: Part) -> pa.Table:
+        """Returns a partition's rows that are exported, at once."""
+        return pa.Table.from_batches(self.batches(part), self.schema)
+
     def _read(self, part: Part, names: set[str]) -> Iterator[pa.RecordBatch]:
         """All of a partition's rows with some columns, in batches."""
         fields = [field for field in self.schema if field.name in names]
@@ -186,49 +177,30 @@ class Export:
             for batch in parquet.iter_batches(_BATCH_ROWS, columns=in_file):
                 count = batch.num_rows
                 own = {name: column.slice(start, count) for name, column in derived.items()}
-                own |= {
-                    "partition": pa.repeat(pa.scalar(part.key), count),
-                    ROW: rows.slice(start, count),
-                }
+                own |= {"partition": pa.repeat(pa.scalar(part.key), count), ROW: rows.slice(start, count)}
                 start += count
-                columns = []
-                for field in fields:
-                    if field.name in own:
-                        columns.append(own[field.name].cast(field.type))
-                    elif field.name in part.schema.names:
-                        columns.append(batch[field.name].cast(field.type))
-                    else:
-                        columns.append(pa.nulls(count, field.type))
+                in_batch = dict(zip(batch.schema.names, batch.columns, strict=True))
+                columns = in_order(fields, count, own, in_batch)
                 yield pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
     def _input_rows(self, part: Part) -> pa.Array:
         """Returns the input row of each of a partition's embeddings; nulls if it is lost."""
-        failed = None
-        names = [ROW] if ROW in part.schema.names else []
         with self._reading(part.path) as file:
-            embedded = pq.read_table(file, columns=names)
-        if not names:
-            path = part.path.replace(
-                f"{self.output.path}/{EMBEDDINGS}/", f"{self.output.path}/{FAILURES}/", 1
-            )
-            if self.output.fs.exists(path):
-                with self._reading(path) as file:
-                    failed = pq.read_table(file, columns=[ROW])
-        rows = input_rows(embedded, failed, read_facts(embedded.schema.metadata))
+            embedded = pq.read_table(file, columns=[ROW] if ROW in part.schema.names else [])
+            rows = read_input_rows(self.output, part.key, embedded)
         return pa.nulls(part.rows, pa.int64()) if rows is None else rows
 
-    def vectors(self, batch: pa.RecordBatch) -> bytes:
-        """A batch's embeddings as a C array of [rows, dim]."""
-        flat = batch["embedding"].flatten().to_numpy(zero_copy_only=False)
-        return np.ascontiguousarray(flat, self.dtype).tobytes()
+    def vectors(self, rows: pa.RecordBatch | pa.Table) -> np.ndarray:
+        """Returns the embeddings of some rows, [rows, dim]."""
+        column = rows["embedding"]
+        flat = (column.combine_chunks() if isinstance(rows, pa.Table) else column).flatten()
+        return flat.to_numpy(zero_copy_only=False).astype(self.dtype, copy=False).reshape(-1, self.dim)
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[IO[bytes]]:
-        try:
-            with self.output.fs.open(path, "rb") as file:
-                yield file
-        except (OSError, pa.ArrowException) as error:
-            raise storage_error(error, path, "read") from error
+        kinds = (OSError, pa.ArrowException)
+        with storage_errors(path, "read", kinds), self.output.fs.open(path, "rb") as file:
+            yield file
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
@@ -237,11 +209,12 @@ class Export:
         Raises:
             StorageError: It cannot be written.
         """
-        try:
-            with self.dest.fs.open(f"{self.dest.path}/{name}", "wb") as file:
-                yield file
-        except OSError as error:
-            raise storage_error(error, f"{self.dest.uri}/{name}", "write") from error
+        path = f"{self.dest.path}/{name}"
+        with (
+            storage_errors(f"{self.dest.uri}/{name}", "write", OSError),
+            self.dest.fs.open(path, "wb") as file,
+        ):
+            yield file
 
     @contextmanager
     def table(self, name: str, *, vectors: bool) -> Iterator[pq.ParquetWriter]:

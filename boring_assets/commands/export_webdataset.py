@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from boring_assets.commands.export_source import Export, Part
 from boring_assets.engine.decoding.limits import Limits, image_format
@@ -33,8 +32,6 @@ from resources.source import ShardSource
 
 _SAMPLES = 10_000
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
-
-
 _EXTENSIONS = {"JPEG": "jpg", "HEIF": "heic", "JPEG2000": "jp2"}
 _GONE = Failure(Reason.MISSING_IMAGE)
 
@@ -48,88 +45,80 @@ class _Sample:
     vector: np.ndarray
 
 
-class WebdatasetWriter:
-    """Reads the chosen images from their source shards, and writes them into new ones."""
+def to_webdataset(export: Export, settings: Settings) -> dict[str, int]:
+    """Reads the chosen images from their source shards, and writes them into new ones of 10,000 images.
 
-    def __init__(self, settings: Settings) -> None:
-        """Opens the input.
+    Returns:
+        How many rows were left out, by reason.
 
-        Raises:
-            SettingsError: No input is set.
-        """
-        self._source = ShardSource.from_settings(settings)
-        self._source.root()
-        self._limits = Limits(
-            bytes=settings.max_image_bytes,
-            shard_rows=settings.max_shard_rows,
-            shard_bytes=settings.max_shard_mb * 2**20,
-        )
+    Raises:
+        StorageError: A source shard has changed since it was embedded, or cannot be read.
+    """
+    left_out: Counter[str] = Counter()
+    keys: set[str] = set()
+    count = 0
+    with ExitStack() as shard:
+        for sample in _samples(export, settings):
+            if isinstance(sample.image, Failure):
+                left_out[sample.image.reason.value] += 1
+                continue
+            if count % _SAMPLES == 0:
+                shard.close()
+                file = shard.enter_context(export.writing(f"{count // _SAMPLES:05}.tar"))
+                tar = shard.enter_context(tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT))
+                keys.clear()
+            key = _unique_key(sample.columns.get("key"), count, keys)
+            for extension, data in _members(sample).items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            count += 1
+    return dict(left_out)
 
-    def write(self, export: Export) -> dict[str, int]:
-        """Writes shards of up to 10,000 images; returns how many rows were left out, by reason.
 
-        Raises:
-            StorageError: A source shard has changed since it was embedded, or cannot be read.
-        """
-        left_out: Counter[str] = Counter()
-        keys: set[str] = set()
-        count = 0
-        with ExitStack() as shard:
-            parts = (part for part in export.parts if part.rows)
-            for sample in (sample for part in parts for sample in self._samples(export, part)):
-                if isinstance(sample.image, Failure):
-                    left_out[sample.image.reason.value] += 1
-                    continue
-                if count % _SAMPLES == 0:
-                    shard.close()
-                    file = shard.enter_context(export.writing(f"{count // _SAMPLES:05}.tar"))
-                    tar = shard.enter_context(
-                        tarfile.open(fileobj=file, mode="w|", format=tarfile.PAX_FORMAT)
-                    )
-                    keys.clear()
-                key = _unique_key(sample.columns.get("key"), count, keys)
-                for extension, data in _members(sample).items():
-                    info = tarfile.TarInfo(f"{key}.{extension}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-                count += 1
-        return dict(left_out)
+def _samples(export: Export, settings: Settings) -> Iterator[_Sample]:
+    """Yields the chosen rows of each partition with their images, in the order of the source."""
+    source = ShardSource.from_settings(settings)
+    limits = Limits(
+        bytes=settings.max_image_bytes,
+        shard_rows=settings.max_shard_rows,
+        shard_bytes=settings.max_shard_mb * 2**20,
+    )
+    for part in export.parts:
+        if part.rows:
+            try:
+                yield from _of_part(export, part, _open(export, part, source, limits))
+            except ShardError as error:
+                raise StorageError(f"The images of {part.key} cannot be read: {error}") from error
 
-    def _samples(self, export: Export, part: Part) -> Iterator[_Sample]:
-        """Yields the chosen rows of a partition with their images, in the order of the source."""
-        table = pa.Table.from_batches(list(export.batches(part)))
-        vectors = np.frombuffer(b"".join(map(export.vectors, table.to_batches())), export.dtype)
-        vectors = vectors.reshape(len(table), export.dim)
-        columns = table.drop_columns(["embedding"])
-        places = {row: place for place, row in enumerate(table[ROW].to_pylist()) if row is not None}
-        opened = self._open(export, part)
-        opened.only_rows = frozenset(places)
-        answered = 0
-        try:
-            for row, image in opened.images():
-                place = places.pop(row, None)
-                if place is not None:
-                    answered += 1
-                    values = columns.slice(place, 1).to_pylist()[0]
-                    yield _Sample(image or _GONE, values, vectors[place])
-        except ShardError as error:
-            raise StorageError(f"The images of {part.key} cannot be read: {error}") from error
-        finally:
-            opened.close()
-        for _ in range(len(table) - answered):
-            yield _Sample(_GONE, {}, vectors[0])
 
-    def _open(self, export: Export, part: Part) -> OpenShard:
-        found = self._source.find([part.key])[part.key]
-        try:
-            if isinstance(found, ShardError):
-                raise found
-            facts = committed_facts(export.output, f"{EMBEDDINGS}/{uri_of('', part.key)}")
-            if found.version != facts.get("source_version"):
-                raise ShardError(f"{found.uri} has changed since it was embedded. Embed it again first.")
-            return open_shard(found, self._limits, self._source.fetcher())
-        except ShardError as error:
-            raise StorageError(f"The images of {part.key} cannot be read: {error}") from error
+def _of_part(export: Export, part: Part, opened: OpenShard) -> Iterator[_Sample]:
+    table = export.read(part)
+    vectors, columns = export.vectors(table), table.drop_columns(["embedding"])
+    places = {row: place for place, row in enumerate(table[ROW].to_pylist()) if row is not None}
+    opened.only_rows = frozenset(places)
+    answered = 0
+    try:
+        for row, image in opened.images():
+            place = places.pop(row, None)
+            if place is not None:
+                answered += 1
+                values = columns.slice(place, 1).to_pylist()[0]
+                yield _Sample(image or _GONE, values, vectors[place])
+    finally:
+        opened.close()
+    for _ in range(len(table) - answered):
+        yield _Sample(_GONE, {}, vectors[0])
+
+
+def _open(export: Export, part: Part, source: ShardSource, limits: Limits) -> OpenShard:
+    found = source.find([part.key])[part.key]
+    if isinstance(found, ShardError):
+        raise found
+    facts = committed_facts(export.output, f"{EMBEDDINGS}/{uri_of('', part.key)}")
+    if found.version != facts.get("source_version"):
+        raise ShardError(f"{found.uri} has changed since it was embedded. Embed it again first.")
+    return open_shard(found, limits, source.fetcher())
 
 
 def _members(sample: _Sample) -> dict[str, bytes]:

@@ -4,28 +4,27 @@ Every format is written in batches: memory does not grow with the dataset.
 """
 
 import json
-import os
-import zipfile
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from boring_assets import __version__
-from boring_assets.commands.export_source import Export
-from boring_assets.commands.export_webdataset import WebdatasetWriter
-from boring_assets.errors import SettingsError
+from boring_assets.commands.export_source import Export, Part
+from boring_assets.commands.export_webdataset import to_webdataset
 from boring_assets.output.schema import ROW
+from boring_assets.search.lance import connect
 from boring_assets.search.rows import valid_name
 from boring_assets.settings import Settings
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import open_root
 from partitions.own_files import EXPORT_MARKER
+from resources.source import ShardSource
 
-COMPLETE_MARKER = "export.json"
+_COMPLETE_MARKER = "export.json"
 """Written last: it marks an export as complete."""
 _TEXT = 1000
 _HF_CARD = """---
@@ -37,37 +36,27 @@ CLIP embeddings by boring_assets.
 """
 
 
-def _header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Writes the header of a `.npy` file (NEP 1)."""
-    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, facts)
-
-
 def to_clip_retrieval(export: Export) -> None:
     """`img_emb/img_emb_N.npy` and `metadata/metadata_N.parquet`, as `clip-retrieval inference` does."""
     width = len(str(len(export.parts)))
     for number, part in enumerate(part for part in export.parts if part.rows):
         name = f"{number:0{width}}"
-        with (
-            export.writing(f"img_emb/img_emb_{name}.npy") as file,
-            export.table(f"metadata/metadata_{name}.parquet", vectors=False) as writer,
-        ):
-            _header(file, (part.rows, export.dim), export.dtype)
-            for batch in export.batches(part):
-                file.write(export.vectors(batch))
-                writer.write_batch(batch.drop_columns(["embedding"]))
+        _write_arrays(export, [part], f"img_emb/img_emb_{name}.npy", f"metadata/metadata_{name}.parquet")
 
 
 def to_npy(export: Export) -> None:
     """`embeddings.npy`, one array of all rows, and `rows.parquet` with their other columns in that order."""
-    with (
-        export.writing("embeddings.npy") as file,
-        export.table("rows.parquet", vectors=False) as writer,
-    ):
-        _header(file, (export.rows, export.dim), export.dtype)
-        for part in export.parts:
+    _write_arrays(export, export.parts, "embeddings.npy", "rows.parquet")
+
+
+def _write_arrays(export: Export, parts: list[Part], array: str, table: str) -> None:
+    shape = (sum(part.rows for part in parts), export.dim)
+    facts = {"descr": np.lib.format.dtype_to_descr(export.dtype), "fortran_order": False, "shape": shape}
+    with export.writing(array) as file, export.table(table, vectors=False) as writer:
+        np.lib.format.write_array_header_1_0(file, facts)
+        for part in parts:
             for batch in export.batches(part):
-                file.write(export.vectors(batch))
+                file.write(export.vectors(batch).tobytes())
                 writer.write_batch(batch.drop_columns(["embedding"]))
 
 
@@ -78,33 +67,18 @@ def to_npz(export: Export) -> None:
     cut at 1,000 characters.
     """
     for part in export.parts:
-        texts: dict[str, list[str]] = {"key": [], "url": [], "caption": []}
-        rows = [np.empty(0, np.int64)]
-        with export.writing(f"{part.key}.npz") as file, zipfile.ZipFile(file, "w") as archive:
-            with archive.open("embeddings.npy", "w", force_zip64=True) as member:
-                _header(member, (part.rows, export.dim), export.dtype)
-                for batch in export.batches(part):
-                    member.write(export.vectors(batch))
-                    rows.append(batch[ROW].to_numpy())
-                    for name, values in texts.items():
-                        short = pc.utf8_slice_codeunits(batch[name].fill_null(""), 0, _TEXT)
-                        values.extend(short.to_pylist())
-            with archive.open("row.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, np.concatenate(rows), allow_pickle=False)
-            for name, values in texts.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, np.array(values, np.str_), allow_pickle=False)
+        table = export.read(part)
+        texts = {name: table[name].fill_null("") for name in ("key", "url", "caption")}
+        arrays: dict[str, Any] = {
+            name: np.array(pc.utf8_slice_codeunits(column, 0, _TEXT).to_pylist(), np.str_)
+            for name, column in texts.items()
+        }
+        with export.writing(f"{part.key}.npz") as file:
+            np.savez(file, embeddings=export.vectors(table), row=table[ROW].to_numpy(), **arrays)
 
 
 def to_lance(export: Export) -> None:
     """A LanceDB database with the table `image_embeddings`."""
-    try:
-        import lancedb
-    except ImportError as error:
-        raise SettingsError('Lance needs lancedb: pip install "boring_assets[lance]".') from error
-    # Lance's own S3 client needs an option for plain HTTP.
-    plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
-    options = {"allow_http": "true"} if plain and export.dest.uri.startswith("s3") else None
     # LanceDB cannot hold a column whose name has a dot or a backtick.
     schema = pa.schema([field.with_name(valid_name(field.name)) for field in export.schema])
     rows = (
@@ -113,11 +87,8 @@ def to_lance(export: Export) -> None:
         for batch in export.batches(part)
     )
     reader = pa.RecordBatchReader.from_batches(schema, rows)
-    try:
-        database = lancedb.connect(export.dest.uri, storage_options=options)
-        database.create_table("image_embeddings", reader, mode="create")
-    except (OSError, RuntimeError, ValueError) as error:
-        raise storage_error(error, export.dest.uri, "write") from error
+    with storage_errors(export.dest.uri, "write", (OSError, RuntimeError, ValueError)):
+        connect(export.dest, "").create_table("image_embeddings", reader, mode="create")
 
 
 def to_hf(export: Export) -> None:
@@ -131,7 +102,6 @@ def to_hf(export: Export) -> None:
                 writer.write_batch(batch)
 
 
-WEBDATASET = "webdataset"
 FORMATS: dict[str, Callable[[Export], None]] = {
     "clip-retrieval": to_clip_retrieval,
     "npy": to_npy,
@@ -139,6 +109,7 @@ FORMATS: dict[str, Callable[[Export], None]] = {
     "lance": to_lance,
     "hf": to_hf,
 }
+"""All but `webdataset`, which also reads the input."""
 
 
 def export_all(
@@ -165,14 +136,15 @@ def export_all(
         SettingsError: The partitions do not fit in one table, the condition is wrong or no row fulfils it,
             `webdataset` has no input, or a package is missing.
     """
-    images = WebdatasetWriter(settings or Settings()) if layout == WEBDATASET else None
+    settings, with_images = settings or Settings(), layout == "webdataset"
+    if with_images:
+        ShardSource.from_settings(settings).root()  # raises where no input is set
     export = Export(
         open_root(output_dir), open_root(dest_dir), where=where, no_near_duplicates=no_near_duplicates
     )
     marker = json.dumps({"format": layout}).encode()
     write_bytes(export.dest, EXPORT_MARKER, marker)
-    left_out = images.write(export) if images else FORMATS[layout](export)
-    facts = {
+    facts: dict[str, Any] = {
         "format": layout,
         "rows": export.rows,
         "partitions": len(export.parts),
@@ -182,9 +154,12 @@ def export_all(
     }
     if where or no_near_duplicates:
         facts |= {"of_rows": export.of_rows, "where": where, "no_near_duplicates": no_near_duplicates}
-    if images:
-        facts |= {"rows": export.rows - sum((left_out or {}).values()), "left_out": left_out}
-    write_bytes(export.dest, COMPLETE_MARKER, json.dumps(facts, indent=2).encode())
-    if images:  # other exports are not read as input; a complete webdataset export is
+    if with_images:
+        left_out = to_webdataset(export, settings)
+        facts |= {"rows": export.rows - sum(left_out.values()), "left_out": left_out}
+    else:
+        FORMATS[layout](export)
+    write_bytes(export.dest, _COMPLETE_MARKER, json.dumps(facts, indent=2).encode())
+    if with_images:  # other exports are not read as input; a complete webdataset export is
         export.dest.fs.rm_file(f"{export.dest.path}/{EXPORT_MARKER}")
     return facts

@@ -1,4 +1,4 @@
-"""Checks a whole output for `boring-assets verify`, in parallel over its partitions."""
+"""For `boring-assets verify`: checks a whole output, in parallel over its partitions."""
 
 import json
 import os
@@ -10,32 +10,29 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.commands.progress_bar import count_rows
+from boring_assets.commands.report import count_rows
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
-from boring_assets.output.files import EMBEDDINGS, FAILURES
 from boring_assets.output.findings import Checked, Finding, Kind, Severity
 from boring_assets.output.identity import NAMES, differences, identity
 from boring_assets.output.measures import CACHES
 from boring_assets.output.origin import Origin, origin_of, root_of
 from boring_assets.output.totals import COUNTS
 from boring_assets.output.verify import check_files
-from boring_assets.storage.errors import storage_error
+from boring_assets.settings import Settings
+from boring_assets.storage.errors import storage_error, storage_errors
 from boring_assets.storage.files import version_of
-from boring_assets.storage.root import Root
+from boring_assets.storage.root import Root, check_readable
 from partitions.discovery import Discovery
-from partitions.own_files import OUTPUT_MARKER, PARTS
+from partitions.own_files import EMBEDDINGS, FAILURES, OUTPUT_MARKER, PARTS
 from partitions.shards import SUFFIX, check_key, uri_of
+from resources.embeddings_io import EmbeddingsIOManager
+from resources.source import ShardSource
 
 DAMAGE = frozenset(Kind) - {Kind.CUT_SHORT, Kind.STALE, Kind.MISSING, Kind.TOTALS, Kind.GONE, Kind.STRAY}
 """Kinds of findings that are repaired only by new files."""
-_OURS = (
-    "metadata.json",
-    "near_duplicates.parquet",
-    ".measures.parquet",
-    OUTPUT_MARKER,
-    PARTS,
-)
+_OURS = ("metadata.json", "near_duplicates.parquet", ".measures.parquet", OUTPUT_MARKER, PARTS)
+_KEPT = (*NAMES, "settings", "embedded", "failed")
 _CLOUD_THREADS = 16
 _TRIES = 3
 
@@ -47,21 +44,31 @@ class Report:
     """The result of checking an output.
 
     Attributes:
-        checked: Metadata of each committed partition, by key; empty where it cannot be read.
-        partitions: What is wrong, by partition key.
         output: What is wrong with the output outside of its partitions.
         shards: The input's complete shards by key; None where no input is known.
+        partitions: What is wrong, by partition key.
+        checked: Metadata of each committed partition, by key; empty where it cannot be read.
     """
 
-    checked: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    output: list[Finding]
+    shards: Mapping[str, Shard] | None
     partitions: dict[str, list[Finding]] = field(default_factory=dict)
-    output: list[Finding] = field(default_factory=list)
-    shards: Mapping[str, Shard] | None = None
+    checked: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def add(self, key: str, *findings: Finding) -> None:
         """Adds findings of one partition."""
         if findings:
             self.partitions.setdefault(key, []).extend(findings)
+
+    def all(self) -> list[tuple[str | None, Finding]]:
+        """Returns all findings with their partition keys, those of the whole output last."""
+        pairs = [(key, finding) for key, found in sorted(self.partitions.items()) for finding in found]
+        return [*pairs, *((None, finding) for finding in self.output)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns what `verify --json` prints."""
+        findings = [{"partition": key, **vars(finding)} for key, finding in self.all()]
+        return {"partitions": len(self.checked), "redo": self.bad(), "findings": findings}
 
     def bad(self, kinds: frozenset[Kind] = frozenset(Kind)) -> list[str]:
         """Keys of the partitions with an error of some kinds, sorted; they are to be embedded again."""
@@ -84,24 +91,26 @@ class Report:
         return next(facts for facts in self.checked.values() if facts and json.dumps(identity(facts)) == most)
 
 
-def inspect(root: Root, found: Discovery | None = None, source: Root | None = None) -> Report:
+def check_output(settings: Settings) -> Report:
     """Checks every committed partition and all other files of an output; returns what is wrong.
 
-    Args:
-        root: The output.
-        found: The shards of the input; None checks the output only.
-        source: The input; None checks the output only.
+    Where an input is set, the output is also compared with it.
 
     Raises:
-        StorageError: The output cannot be read.
+        SettingsError: No output is set, or a URI is wrong.
+        StorageError: The output, or the input, cannot be read.
     """
+    root = EmbeddingsIOManager.from_settings(settings).root()
+    check_readable(root)
+    source = ShardSource.from_settings(settings) if settings.input_dir else None
+    found = source.discover() if source else None
     files = _list(root)
     keys, strays = _sort(files, root)
     shards = {shard.key: shard for shard in found.shards} if found else None
     report = Report(output=strays, shards=shards)
     origin = origin_of(root)
     if source is not None:
-        report.output.extend(_check_input(root, origin, source))
+        report.output.extend(_check_input(root, origin, source.root()))
 
     def check(key: str) -> Checked:
         checked = _check(root, key, files)
@@ -124,16 +133,11 @@ def inspect(root: Root, found: Discovery | None = None, source: Root | None = No
     return report
 
 
-_KEPT = (*NAMES, "settings", "embedded", "failed")
-
-
 def _list(root: Root) -> Files:
     """Every file of the output, by its path below it."""
-    try:
+    with storage_errors(root.uri, "list"):
         root.fs.invalidate_cache()
         found = root.fs.find(root.path, detail=True)
-    except Exception as error:
-        raise storage_error(error, root.uri, "list") from error
     start = len(root.path.rstrip("/")) + 1
     return {path[start:]: info for path, info in sorted(found.items()) if info["type"] == "file"}
 
@@ -150,13 +154,8 @@ def _sort(files: Files, root: Root) -> tuple[list[str], list[Finding]]:
                 why = "has no embeddings file beside it: its run was killed before the commit, or runs now"
                 strays.append(_stray(root, path, why))
         elif kind.startswith(".") and kind not in (COUNTS, CACHES) and path not in _OURS:
-            strays.append(
-                _stray(
-                    root,
-                    path,
-                    "is a file that a run was writing when it was killed, or that a run writes now",
-                )
-            )
+            why = "is a file that a run was writing when it was killed, or that a run writes now"
+            strays.append(_stray(root, path, why))
         elif kind in (EMBEDDINGS, FAILURES) or (not rest and path not in _OURS):
             strays.append(_stray(root, path, "is not a file of this project"))
     return keys, strays

@@ -2,52 +2,71 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from boring_assets.monitoring.logs import set_up_process
-from boring_assets.settings import PREFIX, Settings, load_settings
+from boring_assets.settings import COLUMN_SETTINGS, PREFIX, Settings, load_settings
 
 Decorator = Callable[..., Any]
-LOOPBACK = "127.0.0.1"
+FILE = click.Path(dir_okay=False, path_type=Path)
+_METAVARS = {
+    "allowed_url_prefixes": "PREFIX,...",
+    "batch_size": "auto|N",
+    "duplicate_threshold": "COSINE",
+    "exclude": "FILE",
+    "max_samples": "N",
+    "num_workers": "N",
+    "precision": "auto|fp32|bf16|fp16|int8",
+    "quiet_seconds": "SECONDS",
+    **dict.fromkeys(COLUMN_SETTINGS, "NAME"),
+}
+_CONFIG = click.option("--config", metavar="FILE", help="TOML file with settings, one `name = value` a line.")
 
 
-class Command(click.Command):
+class _Command(click.Command):
     """A command whose help ends in examples, and may explain terms before them."""
 
     def __init__(
-        self,
-        *args: Any,
-        examples: Sequence[str],
-        terms: Sequence[tuple[str, str]] = (),
-        **options: Any,
+        self, *args: Any, examples: Sequence[str], terms: Sequence[tuple[str, str]], **options: Any
     ) -> None:
         super().__init__(*args, **options)
-        self.examples, self.terms = examples, terms
+        self._examples, self._terms = examples, terms
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the terms and the examples, each example in one line."""
-        if self.terms:
+        if self._terms:
             with formatter.section("States"):
-                formatter.write_dl(self.terms)
+                formatter.write_dl(self._terms)
         with formatter.section("Examples"):
-            for example in self.examples:
+            for example in self._examples:
                 formatter.write(f"{'':{formatter.current_indent}}{example}\n")
 
 
-def folder(name: str, *, required: bool = True) -> Decorator:
-    """Adds the input or the output: a positional argument if the command needs it, else an option.
+def command(*examples: str, terms: Sequence[tuple[str, str]] = ()) -> Decorator:
+    """Makes a function a command, with examples and terms in its help; `set_input` becomes `set-input`."""
+    return click.command(cls=_Command, examples=examples, terms=terms)
 
-    The default is the setting. `--input` and `--output` are also accepted.
 
-    Args:
-        name: `input_dir` or `output_dir`.
-        required: Whether the command cannot work without it.
+def joined(*each: Decorator) -> Decorator:
+    """Joins arguments and options into one decorator, in the order of the help."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        for one in reversed(each):
+            function = one(function)
+        return function
+
+    return add
+
+
+def folder(name: str) -> Decorator:
+    """Adds `input_dir` or `output_dir` as an argument; the default is the setting.
+
+    `--input` and `--output` are also accepted.
     """
     word = name.removesuffix("_dir")
-    if not required:
-        return setting(name, f"--{word}", metavar="URI")
     earlier = f"earlier_{name}"
 
     def keep(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -61,7 +80,7 @@ def folder(name: str, *, required: bool = True) -> Decorator:
     help = f"{Settings.model_fields[name].description}  [default: {PREFIX}{name.upper()}]"
     position = click.argument(name, metavar=f"[{word.upper()}]", required=False, callback=either, help=help)
     option = click.option(f"--{word}", earlier, hidden=True, is_eager=True, expose_value=False, callback=keep)
-    return lambda command: position(option(command))
+    return joined(position, option)
 
 
 def setting(name: str, *flags: str, **extra: Any) -> Decorator:
@@ -74,66 +93,52 @@ def setting(name: str, *flags: str, **extra: Any) -> Decorator:
     """
     field = Settings.model_fields[name]
     default = "" if field.default in ("", (), False) else f"  [default: {field.default}]"
-    flags = flags or (f"--{name.replace('_', '-')}",)
-    return click.option(*flags, name, **{"help": f"{field.description}{default}", **extra})
+    kind: dict[str, Any] = {"is_flag": True, "default": None} if field.annotation is bool else {}
+    texts = {"help": f"{field.description}{default}", "metavar": _METAVARS.get(name)}
+    return click.option(*(flags or (f"--{name.replace('_', '-')}",)), name, **{**texts, **kind, **extra})
 
 
-config = click.option("--config", metavar="FILE", help="TOML file with settings, one `name = value` a line.")
+def with_settings(*names: str) -> Decorator:
+    """Adds an option for each of some settings, and `--config`."""
+    return joined(*map(setting, names), _CONFIG)
 
 
-def columns(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that name the input's columns."""
-    for name in ("url_column", "caption_column", "key_column", "image_column"):
-        command = setting(name, metavar="NAME")(command)
-    return command
+def number(*names: str, default: int, least: int = 0, most: int | None = None, help: str) -> Decorator:
+    """Adds an option for a whole number, which shows its default."""
+    kind = click.IntRange(least, most)
+    return click.option(*names, default=default, show_default=True, metavar="N", type=kind, help=help)
 
 
-def index_of(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options of commands that search: output, input, model, `--no-update`."""
-    for option in (
-        click.option("--no-update", is_flag=True, help="Do not update the index first."),
-        config,
-        setting("device"),
-        setting("pretrained"),
-        setting("model", help="Model of the query. By default the one that made the embeddings."),
-        folder("input_dir", required=False),
-        folder("output_dir"),
-    ):
-        command = option(command)
-    return command
+INPUT = setting("input_dir", "--input", metavar="URI")
+OUTPUT = setting("output_dir", "--output", metavar="URI")
+INDEX = joined(
+    folder("output_dir"),
+    INPUT,
+    setting("model", help="Model of the query. By default the one that made the embeddings."),
+    with_settings("pretrained", "device"),
+    click.option("--no-update", is_flag=True, help="Do not update the index first."),
+)
+"""Of the commands that search."""
 
 
 def server(port: int) -> Decorator:
     """Adds the options of a web server, with a default port."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            click.option(
-                "--allowed-host",
-                "allowed_hosts",
-                metavar="NAME",
-                multiple=True,
-                help="Another host name under which the page may be opened; * allows all.",
-            ),
-            click.option(
-                "--port",
-                default=port,
-                show_default=True,
-                metavar="N",
-                type=click.IntRange(0, 65535),
-                help="Port to listen on; 0 uses a free one.",
-            ),
-            click.option(
-                "--host",
-                default=LOOPBACK,
-                show_default=True,
-                help="Address to listen on. Other machines can reach any but a loopback address.",
-            ),
-        ):
-            command = option(command)
-        return command
-
-    return add
+    return joined(
+        click.option(
+            "--host",
+            default="127.0.0.1",
+            show_default=True,
+            help="Address to listen on. Other machines can reach any but a loopback address.",
+        ),
+        number("--port", default=port, most=65535, help="Port to listen on; 0 uses a free one."),
+        click.option(
+            "--allowed-host",
+            "more_hosts",
+            metavar="NAME",
+            multiple=True,
+            help="Another host name under which the page may be opened; * allows all.",
+        ),
+    )
 
 
 def apply(options: dict[str, Any]) -> Settings:

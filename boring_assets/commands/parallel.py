@@ -32,13 +32,13 @@ def run_in_workers(
     """Runs each share of ranges in its own process, all at once; returns how each run ended.
 
     The CPU's cores are divided among the workers. Settings reach them by the environment.
-
-    Args:
-        shares: For each worker its ranges.
-        progress: Counts the samples of all workers.
-        tags: Further tags of the runs.
     """
-    workers = [_start(share, tags or {}, _environment(len(shares))) for share in shares]
+    environment = _environment(len(shares))
+    command = [sys.executable, "-m", "boring_assets.commands.parallel", json.dumps(dict(tags or {}))]
+    workers = [
+        subprocess.Popen([*command, json.dumps(share)], env=environment, stdout=subprocess.PIPE, text=True)
+        for share in shares
+    ]
     with ThreadPoolExecutor(len(workers)) as pool:
         try:
             return [
@@ -54,16 +54,7 @@ def run_in_workers(
 
 def _environment(workers: int) -> dict[str, str]:
     cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
-    shared = {"OMP_NUM_THREADS": cores, f"{PREFIX}DECODE_WORKERS": cores}
-    return {**shared, **os.environ}
-
-
-def _start(
-    share: Sequence[Share], tags: Mapping[str, str], environment: dict[str, str]
-) -> "subprocess.Popen[str]":
-    python = [sys.executable, "-m", "boring_assets.commands.parallel"]
-    command = [*python, json.dumps(list(share)), json.dumps(dict(tags))]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return {"OMP_NUM_THREADS": cores, f"{PREFIX}DECODE_WORKERS": cores, **os.environ}
 
 
 def _follow(worker: "subprocess.Popen[str]", progress: Progress) -> list[Outcome]:
@@ -94,7 +85,7 @@ def main() -> None:
     reporter = threading.Thread(target=_report, args=(progress, stop), daemon=True)
     reporter.start()
     outcomes = []
-    share, tags = map(json.loads, sys.argv[1:])
+    tags, share = map(json.loads, sys.argv[1:])
     for part, first, last in share:
         outcomes.append(run_range(settings, instance, first, last, part=part, tags=tags, progress=progress))
         if outcomes[-1].stops:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import click
 import dagster as dg
 from fsspec.implementations.local import LocalFileSystem
 
@@ -18,7 +19,7 @@ from boring_assets.errors import RunError, SettingsError, ShardError, StorageErr
 from boring_assets.instance.homes import open_instance
 from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
 from boring_assets.output.derived import DERIVED
-from boring_assets.output.files import EMBEDDINGS, FAILURES, file_keys
+from boring_assets.output.files import file_keys
 from boring_assets.output.merging import (
     IDENTIFYING,
     CommittedRows,
@@ -32,27 +33,24 @@ from boring_assets.search.duplicates import FILE as NEAR_DUPLICATES
 from boring_assets.search.lance import FOLDER as INDEX
 from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
-from boring_assets.wording import printable, some
+from boring_assets.wording import plain, printable, some
 from partitions.discovery import Discovery
+from partitions.own_files import EMBEDDINGS, FAILURES
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
 _CLOUD_THREADS, _LOCAL_THREADS = 16, 4
+_SHOWN = 20
 
 
 @dataclass
 class Plan:
-    """What to remove.
+    """What to remove."""
 
-    Attributes:
-        gone: Keys of the partitions whose shards left the input.
-        excluded: The embedded rows that are excluded, by partition key, with the failure to record for each.
-        notes: Messages for the user about the search.
-    """
-
-    gone: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)  # keys of the partitions whose shards left the input
+    # The embedded rows that are excluded, by partition key, with the failure to record for each.
     excluded: dict[str, dict[int, Failure]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # messages about the search
 
     def __bool__(self) -> bool:
         return bool(self.gone or self.excluded)
@@ -87,14 +85,12 @@ def make_plan(settings: Settings, *, read_images: bool = False, everything: bool
     else:
         plan.notes.append("No input is set (--input): shards that left it were not looked for.")
     if exclusions:
-        reader = _Reader(embeddings.root(), exclusions, source, shards if read_images else {})
         keys = sorted(embeddings.committed() - set(plan.gone))
-        plan.excluded = reader.find(keys)
+        _find_excluded(plan, keys, embeddings.root(), exclusions, source, shards if read_images else {})
         if exclusions.digests and not read_images:
             plan.notes.append(
                 "SHA-256 digests were compared with the column sha256 only; --read-images reads the images."
             )
-        plan.notes += reader.notes
     return plan
 
 
@@ -119,42 +115,64 @@ def _is_refused(stem: str, found: Discovery) -> bool:
     return any(path.startswith(f"{name}.") or f"{name}/".startswith(f"{path}/") for path in found.refused)
 
 
-class _Reader:
-    """Finds the excluded rows of committed partitions, several at once."""
+def _find_excluded(
+    plan: Plan,
+    keys: list[str],
+    root: Root,
+    exclusions: Exclusions,
+    source: ShardSource,
+    shards: dict[str, Shard],
+) -> None:
+    """Adds the excluded rows of some partitions to the plan; the images of `shards` are read too."""
 
-    def __init__(
-        self, root: Root, exclusions: Exclusions, source: ShardSource, shards: dict[str, Shard]
-    ) -> None:
-        self._root, self._exclusions, self._source, self._shards = root, exclusions, source, shards
-        self.notes: list[str] = []
-
-    def find(self, keys: list[str]) -> dict[str, dict[int, Failure]]:
-        """Returns the excluded rows of each partition that has any."""
-        threads = _LOCAL_THREADS if isinstance(self._root.fs, LocalFileSystem) else _CLOUD_THREADS
-        with ThreadPoolExecutor(threads) as pool:
-            return {key: rows for key, rows in zip(keys, pool.map(self._one, keys), strict=True) if rows}
-
-    def _one(self, key: str) -> dict[int, Failure]:
+    def find(key: str) -> dict[int, Failure]:
         try:
-            committed = read_committed(self._root, key, list(IDENTIFYING.values()))
-            rows = find_excluded(committed, self._exclusions)
-            if self._exclusions.digests and key in self._shards:
-                rows |= self._by_images(self._shards[key], committed)
+            committed = read_committed(root, key, list(IDENTIFYING.values()))
+            rows = find_excluded(committed, exclusions)
+            if exclusions.digests and key in shards:
+                rows |= _find_by_images(shards[key], committed, exclusions, source)
         except ShardError as error:
-            self.notes.append(f"{key} was left out: {error}")
+            plan.notes.append(f"{key} was left out: {error}")
             return {}
         return rows
 
-    def _by_images(self, shard: Shard, committed: CommittedRows) -> dict[int, Failure]:
-        if committed.facts["source_version"] != shard.version:
-            raise ShardError(f"{shard.uri} has changed since. Embed it first.")
-        opened = open_shard(shard, Limits(), self._source.fetcher())
-        opened.only_rows = frozenset(committed.rows.tolist())
-        try:
-            images = ((row, image) for row, image in opened.images() if isinstance(image, bytes))
-            return {row: failure for row, image in images if (failure := self._exclusions.find_image(image))}
-        finally:
-            opened.close()
+    threads = _LOCAL_THREADS if isinstance(root.fs, LocalFileSystem) else _CLOUD_THREADS
+    with ThreadPoolExecutor(threads) as pool:
+        plan.excluded = {key: rows for key, rows in zip(keys, pool.map(find, keys), strict=True) if rows}
+
+
+def _find_by_images(
+    shard: Shard, committed: CommittedRows, exclusions: Exclusions, source: ShardSource
+) -> dict[int, Failure]:
+    if committed.facts["source_version"] != shard.version:
+        raise ShardError(f"{shard.uri} has changed since. Embed it first.")
+    opened = open_shard(shard, Limits(), source.fetcher())
+    opened.only_rows = frozenset(committed.rows.tolist())
+    try:
+        images = ((row, image) for row, image in opened.images() if isinstance(image, bytes))
+        return {row: failure for row, image in images if (failure := exclusions.find_image(image))}
+    finally:
+        opened.close()
+
+
+def print_plan(plan: Plan) -> None:
+    """Prints what would be removed."""
+    for note in plan.notes:
+        click.echo(plain(note))
+    if plan.gone:
+        click.echo(f"{some(len(plan.gone), 'shard')} left the input:")
+        _print_some([f"  {key}" for key in plan.gone])
+    if plan.excluded:
+        rows = [(key, *one) for key, some_rows in plan.excluded.items() for one in sorted(some_rows.items())]
+        click.echo(f"{some(len(rows), 'image')} of {some(len(plan.excluded), 'shard')} excluded:")
+        _print_some([f"  {key}  row {row}  {failure.detail}" for key, row, failure in rows])
+
+
+def _print_some(lines: list[str]) -> None:
+    for line in lines[:_SHOWN]:
+        click.echo(plain(line))
+    if len(lines) > _SHOWN:
+        click.echo(f"  ... and {len(lines) - _SHOWN:,} more")
 
 
 def carry_out(settings: Settings, plan: Plan) -> Iterator[str]:

@@ -1,41 +1,31 @@
 """For `boring-assets retry`: finds the shards with failed images, and runs the job over them."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
+import click
 from rich.console import Console
 
 from boring_assets.assets.retry import RETRIED_REASONS
-from boring_assets.commands.embedding import open_dataset, run_shards
-from boring_assets.commands.progress_bar import ProgressBar
-from boring_assets.commands.report import Summary, describe_model
-from boring_assets.engine.samples import Reason, Shard
+from boring_assets.commands.embedding import Opened, open_dataset, run_shards
+from boring_assets.commands.report import ProgressBar, Summary, describe_model
+from boring_assets.engine.samples import Reason
 from boring_assets.errors import SettingsError
-from boring_assets.output.files import EMBEDDINGS, committed_facts
 from boring_assets.settings import Settings
 from boring_assets.shard_states import State
-from boring_assets.storage.root import Root
 from boring_assets.tags import RETRY_TAG
-from boring_assets.wording import first_of, some
-from partitions.shards import uri_of
-from resources.embeddings_io import EmbeddingsIOManager
+from boring_assets.wording import first_of, plain, some
 
 _READERS = 16
 
 
-def retry_failed(
-    settings: Settings, reasons: Collection[Reason], only: Collection[str]
-) -> tuple[Summary, list[str]]:
-    """Embeds the failed images of committed shards again.
+def retry_failed(settings: Settings, reasons: Collection[Reason], only: Collection[str]) -> Summary:
+    """Embeds the failed images of committed shards again; prints and returns what was done.
 
     Args:
         settings: Input, output, model and the rest.
         reasons: Only images that failed for one of these; empty is `RETRIED_REASONS`.
         only: Keys of shards; empty is all.
-
-    Returns:
-        What was done, and the keys of the shards that were left out since they have changed.
 
     Raises:
         SettingsError: A setting is wrong, a shard of `only` is not embedded, or other settings made it.
@@ -44,9 +34,8 @@ def retry_failed(
     """
     reasons = frozenset(reasons) or RETRIED_REASONS
     settings = settings.model_copy(update={"max_samples": 0})  # it would cut shards off
-    embeddings = EmbeddingsIOManager.from_settings(settings)
-    with open_dataset(settings, embeddings) as (instance, _, states):
-        committed = embeddings.committed()
+    with open_dataset(settings) as dataset:
+        states, committed = dataset.states, dataset.embeddings.committed()
         if unknown := sorted(set(only) - (committed & states.shards.keys())):
             raise SettingsError(f"--shard names {first_of(unknown)}, which the output does not hold.")
         keys = [
@@ -57,46 +46,55 @@ def retry_failed(
             and states.states[key] is not State.RUNNING
             and (not only or key in only)
         ]
-        counts, changed = _count_failures(embeddings.root(), states.shards, keys, reasons, settings)
+        counts, changed = _count_failures(dataset, keys, reasons)
         wanted = [key for key in keys if counts.get(key)]
-        if not wanted:
-            return Summary(), changed
-        shards = [states.shards[key] for key in wanted]
-        tags = {RETRY_TAG: ",".join(sorted(reasons))}
-        with ProgressBar(Console(highlight=False), shards, sum(counts.values())) as bar:
-            return run_shards(settings, instance, states, wanted, bar, tags), changed
+        summary = Summary()
+        if wanted:
+            tags = {RETRY_TAG: ",".join(sorted(reasons))}
+            console = Console(highlight=False)
+            with ProgressBar(console, dataset.shards(wanted), sum(counts.values())) as bar:
+                summary = run_shards(dataset, wanted, bar, tags)
+    _print(summary, changed)
+    return summary
+
+
+def _print(summary: Summary, changed: list[str]) -> None:
+    if changed:
+        count = some(len(changed), "shard")
+        click.echo(plain(f"Skipped, changed since: {count} ({first_of(changed)}). Run boring-assets embed."))
+    if not summary.retried and not summary.failed_shards:
+        click.echo("Nothing to retry: no image has failed for these reasons.")
+        return
+    again = summary.retried - summary.recovered
+    click.echo(
+        f"{some(summary.retried, 'failed image')} of {some(summary.shards, 'shard')} retried: "
+        f"{summary.recovered:,} embedded now, {again:,} failed again."
+    )
+    for key, why in summary.failed_shards.items():
+        click.echo(plain(f"Failed: {key}: {why}"))
 
 
 def _count_failures(
-    root: Root, shards: Mapping[str, Shard], keys: list[str], reasons: Collection[Reason], settings: Settings
+    dataset: Opened, keys: list[str], reasons: Collection[Reason]
 ) -> tuple[dict[str, int], list[str]]:
-    """Returns how many images of each shard failed for some reasons, and which shards have changed.
-
-    Raises:
-        SettingsError: A shard with such images was embedded with other settings.
-        StorageError: A file cannot be read.
-    """
+    """Returns how many images of each shard failed for some reasons, and which shards have changed."""
     counts, changed, other = {}, [], []
-    for key, facts in _read_facts(root, keys):
-        count = sum(facts.get("failed_by_reason", {}).get(reason, 0) for reason in reasons)
-        if not count:
-            continue
-        if facts.get("source_version") != shards[key].version or facts.get("rows_left_out"):
-            changed.append(key)
-        elif facts.get("settings") != settings.embedding_version():
-            other.append(key)
-        else:
-            counts[key] = count
+    settings, embeddings, shards = dataset.settings, dataset.embeddings, dataset.states.shards
+    with ThreadPoolExecutor(_READERS) as pool:
+        for key, facts in zip(keys, pool.map(embeddings.facts, keys), strict=True):
+            count = sum(facts.get("failed_by_reason", {}).get(reason, 0) for reason in reasons)
+            if not count:
+                continue
+            if facts.get("source_version") != shards[key].version or facts.get("rows_left_out"):
+                changed.append(key)
+            elif facts.get("settings") != settings.embedding_version():
+                other.append(key)
+            else:
+                counts[key] = count
     if other:
         raise SettingsError(
-            f"{root.uri} holds {some(len(other), 'shard')} embedded with other settings than "
+            f"{embeddings.root().uri} holds {some(len(other), 'shard')} embedded with other settings than "
             f"{describe_model(settings)}: {first_of(other)}. A retry needs the settings that they were "
             "embedded with."
         )
     return counts, changed
-
-
-def _read_facts(root: Root, keys: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    with ThreadPoolExecutor(_READERS) as pool:
-        facts = pool.map(lambda key: committed_facts(root, f"{EMBEDDINGS}/{uri_of('', key)}"), keys)
-        yield from zip(keys, facts, strict=True)

@@ -7,32 +7,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import click
 import dagster as dg
 
 from boring_assets.datasets import Dataset
 from boring_assets.definitions import build_definitions
 from boring_assets.engine.results import Progress
-from boring_assets.errors import ERROR_NAMES, RunError, without_class_name
+from boring_assets.errors import ERROR_NAMES, RunError, StorageError, without_class_name
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.live_runs import fail_unfinished, mark_alive
+from boring_assets.parts import get_parts, register_keys
 from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings
+from boring_assets.shard_states import ranges
 from boring_assets.tags import EMBEDS_TAG, FAILED_SHARDS, MAX_SAMPLES_TAG, range_tags
+from boring_assets.wording import plain, some
+from resources.embeddings_io import EmbeddingsIOManager
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        error: Why it failed; empty where it succeeded.
-        failed_shards: Why shards failed, if the run continued without them.
-        run_id: Dagster's id of the run.
-    """
-
-    error: str = ""
-    failed_shards: dict[str, str] = field(default_factory=dict)
+    error: str = ""  # why it failed; empty where it succeeded
+    failed_shards: dict[str, str] = field(default_factory=dict)  # why, if the run continued without them
     run_id: str = ""
 
     @property
@@ -54,15 +53,8 @@ def run_range(
 ) -> Outcome:
     """Runs the embedding job over one range of partitions in this process; returns how the run ended.
 
-    Args:
-        settings: Settings of the resources.
-        instance: Dagster's instance.
-        first: First partition key, in Dagster's order.
-        last: Last partition key.
-        max_samples: Most samples of the run; 0 is all.
-        part: The part of a split dataset that the partitions belong to.
-        tags: Further tags of the run, such as `REDO_TAG`.
-        progress: Counts the samples of the run.
+    The range goes from one partition key to another, in Dagster's order, within a part of a split dataset.
+    The run takes at most `max_samples` samples; 0 is all. It gets the tags too, such as `REDO_TAG`.
 
     Raises:
         KeyboardInterrupt: The run was interrupted.
@@ -155,3 +147,29 @@ def run_to_the_end(
     if outcome.stops:
         raise RunError(outcome.error)
     return outcome.failed_shards
+
+
+def run_for_all(settings: Settings, job: str, verb: str, folder: str) -> dict[str, str]:
+    """Runs a job over all committed partitions; prints the result, and returns why shards failed.
+
+    Raises:
+        StorageError: Nothing is embedded yet, or the output cannot be read.
+        RunError: The run stopped.
+    """
+    instance = open_instance(settings.output_dir)
+    committed = EmbeddingsIOManager.from_settings(settings).committed()
+    if not committed:
+        raise StorageError(
+            f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
+        )
+    # The shards may have been embedded with another DAGSTER_HOME.
+    register_keys(instance, sorted(committed), settings)
+    failed: dict[str, str] = {}
+    for part in get_parts(settings):
+        for first, last, _ in ranges(part.keys(instance), committed, settings.partitions_per_run):
+            failed |= run_to_the_end(settings, part.local_name(job), range_tags(first, last))
+    count = len(committed) - len(failed)
+    click.echo(f"{some(count, 'shard')} {verb}: {settings.output_dir.rstrip('/')}/{folder}/*.parquet")
+    for key, why in failed.items():
+        click.secho(plain(f"Failed    {key}: {why}"), fg="red", err=True)
+    return failed

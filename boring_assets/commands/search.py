@@ -1,53 +1,48 @@
-"""`boring-assets search`."""
+"""The commands that search and compare: `search`, `serve`, `map`, `index`, `near-duplicates` and scores."""
 
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from boring_assets.commands.options import Command, apply, index_of
+from boring_assets.commands import exit_codes
+from boring_assets.commands.options import (
+    FILE,
+    INDEX,
+    INPUT,
+    apply,
+    command,
+    folder,
+    number,
+    server,
+    setting,
+    with_settings,
+)
 from boring_assets.errors import SettingsError
-from boring_assets.settings import Settings
-from boring_assets.wording import first_of, plain, some
-
-if TYPE_CHECKING:
-    from boring_assets.search.query import Hit, Searcher
-
-_FILE = click.Path(dir_okay=False, path_type=Path)
+from boring_assets.wording import plain, some
 
 
-@click.command(
-    cls=Command,
-    examples=(
-        'boring-assets search "a red car" s3://bucket/embeddings',
-        "boring-assets search --image photo.jpg embeddings --json",
-        "boring-assets search --key 0000119 embeddings --where 'meta_width >= 512'",
-        'boring-assets search "a dog" embeddings --input photos --html dogs.html',
-    ),
+@command(
+    'boring-assets search "a red car" s3://bucket/embeddings',
+    "boring-assets search --image photo.jpg embeddings --json",
+    "boring-assets search --key 0000119 embeddings --where 'meta_width >= 512'",
+    'boring-assets search "a dog" embeddings --input photos --html dogs.html',
 )
 @click.argument("text", required=False, help="What to search for; left out with --image and --key.")
-@index_of
-@click.option("--image", metavar="FILE", type=_FILE, help="Search by this image file.")
+@INDEX
+@click.option("--image", metavar="FILE", type=FILE, help="Search by this image file.")
 @click.option("--key", metavar="KEY", help="Search by the image with this key.")
 @click.option("--partition", metavar="SHARD", help="The shard of --key, where several shards have that key.")
 @click.option("--where", metavar="SQL", default="", help="Filter, e.g. 'meta_width >= 512'.")
 @click.option(
     "--min-score", metavar="COSINE", type=float, default=-1.0, help="Lowest cosine similarity of a result."
 )
-@click.option(
-    "--limit",
-    default=10,
-    show_default=True,
-    metavar="N",
-    type=click.IntRange(1, 10_000),
-    help="Most results.",
-)
-@click.option(
-    "--offset", default=0, metavar="N", type=click.IntRange(0, 1_000_000), help="Number of results to skip."
-)
+@number("--limit", default=10, least=1, most=10_000, help="Most results.")
+@number("--offset", default=0, most=1_000_000, help="Number of results to skip.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON list.")
 @click.option(
-    "--html", metavar="FILE", type=_FILE, help="Write a page with the images to this file; needs --input."
+    "--html", metavar="FILE", type=FILE, help="Write a page with the images to this file; needs --input."
 )
 def search(
     text: str | None,
@@ -71,6 +66,7 @@ def search(
         text, options["output_dir"] = None, text  # without TEXT, the first argument is OUTPUT
     if sum(given is not None for given in (text, image, key)) != 1:
         raise click.UsageError("Give one of TEXT, --image and --key.")
+    from boring_assets.commands.searching import find_query, open_searcher, print_hits
     from boring_assets.search.query import to_json
 
     settings = apply(options)
@@ -79,7 +75,7 @@ def search(
             "BORING_INPUT_DIR is not set: --html takes the images from the input. Give --input."
         )
     searcher = open_searcher(settings, update=not no_update, pictures=html is not None)
-    vector, query_image = _query(searcher, text, image, key, partition)
+    vector, query_image = find_query(searcher, text, image, key, partition)
     # The image that is searched by is its own nearest neighbour: ask for one more, and leave it out.
     extra = 1 if query_image else 0
     hits = searcher.nearest(vector, limit=limit + extra, offset=offset, where=where, least_score=min_score)
@@ -95,62 +91,167 @@ def search(
     if as_json:
         click.echo(to_json(hits))
     elif not html:
-        _print(hits)
+        print_hits(hits)
 
 
-def _query(
-    searcher: "Searcher", text: str | None, image: Path | None, key: str | None, partition: str | None
-) -> "tuple[Any, Hit | None]":
-    """The vector to search by, and the indexed image that it belongs to, if any."""
-    from boring_assets.engine.samples import Failure
+@command(
+    "boring-assets serve embeddings --input photos",
+    "boring-assets serve s3://bucket/embeddings --input s3://bucket/laion --port 8200",
+)
+@INDEX
+@server(8100)
+def serve(host: str, port: int, more_hosts: tuple[str, ...], no_update: bool, **options: Any) -> None:
+    """Open a web page to search OUTPUT in.
 
-    if key is not None:
-        return searcher.of_key(key, partition)
-    if text is not None:
-        return searcher.of_text(text), None
-    assert image is not None
-    try:
-        data = image.read_bytes()
-    except OSError as error:
-        raise SettingsError(f"--image {image} cannot be read: {error.strerror}.") from error
-    found = searcher.of_picture(data)
-    if isinstance(found, Failure):
-        raise SettingsError(f"--image {image} is no image that can be searched by: {found.detail}.")
-    return found, None
-
-
-def _print(hits: "list[Hit]") -> None:
-    if not hits:
-        click.echo("No results.")
-    for hit in hits:
-        caption, url = (" ".join((value or "").split()) for value in (hit.caption, hit.url))
-        click.echo(plain(f"{hit.score:.3f}  {hit.key or ''}  {caption}  {url}".rstrip()))
-
-
-def open_searcher(settings: Settings, *, update: bool, pictures: bool) -> "Searcher":
-    """Returns the search index of the output; prints what was left out of it.
-
-    Raises:
-        SettingsError: Pictures are shown, and the output belongs to another input than that of the settings.
-        StorageError: There is no index, or it cannot be read.
+    Only this machine can reach the page, unless --host says otherwise. It asks for no password.
     """
-    from boring_assets.search.index import update_index
+    from boring_assets.commands.searching import check_installed, open_searcher
+
+    settings = apply(options)
+    check_installed("The search page", "starlette", "uvicorn", extra="search")
+    from boring_assets.search.web import listen
+
+    searcher = open_searcher(settings, update=not no_update, pictures=True)
+    listen(settings, searcher, host, port, more_hosts)
+
+
+@command(
+    "boring-assets map embeddings --input photos",
+    "boring-assets map s3://bucket/embeddings --sample 100000 --where 'meta_width >= 512'",
+)
+@INDEX
+@number(
+    *("--sample", "limit"),
+    default=20_000,
+    least=2,
+    most=5_000_000,
+    help="Most images on the map, taken from all over the dataset.",
+)
+@click.option("--where", metavar="SQL", default="", help="Filter, e.g. 'meta_width >= 512'.")
+@server(8200)
+def map(
+    limit: int,
+    where: str,
+    host: str,
+    port: int,
+    more_hosts: tuple[str, ...],
+    no_update: bool,
+    **options: Any,
+) -> None:
+    """Open a map of the embeddings of OUTPUT, in Apple's Embedding Atlas.
+
+    Similar images are near each other. The index is updated first. Needs the extra `map`.
+    """
+    from boring_assets.commands.searching import check_installed, open_searcher
+
+    settings = apply(options)
+    check_installed("The map", "embedding_atlas", extra="map")
+    from boring_assets.search.map import open_map
+
+    searcher = open_searcher(settings, update=not no_update, pictures=True)
+    open_map(settings, searcher, limit, where, host=host, port=port, more_hosts=more_hosts)
+
+
+@command("boring-assets index s3://bucket/embeddings", "boring-assets index embeddings --rebuild")
+@folder("output_dir")
+@with_settings()
+@click.option("--rebuild", is_flag=True, help="Read all embeddings again.")
+def index(rebuild: bool, **options: Any) -> None:
+    """Update the search index of OUTPUT."""
+    from boring_assets.commands.runs import run_to_the_end
+    from boring_assets.datasets import Dataset
+    from boring_assets.instance.homes import open_instance
+    from boring_assets.jobs import INDEX_JOB
+    from boring_assets.search.lance import FOLDER
     from boring_assets.search.query import Searcher
     from resources.embeddings_io import EmbeddingsIOManager
-    from resources.source import ShardSource
 
-    embeddings = EmbeddingsIOManager.from_settings(settings)
-    if pictures and settings.input_dir:
-        embeddings.check_input(ShardSource.from_settings(settings).root())
-    root = embeddings.root()
-    if update:
-        done = update_index(root, say=lambda text: click.echo(f"Updating the index: {text}", err=True))
-        left_out = [f"{key}: {why}" for key, why in done.failed.items()]
-        if done.other_model:
-            shards = some(len(done.other_model), "shard")
-            left_out.append(f"{shards} embedded by another model: {first_of(done.other_model)}")
-        for text in left_out:
-            click.secho(plain(f"Left out  {text}"), fg="yellow", err=True)
-        for name, note in done.columns.items():
-            click.echo(plain(f"Column {name}: {note}"), err=True)
-    return Searcher(settings, root)
+    settings = apply(options)
+    asset = Dataset.from_settings(settings).asset(FOLDER)
+    run_config = {"ops": {asset.to_python_identifier(): {"config": {"rebuild": rebuild}}}}
+    run_to_the_end(settings, INDEX_JOB, config=run_config)
+    event = open_instance(settings.output_dir).get_latest_materialization_event(asset)
+    columns: Any = (
+        event and event.asset_materialization and event.asset_materialization.metadata.get("columns")
+    )
+    for name, note in (columns.data if columns else {}).items():
+        click.echo(plain(f"Column {name}: {note}"), err=True)
+    count = Searcher(settings, EmbeddingsIOManager.from_settings(settings).root()).count()
+    click.echo(f"The index holds {some(count, 'image')} and is up to date.")
+
+
+@command(
+    "boring-assets near-duplicates s3://bucket/embeddings",
+    "boring-assets near-duplicates embeddings --input photos --threshold 0.98",
+)
+@folder("output_dir")
+@INPUT
+@setting("duplicate_threshold", "--threshold")
+@with_settings()
+def near_duplicates(**options: Any) -> None:
+    """Find groups of near-identical images in OUTPUT.
+
+    The index is updated first. With --input, images with almost equal embeddings are compared pixel by pixel
+    to find exact duplicates.
+    """
+    import polars as pl
+
+    from boring_assets.commands.runs import run_to_the_end
+    from boring_assets.jobs import DUPLICATES_JOB, INDEX_JOB
+    from boring_assets.search.duplicates import FILE as NAME
+    from resources.embeddings_io import EmbeddingsIOManager
+
+    settings = apply(options)
+    run_to_the_end(settings, INDEX_JOB)
+    run_to_the_end(settings, DUPLICATES_JOB)
+    root = EmbeddingsIOManager.from_settings(settings).root()
+    with root.open(NAME) as file:
+        found = pl.read_parquet(file)
+    exact = (found["kind"] == "exact").sum()
+    click.echo(f"{some(found['group'].n_unique(), 'group')} of {some(len(found), 'image')}, {exact:,} exact.")
+    click.echo(plain(f"{root.uri}/{NAME}"))
+
+
+@command(
+    "boring-assets clip-scores s3://bucket/embeddings",
+    "boring-assets clip-scores embeddings --caption-embeddings",
+)
+@folder("output_dir")
+@with_settings("model", "pretrained", "device", "precision", "caption_embeddings")
+def clip_scores(**options: Any) -> None:
+    """Score how well each caption in OUTPUT fits its image.
+
+    Shards that already have scores are skipped.
+    """
+    from boring_assets.commands.runs import run_for_all
+    from boring_assets.jobs import SCORES_JOB
+    from partitions.own_files import SCORES
+
+    failed = run_for_all(apply(options), SCORES_JOB, "scored", SCORES)
+    sys.exit(exit_codes.FAILED_SHARDS if failed else 0)
+
+
+@command(
+    "boring-assets label s3://bucket/embeddings --config settings.toml",
+    "BORING_CONFIG=settings.toml boring-assets label embeddings",
+)
+@folder("output_dir")
+@with_settings("model", "pretrained", "device", "precision")
+def label(**options: Any) -> None:
+    """Compute the heads of the settings for each image in OUTPUT.
+
+    A head is a list of labels to choose from, or a small model over embeddings. No image is decoded.
+    Only what is new or has changed is computed.
+    """
+    from boring_assets.commands.runs import run_for_all
+    from boring_assets.jobs import LABELS_JOB
+    from partitions.own_files import LABELS
+
+    settings = apply(options)
+    if not settings.heads:
+        raise SettingsError(
+            "BORING_HEADS is empty: there is nothing to compute. Name a head in the settings file, e.g. "
+            '[heads.animal] with labels = ["cat", "dog"], and give the file with --config.'
+        )
+    failed = run_for_all(settings, LABELS_JOB, "labelled", LABELS)
+    sys.exit(exit_codes.FAILED_SHARDS if failed else 0)

@@ -1,31 +1,20 @@
-"""For `boring-assets verify`: checks an output, and embeds again what is wrong."""
+"""For `boring-assets verify`: prints what is wrong with an output, and embeds it again."""
 
+from collections import Counter
+
+import click
 from rich.console import Console
 
-from boring_assets.commands.embedding import embed_all
-from boring_assets.commands.inspection import DAMAGE, Report, inspect
-from boring_assets.commands.redoing import present_model
+from boring_assets.commands.embedding import embed_all, present_model
+from boring_assets.commands.inspection import DAMAGE, Report
 from boring_assets.errors import SettingsError
 from boring_assets.output.totals import refresh_totals
 from boring_assets.settings import Settings
-from boring_assets.storage.root import check_readable
+from boring_assets.wording import first_of, plain, some
 from resources.embeddings_io import EmbeddingsIOManager
 from resources.source import ShardSource
 
-
-def check_output(settings: Settings) -> Report:
-    """Checks an output, and compares it with its input where one is set.
-
-    Raises:
-        SettingsError: No output is set, or a URI is wrong.
-        StorageError: The output, or the input, cannot be read.
-    """
-    root = EmbeddingsIOManager.from_settings(settings).root()
-    check_readable(root)
-    if not settings.input_dir:
-        return inspect(root)
-    source = ShardSource.from_settings(settings)
-    return inspect(root, source.discover(), source.root())
+_SHOWN = 20
 
 
 def repair_all(settings: Settings, report: Report, console: Console) -> dict[str, str]:
@@ -74,3 +63,29 @@ def _check_same_model(settings: Settings, report: Report) -> None:
             f"{settings.output_dir} was embedded with ({most['weights_digest']}). Put the old ones back, or "
             "embed all of it again: boring-assets embed --redo."
         )
+
+
+def print_report(report: Report, settings: Settings) -> None:
+    """Prints the findings, errors first, and what to type next."""
+    bad = report.bad()
+    lines = [(finding, f"{key}: {finding.text}" if key else finding.text) for key, finding in report.all()]
+    shown: Counter[str] = Counter()
+    for finding, text in sorted(lines, key=lambda line: line[0].severity):
+        shown[finding.kind] += 1
+        if shown[finding.kind] <= _SHOWN:
+            click.secho(
+                plain(f"{finding.severity:<6} {finding.kind:<16} {text}"),
+                fg="red" if finding.severity == "error" else None,
+            )
+    for kind, count in shown.items():
+        if count > _SHOWN:
+            click.echo(f"... and {count - _SHOWN:,} more of {kind}; --json shows all.")
+    checked = some(len(report.checked), "partition")
+    if not report.has_errors():
+        against = "" if report.shards is not None else " The input was not checked: give --input."
+        click.echo(f"{checked} checked: all sound.{against}")
+        return
+    click.echo(f"{checked} checked, {len(bad):,} to embed again" + (f": {first_of(bad)}" if bad else "."))
+    if report.shards is not None and (gone := [key for key in bad if key not in report.shards]):
+        click.echo(f"No longer in the input, so they cannot be: {first_of(gone)}. Move their files away.")
+    click.echo(plain(f"Repair it: boring-assets verify {settings.output_dir} --input ... --repair"))

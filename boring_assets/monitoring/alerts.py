@@ -2,16 +2,18 @@
 
 import json
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import Any
 
 import dagster as dg
+from pydantic import BaseModel
 
 from boring_assets.datasets import Dataset, materializations
 from boring_assets.engine.samples import NOT_COUNTED
-from boring_assets.monitoring.webhook import post
 from boring_assets.output.judgement import Committed, failure_rate
 from boring_assets.output.measures import Measures
 from boring_assets.settings import Settings
@@ -20,6 +22,9 @@ _EVERY_SECONDS = 30
 # A tick may take a minute; the next tick continues after this many events.
 _MOST_EVENTS = 10_000
 _NAMED = 3
+_TRIES = 3
+_SECONDS = 10.0
+_TOO_MANY_REQUESTS = 429
 
 
 def define_failure_rate_alert(
@@ -38,10 +43,10 @@ def define_failure_rate_alert(
     )
     def failure_rate_alert(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         assets = {part.embeddings.to_user_string(): part.embeddings for part in parts}
-        state = _State(json.loads(context.cursor or "{}"), minutes, assets)
-        new = list(state.count(context.instance, assets))
+        state = _State.read(context.cursor, assets)
+        new = list(state.count(context.instance, assets, minutes))
         whole = failure_rate(Committed([state.total()], max_failure_rate=limit))
-        summary = f"{state.summary()}; the limit is {limit:.0%}."
+        summary = f"{state.summary(minutes)}; the limit is {limit:.0%}."
         events = []
         if whole.problems and not state.alerting:
             worst = failure_rate(Committed(new, max_failure_rate=limit)).problems
@@ -54,7 +59,7 @@ def define_failure_rate_alert(
             state.unsent = {"text": text, **facts} if webhook else None
         state.alerting = bool(whole.problems)
         if state.unsent:
-            problem = post(webhook, state.unsent) if webhook else ""
+            problem = _post(webhook, state.unsent) if webhook else ""
             if problem:
                 summary += f" The alert was not delivered, and will be sent again: {problem}."
                 context.log.warning(summary)
@@ -63,79 +68,63 @@ def define_failure_rate_alert(
         result = "Alerted before, and still too many" if state.alerting and not events else "No alert"
         return dg.SensorResult(
             skip_reason=dg.SkipReason(f"{'Alerted' if events else result}: {summary}"),
-            cursor=state.cursor(),
+            cursor=state.model_dump_json(),
             asset_events=events,
         )
 
     return failure_rate_alert
 
 
-class _State:
-    """The state that the sensor keeps in its cursor.
+class _State(BaseModel):
+    """The state that the sensor keeps in its cursor."""
 
-    Attributes:
-        alerting: Whether too many failed at the last tick.
-        unsent: The alert that is not delivered yet.
-    """
+    after: dict[str, int] = {}  # number of the last event that was counted, by asset
+    # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
+    ticks: list[tuple[float, int, dict[str, int]]] = []
+    alerting: bool = False  # whether too many failed at the last tick
+    unsent: dict[str, Any] | None = None  # the alert that is not delivered yet
 
-    def __init__(self, cursor: dict[str, Any], minutes: int, assets: Iterable[str]) -> None:
-        after = cursor.get("after") or {}
-        # Earlier versions had one asset, and wrote a number.
-        self._after: dict[str, int] = after if isinstance(after, dict) else dict.fromkeys(assets, after)
-        # For each sixtieth of the window: since when, how many rows, and how many failed by reason.
-        self._ticks: list[tuple[float, int, dict[str, int]]] = [tuple(one) for one in cursor.get("ticks", [])]
-        self.alerting: bool = cursor.get("alerting", False)
-        self.unsent: dict[str, Any] | None = cursor.get("unsent")
-        self._minutes = minutes
-        self._start = time.time() - minutes * 60
+    @classmethod
+    def read(cls, cursor: str | None, assets: Iterable[str]) -> "_State":
+        """Reads the cursor; earlier versions had one asset, and wrote a number."""
+        state = json.loads(cursor or "{}")
+        after = state.pop("after", None) or {}
+        return cls(after=after if isinstance(after, dict) else dict.fromkeys(assets, after), **state)
 
-    def cursor(self) -> str:
-        """Returns the cursor."""
-        return json.dumps(
-            {"after": self._after, "ticks": self._ticks, "alerting": self.alerting, "unsent": self.unsent}
-        )
-
-    def count(self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey]) -> Iterator[Measures]:
+    def count(
+        self, instance: dg.DagsterInstance, assets: Mapping[str, dg.AssetKey], minutes: int
+    ) -> Iterator[Measures]:
         """Counts what was embedded since the last tick, and yields each partition's counts."""
-        rows, reasons = 0, Counter[str]()
-        for event in chain.from_iterable(self._events(instance, *one) for one in assets.items()):
-            metadata: dict[str, Any] = {name: value.value for name, value in event.metadata.items()}
-            if (
-                "rows" not in metadata or "adopted" in metadata
-            ):  # reported by another program, or counted before
-                continue
-            failed = Counter(metadata.get("failed_by_reason", {}))
-            rows += metadata["rows"]
-            reasons += failed
-            yield _measures(str(event.partition), metadata["rows"], failed)
+        rows, reasons, now = 0, Counter[str](), time.time()
+        start = now - minutes * 60
+        for name, asset in assets.items():
+            after = self.after.get(name)
+            # Without a cursor it begins with what the window holds already.
+            records = materializations(instance, asset, after=after, since=start if after is None else None)
+            for record, metadata in islice(records, _MOST_EVENTS):
+                self.after[name] = record.storage_id
+                if "rows" not in metadata or "adopted" in metadata:
+                    continue  # reported by another program, or counted before
+                failed = Counter(metadata.get("failed_by_reason", {}))
+                rows += metadata["rows"]
+                reasons += failed
+                yield _measures(str(record.partition_key), metadata["rows"], failed)
         if rows:
-            now = time.time()
-            if self._ticks and now - self._ticks[-1][0] < self._minutes:
-                since, more, others = self._ticks.pop()
+            if self.ticks and now - self.ticks[-1][0] < minutes:
+                since, more, others = self.ticks.pop()
                 now, rows, reasons = since, rows + more, reasons + Counter(others)
-            self._ticks.append((now, rows, dict(reasons)))
-        self._ticks = [one for one in self._ticks if one[0] > self._start]
-
-    def _events(
-        self, instance: dg.DagsterInstance, name: str, asset: dg.AssetKey
-    ) -> Iterator[dg.AssetMaterialization]:
-        # Without a cursor it begins with what the window holds already.
-        after = self._after.get(name)
-        since = None if after is not None else self._start
-        for record in islice(materializations(instance, asset, after=after, since=since), _MOST_EVENTS):
-            self._after[name] = record.storage_id
-            if record.asset_materialization:
-                yield record.asset_materialization
+            self.ticks.append((now, rows, dict(reasons)))
+        self.ticks = [one for one in self.ticks if one[0] > start]
 
     def reasons(self) -> dict[str, int]:
         """Returns how many images failed in the window, by reason."""
-        return dict(sum((Counter(failed) for _, _, failed in self._ticks), Counter[str]()).most_common())
+        return dict(sum((Counter(failed) for _, _, failed in self.ticks), Counter[str]()).most_common())
 
     def total(self) -> Measures:
         """Returns the counts of the whole window."""
-        return _measures("all", sum(rows for _, rows, _ in self._ticks), self.reasons())
+        return _measures("all", sum(rows for _, rows, _ in self.ticks), self.reasons())
 
-    def summary(self) -> str:
+    def summary(self, minutes: int) -> str:
         """Returns the counts of the whole window in words."""
         total = self.total()
         there, failed = total.rows - total.not_downloaded, total.failed - total.not_downloaded
@@ -143,7 +132,7 @@ class _State:
         named = ", ".join(f"{count:,} {name}" for name, count in reasons.items())
         share = f" ({failed / there:.1%})" if there else ""
         return (
-            f"{failed:,} of {there:,} images{share} failed in the last {self._minutes} minutes"
+            f"{failed:,} of {there:,} images{share} failed in the last {minutes} minutes"
             f"{f': {named}' if named else ''}"
         )
 
@@ -151,3 +140,39 @@ class _State:
 def _measures(key: str, rows: int, failed: dict[str, int]) -> Measures:
     lost = sum(failed.get(reason, 0) for reason in NOT_COUNTED)
     return Measures(key, rows=rows, failed=sum(failed.values()), not_downloaded=lost)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses redirects: the server must not choose another receiver."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """Follows none; the answer then counts as an error."""
+
+
+def _post(url: str, body: Mapping[str, Any]) -> str:
+    """Posts a JSON object; if the server does not answer or has an error, tries three times.
+
+    The URL is a secret, so it is in no error and no log. urllib3 is not used, since it logs the paths of
+    URLs. Most webhooks show the body's `text`.
+
+    Returns:
+        Why it could not be delivered, without the address; empty if it was delivered.
+    """
+    opener = urllib.request.build_opener(_NoRedirects)
+    data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+    problem = ""
+    for attempt in range(_TRIES):
+        if attempt:
+            time.sleep(2 ** (attempt - 1))
+        try:
+            request = urllib.request.Request(url, data, headers, method="POST")
+            with opener.open(request, timeout=_SECONDS):
+                return ""
+        except urllib.error.HTTPError as error:
+            problem = f"the webhook answered {error.code}"
+            error.close()
+            if error.code < 500 and error.code != _TOO_MANY_REQUESTS:
+                break
+        except Exception as error:  # its text may hold the address
+            problem = f"the webhook cannot be reached ({type(getattr(error, 'reason', error)).__name__})"
+    return problem

@@ -24,6 +24,15 @@ COUNTERS = {
     "wait_seconds": "Seconds that the model waited in runs: to be loaded, for decoded pixels, for writing.",
 }
 """Text of each counter, by its name without prefix and `_total`."""
+GAUGES = {
+    "runs_in_progress": "Runs that embed now.",
+    "last_update_timestamp_seconds": "Time of the last update by a run.",
+    "last_success_timestamp_seconds": "When a run last succeeded; 0 is never.",
+    "last_run_seconds": "Seconds that the last run took, its model's loading included.",
+    "last_run_images_per_second": "Images a second over the whole of the last run.",
+    "images_per_second": "Images a second now; 0 without a run.",
+    "device_memory_peak_bytes": "Peak memory of the last run on the device; for cpu, of the machine.",
+}
 LABELS: dict[str, tuple[str, tuple[str, ...]]] = {
     "samples_failed": ("reason", tuple(reason.value for reason in Reason)),
     "runs": ("outcome", ("success", "failure")),
@@ -33,12 +42,7 @@ LABELS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def families(output: str, state: Mapping[str, Any]) -> "CollectorRegistry":
-    """Returns a registry with the metrics of an output.
-
-    Args:
-        output: URI of the output, the label of everything.
-        state: The stored state of its runs on this machine.
-    """
+    """Returns a registry with the metrics of an output, by the stored state of its runs on this machine."""
     from prometheus_client import CollectorRegistry
     from prometheus_client.registry import Collector
 
@@ -58,52 +62,36 @@ def _counters(output: str, counters: Mapping[str, Mapping[str, float]]) -> Itera
 
     for name, text in COUNTERS.items():
         label, values = LABELS.get(name, ("", ("",)))
-        family = CounterMetricFamily(_PREFIX + name, text, labels=("output", *((label,) if label else ())))
         known = counters.get(name, {})
-        for value in values:
-            family.add_metric((output, *((value,) if label else ())), known.get(value, 0.0))
-        yield family
+        numbers = {value: known.get(value, 0.0) for value in values}
+        yield _family(CounterMetricFamily, name, text, output, numbers, label)
 
 
 def _gauges(output: str, state: Mapping[str, Any]) -> Iterator[Any]:
     from prometheus_client.core import GaugeMetricFamily
 
-    def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(_PREFIX + name, text, labels=("output",))
-        family.add_metric((output,), value)
-        return family
-
     runs = [one for one in state.get("runs", {}).values() if time.time() - one["time"] < GONE_SECONDS]
-    yield gauge("runs_in_progress", "Runs that embed now.", len(runs))
-    yield gauge("last_update_timestamp_seconds", "Time of the last update by a run.", state.get("time", 0.0))
-    yield gauge(
-        "last_success_timestamp_seconds", "When a run last succeeded; 0 is never.", state.get("success", 0.0)
-    )
     last = state.get("last", {})
-    yield gauge(
-        "last_run_seconds",
-        "Seconds that the last run took, its model's loading included.",
-        last.get("seconds", 0.0),
-    )
-    yield gauge(
-        "last_run_images_per_second", "Images a second over the whole of the last run.", last.get("rate", 0.0)
-    )
-    yield from _by_device(output, state.get("devices", {}), runs)
+    numbers = {
+        "runs_in_progress": len(runs),
+        "last_update_timestamp_seconds": state.get("time", 0.0),
+        "last_success_timestamp_seconds": state.get("success", 0.0),
+        "last_run_seconds": last.get("seconds", 0.0),
+        "last_run_images_per_second": last.get("rate", 0.0),
+    }
+    for name, number in numbers.items():
+        yield _family(GaugeMetricFamily, name, GAUGES[name], output, {"": number})
+    peaks: dict[str, float] = state.get("devices", {})
+    rates = {device: sum(one["rate"] for one in runs if one["device"] == device) for device in peaks}
+    for name, by_device in (("images_per_second", rates), ("device_memory_peak_bytes", peaks)):
+        yield _family(GaugeMetricFamily, name, GAUGES[name], output, by_device, "device")
 
 
-def _by_device(output: str, devices: Mapping[str, int], runs: list[dict[str, Any]]) -> Iterator[Any]:
-    from prometheus_client.core import GaugeMetricFamily
-
-    labels = ("output", "device")
-    rate = GaugeMetricFamily(
-        f"{_PREFIX}images_per_second", "Images a second now; 0 without a run.", labels=labels
-    )
-    memory = GaugeMetricFamily(
-        f"{_PREFIX}device_memory_peak_bytes",
-        "Peak memory of the last run on the device; for cpu, of the machine.",
-        labels=labels,
-    )
-    for device, peak in devices.items():
-        rate.add_metric((output, device), sum(one["rate"] for one in runs if one["device"] == device))
-        memory.add_metric((output, device), peak)
-    yield from (rate, memory)
+def _family(
+    kind: Any, name: str, text: str, output: str, numbers: Mapping[str, float], label: str = ""
+) -> Any:
+    """Returns a metric with a number for each value of its label, or one number where it has no label."""
+    family = kind(_PREFIX + name, text, labels=("output", label) if label else ("output",))
+    for value, number in numbers.items():
+        family.add_metric((output, value) if label else (output,), number)
+    return family

@@ -17,7 +17,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -43,16 +43,12 @@ class Metrics:
     """Targets of metrics: `BORING_METRICS_DIR` and `BORING_METRICS_PUSHGATEWAY`; each may be empty."""
 
     folder: str = ""
-    gateway: str = ""
+    gateway: str = field(default="", repr=False)  # may hold a password
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Metrics":
         """Returns the targets of the settings. Not a resource: Dagster would store and show the URL."""
         return cls(settings.metrics_dir, settings.metrics_pushgateway.get_secret_value())
-
-    def __repr__(self) -> str:
-        """The gateway's URL may hold a password."""
-        return f"Metrics({self.folder!r}, gateway {'set' if self.gateway else 'not set'})"
 
     @contextmanager
     def run(
@@ -65,9 +61,6 @@ class Metrics:
             home: `DAGSTER_HOME`: counters are remembered there where there is no folder.
             progress: What the engine counts.
             warn: Called when metrics cannot be written or pushed; the run continues.
-
-        Yields:
-            The run's counts.
 
         Raises:
             SettingsError: The extra `monitoring` is missing.
@@ -113,22 +106,12 @@ class RunMetrics:
         self._device_name = ""
 
     def add(self, name: str, value: float = 1.0, label: str = "") -> None:
-        """Adds to a counter.
-
-        Args:
-            name: Its name, without prefix and suffix.
-            value: How much.
-            label: The value of the counter's label, if it has one.
-        """
+        """Adds to a counter of `COUNTERS`; the label is a value of `LABELS`, where the counter has one."""
         with self._lock:
             self._counts[name, label] += value
 
     def committed(self, facts: Mapping[str, Any]) -> None:
-        """Counts a shard that was committed.
-
-        Args:
-            facts: Metadata of its embeddings file, and `image_bytes`.
-        """
+        """Counts a committed shard, by the metadata of its embeddings file and `image_bytes`."""
         self.add("shards_committed")
         self.add("samples_embedded", facts["embedded"])
         self.add("image_bytes", facts["image_bytes"])
@@ -232,9 +215,7 @@ class _Keeper:
         from prometheus_client.exposition import basic_auth_handler
 
         parts = urlsplit(self._config.gateway)
-        user, password = (
-            unquote(part) if part is not None else None for part in (parts.username, parts.password)
-        )
+        user, password = (part and unquote(part) for part in (parts.username, parts.password))
         bare = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
         def send(

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from boring_assets.output.files import committed_facts, file_versions
 from boring_assets.output.schema import FAILURES_DIGEST, ROW, read_facts
-from boring_assets.storage.errors import storage_error
 from boring_assets.storage.root import Root
 from partitions.own_files import LABELS, SCORES
 from partitions.shards import uri_of
@@ -72,11 +71,8 @@ def derived_schema(root: Root, paths: Iterable[str], embedded: Mapping[str, Any]
     """
     found: list[pa.Field] = []
     for path in paths:
-        try:
-            with root.fs.open(f"{root.path}/{path}", "rb") as file:
-                schema = pq.read_schema(file)
-        except Exception as error:
-            raise storage_error(error, f"{root.uri}/{path}", "read") from error
+        with root.open(path) as file:
+            schema = pq.read_schema(file)
         if belongs_to(read_facts(schema.metadata), embedded):
             found += _added(schema)
     return pa.schema(found)
@@ -101,15 +97,12 @@ def read_derived(
     """
     columns: dict[str, pa.Array] = {}
     for path in paths:
-        try:
-            if not belongs_to(committed_facts(root, path), embedded):
-                continue
-            with root.fs.open(f"{root.path}/{path}", "rb") as file:
-                parquet = pq.ParquetFile(file)
-                names = [field.name for field in _added(parquet.schema_arrow)]
-                table = parquet.read(columns=[ROW, *names]).combine_chunks()
-        except Exception as error:
-            raise storage_error(error, f"{root.uri}/{path}", "read") from error
+        if not belongs_to(committed_facts(root, path), embedded):
+            continue
+        with root.open(path) as file:
+            parquet = pq.ParquetFile(file)
+            names = [field.name for field in _added(parquet.schema_arrow)]
+            table = parquet.read(columns=[ROW, *names]).combine_chunks()
         places = pc.index_in(rows, value_set=table[ROW].combine_chunks())
         columns |= {name: table[name].combine_chunks().take(places) for name in names}
     return columns

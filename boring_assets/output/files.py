@@ -15,18 +15,7 @@ from boring_assets.storage.errors import storage_error
 from boring_assets.storage.files import version_of, write_bytes
 from boring_assets.storage.root import Root
 from partitions.listing import list_files
-from partitions.own_files import EMBEDDINGS, FAILURES
 from partitions.shards import SUFFIX
-
-__all__ = [
-    "EMBEDDINGS",
-    "FAILURES",
-    "committed_facts",
-    "file_keys",
-    "file_versions",
-    "to_parquet",
-    "write_table",
-]
 
 
 def committed_facts(root: Root, path: str) -> dict[str, Any]:

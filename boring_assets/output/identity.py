@@ -8,6 +8,7 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.output.files import committed_facts
+from boring_assets.output.state import read_json
 from boring_assets.storage.root import Root
 from partitions.shards import uri_of
 
@@ -36,11 +37,8 @@ def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 
 def is_all_of(root: Root, mine: Mapping[str, Any]) -> bool:
     """Returns whether one model embedded everything, by `metadata.json`; False if there is no such file."""
-    try:
-        totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
-    except (FileNotFoundError, ValueError):
-        return False
-    return isinstance(totals, dict) and identity(totals) == mine
+    totals = read_json(root, "metadata.json")
+    return bool(totals) and identity(totals) == mine
 
 
 def find_other_models(

@@ -16,11 +16,12 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.samples import NOT_COUNTED
-from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
+from boring_assets.output.files import file_versions
 from boring_assets.output.schema import belongs, read_facts
 from boring_assets.secrets import without_secrets
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root
+from partitions.own_files import EMBEDDINGS, FAILURES
 
 _CACHE = ".measures.parquet"
 CACHES = ".measures"

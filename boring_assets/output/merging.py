@@ -15,7 +15,7 @@ from boring_assets.engine.results import EmbeddedShard
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
 from boring_assets.output.commit import write_pair
-from boring_assets.output.files import EMBEDDINGS, FAILURES, to_parquet
+from boring_assets.output.files import to_parquet
 from boring_assets.output.identity import differences, identity
 from boring_assets.output.schema import (
     FAILURES_DIGEST,
@@ -27,8 +27,9 @@ from boring_assets.output.schema import (
     input_rows,
     read_facts,
 )
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root
+from partitions.own_files import EMBEDDINGS, FAILURES
 from partitions.shards import uri_of
 
 IDENTIFYING = {"key": "key", "url": "url", "sha256": "meta_sha256"}
@@ -87,17 +88,15 @@ def read_committed(root: Root, key: str, columns: list[str] | None = None) -> Co
     """
     path = uri_of("", key)
     uri = f"{root.uri}/{EMBEDDINGS}/{path}"
-    try:
-        with root.fs.open(f"{root.path}/{EMBEDDINGS}/{path}", "rb", block_size=_READ_BYTES) as file:
-            parquet = pq.ParquetFile(file)
-            facts: dict[str, Any] = dict(read_facts(parquet.schema_arrow.metadata))
-            names = parquet.schema_arrow.names
-            wanted = names if columns is None else [name for name in names if name in {*columns, ROW}]
-            table = parquet.read(columns=wanted)
-        data = root.fs.cat_file(f"{root.path}/{FAILURES}/{path}")
+    with root.open(f"{EMBEDDINGS}/{path}", block_size=_READ_BYTES) as file:
+        parquet = pq.ParquetFile(file)
+        facts: dict[str, Any] = dict(read_facts(parquet.schema_arrow.metadata))
+        names = parquet.schema_arrow.names
+        wanted = names if columns is None else [name for name in names if name in {*columns, ROW}]
+        table = parquet.read(columns=wanted)
+    data = root.read(f"{FAILURES}/{path}")
+    with storage_errors(f"{root.uri}/{FAILURES}/{path}", "read"):
         failed = pq.read_table(pa.BufferReader(data))
-    except Exception as error:
-        raise storage_error(error, uri, "read") from error
     known = ROW in names or belongs(data, facts)
     rows = input_rows(table, failed, facts) if known else None
     if rows is None:

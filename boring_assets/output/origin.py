@@ -11,7 +11,7 @@ from boring_assets import __version__
 from boring_assets.errors import SettingsError
 from boring_assets.output.files import committed_facts, file_versions
 from boring_assets.output.state import Json, locked, read_json, update_json
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root
 from partitions.own_files import EMBEDDINGS, OUTPUT_MARKER
 from partitions.shards import uri_of
@@ -46,10 +46,8 @@ def origin_of(output: Root) -> Origin:
     Raises:
         StorageError: The output cannot be read.
     """
-    try:
+    with storage_errors(f"{output.uri}/{OUTPUT_MARKER}", "read"):
         marker = read_json(output, OUTPUT_MARKER)
-    except Exception as error:
-        raise storage_error(error, f"{output.uri}/{OUTPUT_MARKER}", "read") from error
     if isinstance(marker.get("input"), str):
         return Origin([marker["input"]], [str(one) for one in marker.get("moved_from") or []])
     return Origin(_inputs_of_files(output))

@@ -17,12 +17,13 @@ from typing import Any
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets import __version__
-from boring_assets.output.files import EMBEDDINGS, committed_facts, file_versions
+from boring_assets.output.files import committed_facts, file_versions
 from boring_assets.output.identity import NAMES
 from boring_assets.output.state import Json, locked, read_json, update_json
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.files import version_of
 from boring_assets.storage.root import Root
+from partitions.own_files import EMBEDDINGS
 from partitions.shards import uri_of
 
 COUNTS = ".counts"
@@ -49,16 +50,13 @@ def refresh_totals(root: Root, changed: Collection[str] | None = None) -> dict[s
     Raises:
         StorageError: The output cannot be read or written.
     """
-    try:
-        with locked(root):
-            sums = read_json(root, _SUMS)
-            if changed is None or sums.get("format") != _FORMAT:
-                _count_all(root)
-            else:
-                _count(root, changed)
-            return _write_totals(root)
-    except Exception as error:
-        raise storage_error(error, root.uri, "read") from error
+    with storage_errors(root.uri, "read"), locked(root):
+        sums = read_json(root, _SUMS)
+        if changed is None or sums.get("format") != _FORMAT:
+            _count_all(root)
+        else:
+            _count(root, changed)
+        return _write_totals(root)
 
 
 def _count(root: Root, keys: Collection[str]) -> None:

@@ -6,7 +6,6 @@ of each row.
 """
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,18 +17,16 @@ from boring_assets.search.rows import VECTOR
 
 FILE = "near_duplicates.parquet"
 """Name of the file in the output, written by the asset `near_duplicates`."""
-SHA256 = "meta_sha256"
+_SHA256 = "meta_sha256"
 SCHEMA = pa.schema(
-    [
-        ("group", pa.int64()),
-        ("partition", pa.string()),
-        ("row", pa.int64()),
-        ("key", pa.string()),
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("score", pa.float32()),
-        ("kind", pa.string()),
-    ]
+    {
+        "group": pa.int64(),
+        "partition": pa.string(),
+        "row": pa.int64(),
+        **dict.fromkeys(("key", "url", "caption"), pa.string()),
+        "score": pa.float32(),
+        "kind": pa.string(),
+    }
 )
 # Embeddings of equal pixels differ only by rounding; from this cosine on, the images are compared.
 _SAME = 0.9995
@@ -39,7 +36,9 @@ _NEIGHBOURS = 16
 _MOST_NEIGHBOURS = 1024
 _MERGED = 1_000_000
 
-Pairs = Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]
+Pair = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Two rows and their cosine, for many pairs at once."""
+Pairs = Iterator[Pair]
 Digest = Callable[[str, str | None, int], str | None]
 
 
@@ -57,7 +56,7 @@ def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.T
         group, `kind` is `exact` where another has the same bytes (by `sha256`) or pixels, else `near`.
     """
     names = ["partition", "row", "key", "url", "caption"]
-    names += [SHA256] if SHA256 in table.schema.names else []
+    names += [_SHA256] if _SHA256 in table.schema.names else []
     rows = (
         table.search()
         .select([*names, VECTOR])
@@ -78,7 +77,7 @@ def find_duplicates(table: Any, threshold: float, digest: Digest | None) -> pa.T
 
 def _merge_batches(pairs: Pairs) -> Pairs:
     """Yields the same pairs in fewer, larger arrays."""
-    waiting: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    waiting: list[Pair] = []
     count = 0
     for piece in pairs:
         waiting.append(piece)
@@ -90,9 +89,7 @@ def _merge_batches(pairs: Pairs) -> Pairs:
         yield _joined(waiting)
 
 
-def _joined(
-    pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _joined(pieces: list[Pair]) -> Pair:
     left, right, scores = zip(*pieces, strict=True)
     return np.concatenate(left), np.concatenate(right), np.concatenate(scores)
 
@@ -175,36 +172,21 @@ class _Groups:
 
 
 def _table(rows: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Digest | None) -> pa.Table:
+    import polars as pl
+
     members = [row for group in groups for row in group]
-    picked = rows.take(pa.array(members, pa.int64()))
-    kinds = ["exact" if same else "near" for same in _are_copies(picked, groups, best[members], digest)]
-    numbers = [number for number, group in enumerate(groups) for _ in group]
-    computed = {
-        "group": pa.array(numbers, pa.int64()),
-        "score": pa.array(best[members]),
-        "kind": pa.array(kinds, pa.string()),
-    }
-    columns = [computed[field.name] if field.name in computed else picked[field.name] for field in SCHEMA]
-    return pa.table(columns, schema=SCHEMA)
-
-
-def _are_copies(
-    picked: pa.Table, groups: list[list[int]], best: np.ndarray, digest: Digest | None
-) -> list[bool]:
-    """Returns for each member whether another of its group has the same bytes or pixels."""
-    sums = picked[SHA256].to_pylist() if SHA256 in picked.column_names else [None] * picked.num_rows
-    places = [picked[name].to_pylist() for name in ("partition", "key", "row")]
-    same = [False] * picked.num_rows
-    start = 0
-    for group in groups:
-        shared: dict[str, list[int]] = defaultdict(list)
-        for at in range(start, start + len(group)):
-            if sums[at]:
-                shared[f"bytes {sums[at]}"].append(at)
-            if digest and best[at] >= _SAME and (pixels := digest(*(column[at] for column in places))):
-                shared[f"pixels {pixels}"].append(at)
-        for copies in shared.values():
-            for at in copies if len(copies) > 1 else ():
-                same[at] = True
-        start += len(group)
-    return same
+    numbers = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    found = pl.DataFrame(rows.take(pa.array(members, pa.int64())))
+    found = found.with_columns(group=numbers, score=best[members])
+    if _SHA256 not in found.columns:
+        found = found.with_columns(pl.lit(None, pl.String).alias(_SHA256))
+    places = found.select("partition", "key", "row", "score").iter_rows()
+    pixels = [digest(*place) if digest and score >= _SAME else None for *place, score in places]
+    found = found.with_columns(pl.Series("pixels", pixels, pl.String))
+    # Whether another of the group has the same bytes or pixels.
+    is_copy = pl.any_horizontal(
+        (pl.col(name).cast(pl.String).str.len_bytes() > 0) & (pl.len().over("group", name) > 1)
+        for name in (_SHA256, "pixels")
+    )
+    kind = pl.when(is_copy.fill_null(False)).then(pl.lit("exact")).otherwise(pl.lit("near"))
+    return found.with_columns(kind=kind).select(SCHEMA.names).to_arrow().cast(SCHEMA)

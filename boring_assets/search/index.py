@@ -7,7 +7,7 @@ repairs the table. Two updates at the same time end in the same state.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -18,8 +18,7 @@ import pyarrow as pa
 
 from boring_assets.errors import StorageError
 from boring_assets.output.schema import read_facts
-from boring_assets.search.filters import quote
-from boring_assets.search.lance import TABLE, connect, open_table, storage_errors
+from boring_assets.search.lance import TABLE, connect, index_errors, open_table, quote
 from boring_assets.search.rows import (
     OWN,
     VECTOR,
@@ -50,34 +49,22 @@ _ROWS = "input"
 
 @dataclass
 class Update:
-    """The result of an update.
+    """The result of an update."""
 
-    Attributes:
-        added: Shards that were read.
-        removed: Shards whose earlier rows were removed: changed, gone, or loaded twice.
-        rows: Rows of the index afterwards.
-        failed: Why a shard could not be read, by key; the others are in the index.
-        other_model: Shards left out because another model made them than the index's.
-        rebuilt: Whether all rows were read.
-        columns: Columns that the index has under another name or not at all, and why, by name.
-    """
-
-    added: int = 0
-    removed: int = 0
-    rows: int = 0
-    failed: dict[str, str] = field(default_factory=dict)
-    other_model: list[str] = field(default_factory=list)
-    rebuilt: bool = False
-    columns: dict[str, str] = field(default_factory=dict)
+    added: int = 0  # shards that were read
+    removed: int = 0  # shards whose earlier rows were removed: changed, gone, or loaded twice
+    rows: int = 0  # of the index afterwards
+    failed: dict[str, str] = field(default_factory=dict)  # why a shard could not be read, by key
+    other_model: list[str] = field(default_factory=list)  # shards left out: not the index's model
+    rebuilt: bool = False  # whether all rows were read
+    columns: dict[str, str] = field(default_factory=dict)  # why one is renamed or left out, by name
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The partitions that stay, the loads to remove, and the files of missing partitions."""
-
-    kept: set[str]
-    superfluous: dict[str, str]
-    missing: dict[str, Source]
+    kept: set[str]  # partitions
+    superfluous: dict[str, str]  # loads to remove, with their partitions
+    missing: dict[str, Source]  # files of partitions
 
 
 def update_index(
@@ -98,22 +85,22 @@ def update_index(
     done = Update(rebuilt=table is None)
     plan = _plan(root, table, current)
     footers = _read_all_footers(root, plan.missing, done)
-    if table is not None and footers and _needs_rebuild(table.schema, plan, footers):
-        done = Update(rebuilt=True)
-        table, plan = None, _plan(root, None, current)
-        footers = _read_all_footers(root, plan.missing, done)
     if table is None:
+        if not footers:
+            return done
         table = _create(root, footers)
-    if table is None:
-        return done
-    _leave_out_other_models(table.schema, footers, done)
-    _add(root, table, {key: plan.missing[key] for key in footers}, footers, done, say)
+    elif footers and _needs_rebuild(table.schema, plan, footers):
+        return update_index(root, rebuild=True, say=say)
+    weights = _weights_of(table.schema)  # the vectors of two models cannot be compared
+    done.other_model = [key for key, each in footers.items() if each.weights != weights]
+    footers = {key: each for key, each in footers.items() if each.weights == weights}
+    _add(root, table, plan.missing, footers, done, say)
     _remove(root, table, _plan(root, table, current).superfluous, done)
     if not plan.kept and footers:
         _drop_columns(root, table, footers)
     if done.added or done.removed or done.rebuilt:
         _write(root, table, lambda: _optimize(table, say))
-    with storage_errors(root, "read"):
+    with index_errors(root, "read"):
         done.rows = table.count_rows()
     return done
 
@@ -145,7 +132,7 @@ def _loads(root: Root, table: Any) -> dict[str, set[str]]:
     """Returns the loads of each partition in the table."""
     loads: dict[str, set[str]] = defaultdict(set)
     columns = ["partition", "load"]
-    with storage_errors(root, "read"):
+    with index_errors(root, "read"):
         for batch in table.search().select(columns).to_batches(_SCANNED):
             pairs = pa.table(batch).group_by(columns).aggregate([])
             for partition, load in zip(*(pairs[name].to_pylist() for name in columns), strict=True):
@@ -155,33 +142,32 @@ def _loads(root: Root, table: Any) -> dict[str, set[str]]:
 
 def _read_all_footers(root: Root, sources: dict[str, Source], done: Update) -> dict[str, Footers]:
     """Reads the footers of some partitions; errors go into `done`."""
-
-    def one(key: str) -> Footers | StorageError:
-        try:
-            return read_footers(root, key, sources[key].derived)
-        except StorageError as error:
-            return error
-
     with ThreadPoolExecutor(16) as pool:
-        answers = dict(zip(sources, pool.map(one, sources), strict=True))
-    done.failed |= {key: str(answer) for key, answer in answers.items() if isinstance(answer, StorageError)}
-    return {
-        key: answer
-        for key, answer in answers.items()
-        # A shard without embeddings has no rows in the index.
-        if isinstance(answer, Footers) and answer.facts.get("embedded") != 0
-    }
+        reads = {key: pool.submit(read_footers, root, key, one.derived) for key, one in sources.items()}
+    footers = {}
+    for key, read in reads.items():
+        try:
+            found = read.result()
+        except StorageError as error:
+            done.failed[key] = str(error)
+            continue
+        if found.facts.get("embedded") != 0:  # a shard without embeddings has no rows in the index
+            footers[key] = found
+    return footers
 
 
 def _needs_rebuild(schema: pa.Schema, plan: _Plan, footers: dict[str, Footers]) -> bool:
     """Returns whether all rows have another model now, or some columns need a wider type."""
-    about = model_of(schema)
-    other_model = _most(footers) != (about["weights_digest"], about["dim"])
-    if not plan.kept and other_model:
+    if not plan.kept and _most(footers) != _weights_of(schema):
         return True
     there = {column.name: column.type for column in schema if column.name not in _FIXED}
     wanted = widest([there, *(each.kinds for each in footers.values())])
     return any(wanted[name] != kind for name, kind in there.items())
+
+
+def _weights_of(schema: pa.Schema) -> tuple[str, int]:
+    about = model_of(schema)
+    return about["weights_digest"], about["dim"]
 
 
 def _most(footers: dict[str, Footers]) -> tuple[str, int]:
@@ -198,68 +184,43 @@ def _drop_columns(root: Root, table: Any, footers: dict[str, Footers]) -> None:
 
 def _create(root: Root, footers: dict[str, Footers]) -> Any:
     """Creates an empty table for the model of most files; an earlier table is replaced."""
-    if not footers:
-        return None
     weights = _most(footers)
     same = [each for each in footers.values() if each.weights == weights]
     facts = same[0].facts
     about = {name: facts.get(name) for name in ("model", "pretrained", "weights_digest", "dim")}
     about["rows"] = _ROWS
     schema = schema_of(widest(each.kinds for each in same), facts, json.dumps(about).encode())
-    with storage_errors(root, "write"):
+    with index_errors(root, "write"):
         return connect(root).create_table(TABLE, schema=schema, mode="overwrite")
-
-
-def _leave_out_other_models(schema: pa.Schema, footers: dict[str, Footers], done: Update) -> None:
-    """Leaves out shards of other models: their vectors cannot be compared."""
-    about = model_of(schema)
-    done.other_model = [
-        key for key, each in footers.items() if each.weights != (about["weights_digest"], about["dim"])
-    ]
-    for key in done.other_model:
-        del footers[key]
 
 
 def _add(
     root: Root,
     table: Any,
-    missing: dict[str, Source],
+    sources: dict[str, Source],
     footers: dict[str, Footers],
     done: Update,
     say: Callable[[str], None],
 ) -> None:
-    there = set(table.schema.names)
+    """Adds the rows of several files at once: each commit adds a version and a file to the table."""
     columns = widest(each.kinds for each in footers.values())
     for each in footers.values():
-        done.columns |= each.columns.notes
-    if new := [pa.field(name, kind) for name, kind in columns.items() if name not in there]:
+        done.columns |= each.notes
+    if new := [pa.field(name, kind) for name, kind in columns.items() if name not in table.schema.names]:
         _write(root, table, lambda: table.add_columns(new))
-    schema = table.schema
-    for group in _groups(root, missing, schema, done):
-        rows = pa.concat_tables(group)
-        _write(root, table, partial(table.add, rows))
-        done.added += len(group)
-        say(f"{done.added:,} of {len(missing):,} shards")
-
-
-def _groups(
-    root: Root, missing: dict[str, Source], schema: pa.Schema, done: Update
-) -> Iterator[list[pa.Table]]:
-    """Yields the rows of several files at once: each commit adds a version and a file to the table."""
     group: list[pa.Table] = []
-    for key, source in missing.items():
+    for number, key in enumerate(footers, 1):
         try:
-            rows, notes = load_rows(root, key, source, schema)
+            rows, notes = load_rows(root, key, sources[key], table.schema)
             group.append(rows)
             done.columns |= {name: f"{note}, in {key}" for name, note in notes.items()}
         except StorageError as error:
             done.failed[key] = str(error)
-            continue
-        if sum(part.nbytes for part in group) > _GROUP_BYTES:
-            yield group
+        if group and (number == len(footers) or sum(part.nbytes for part in group) > _GROUP_BYTES):
+            _write(root, table, partial(table.add, pa.concat_tables(group)))
+            done.added += len(group)
+            say(f"{done.added:,} of {len(footers):,} shards")
             group = []
-    if group:
-        yield group
 
 
 def _remove(root: Root, table: Any, superfluous: dict[str, str], done: Update) -> None:
@@ -272,7 +233,7 @@ def _remove(root: Root, table: Any, superfluous: dict[str, str], done: Update) -
 
 def _write(root: Root, table: Any, work: Callable[[], object]) -> None:
     """Commits to the table, and tries again after a conflict with another update."""
-    with storage_errors(root, "write"):
+    with index_errors(root, "write"):
         for left in reversed(range(_TRIES)):
             try:
                 work()

@@ -2,12 +2,11 @@
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from boring_assets.errors import SettingsError
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root
 
 if TYPE_CHECKING:
@@ -17,8 +16,8 @@ FOLDER = "embedding_index"
 TABLE = "images"
 
 
-def connect(root: Root) -> "lancedb.DBConnection":
-    """Opens the output's LanceDB database. Nothing is written.
+def connect(root: Root, folder: str = FOLDER) -> "lancedb.DBConnection":
+    """Opens a LanceDB database in a folder of a root. Nothing is written.
 
     Raises:
         SettingsError: LanceDB is not installed, or does not support the storage.
@@ -29,26 +28,19 @@ def connect(root: Root) -> "lancedb.DBConnection":
         import lancedb
     except ImportError as error:
         raise SettingsError(
-            'Search needs LanceDB, which is not installed. Install it: pip install "boring_assets[search]".'
+            'LanceDB is not installed. Install it: pip install "boring_assets[search]".'
         ) from error
-    uri, options = _location(root)
-    with storage_errors(root, "read"):
-        return lancedb.connect(uri, storage_options=options)
-
-
-def _location(root: Root) -> tuple[str, dict[str, str] | None]:
-    """Returns the URI and the storage options by which LanceDB opens the output."""
-    scheme = root.uri.partition("://")[0]
+    path, scheme = f"{root.path}/{folder}".rstrip("/"), root.uri.partition("://")[0]
     if scheme in ("file", "local"):
-        return f"{root.path}/{FOLDER}", None
+        return lancedb.connect(path)
     if scheme in ("s3", "s3a"):
-        return f"s3://{root.path}/{FOLDER}", _s3_options()
+        return lancedb.connect(f"s3://{path}", storage_options=_s3_options())
     if scheme in ("gs", "gcs"):
-        return f"gs://{root.path}/{FOLDER}", _gcs_options()
+        return lancedb.connect(f"gs://{path}", storage_options=_gcs_options())
     if scheme in ("az", "abfs", "abfss"):
-        return f"az://{root.path}/{FOLDER}", _azure_options(root.fs)
+        return lancedb.connect(f"az://{path}", storage_options=_azure_options(root.fs))
     raise SettingsError(
-        f"The index cannot be written to {root.uri}: LanceDB supports local disks, s3://, gs:// and az://."
+        f"LanceDB cannot write to {root.uri}: it supports local disks, s3://, gs:// and az://."
     )
 
 
@@ -100,20 +92,20 @@ def open_table(root: Root) -> Any:
         SettingsError: LanceDB is not installed, or does not support the storage.
         StorageError: It cannot be read.
     """
-    database = connect(root)
-    with storage_errors(root, "read"):
+    with index_errors(root, "read"):
         try:
-            return database.open_table(TABLE)
+            return connect(root).open_table(TABLE)
         except ValueError as error:
             if "was not found" in str(error):
                 return None
             raise
 
 
-@contextmanager
-def storage_errors(root: Root, doing: str) -> Iterator[None]:
+def quote(text: str) -> str:
+    """A text as a literal of LanceDB's SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def index_errors(root: Root, doing: str) -> AbstractContextManager[None]:
     """Raises LanceDB's errors as a StorageError that names the index."""
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        raise storage_error(error, f"{root.uri}/{FOLDER}", doing) from error
+    return storage_errors(f"{root.uri}/{FOLDER}", doing, (OSError, RuntimeError, ValueError))

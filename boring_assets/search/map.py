@@ -8,20 +8,23 @@ import logging
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import urlencode
 
+import embedding_atlas
 import polars as pl
+from embedding_atlas.data_source import DataSource
+from embedding_atlas.options import make_embedding_atlas_props
+from embedding_atlas.projection import compute_projection
+from embedding_atlas.server import make_server
+from starlette.routing import Route
 
 from boring_assets.errors import SettingsError
-from boring_assets.search.page import open_pictures
+from boring_assets.search.pictures import open_pictures
 from boring_assets.search.query import Searcher
 from boring_assets.search.rows import VECTOR
-from boring_assets.search.web import LOOPBACK, SecurityHeaders, picture_endpoint, run_server
+from boring_assets.search.web import picture_endpoint, run_server
 from boring_assets.settings import Settings
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp
 
 # Embedding Atlas runs DuckDB as WebAssembly in workers, and sets styles in its elements.
 _POLICY = (
@@ -37,42 +40,37 @@ _PICTURE_STYLE = {
 }
 
 
-def open_map(
-    settings: Settings,
-    searcher: Searcher,
-    *,
-    limit: int,
-    where: str,
-    host: str,
-    port: int,
-    more_hosts: tuple[str, ...] = (),
-) -> None:
-    """Computes the map and serves it until Ctrl-C.
+def open_map(settings: Settings, searcher: Searcher, limit: int, where: str, **server: Any) -> None:
+    """Computes the map of at most `limit` images and serves it until Ctrl-C; see `run_server`.
 
-    Args:
-        settings: The input, for the pictures; without one, the map has no pictures.
-        searcher: Reads the index.
-        limit: Most images on the map.
-        where: Only images that match this condition, in LanceDB's SQL.
-        host: Address to listen on.
-        port: Port to listen on. 0 takes a free one.
-        more_hosts: Allowed host names besides `host` and the loopback names.
+    Without an input, the map has no pictures. `where` is a condition in LanceDB's SQL.
 
     Raises:
         SettingsError: An argument is wrong.
         StorageError: The index cannot be read.
     """
-    frame = project(searcher, limit, where)
+    frame = _project(searcher, limit, where)
+    styles = {}
     if settings.input_dir:
         frame = frame.with_columns(_picture_column(frame))
-    app = build_app(settings, frame, [*LOOPBACK, host, *more_hosts])
-    run_server(app, host, port, f"Map of {frame.height:,} images at")
+        styles["picture"] = _PICTURE_STYLE
+    props = make_embedding_atlas_props(
+        row_id="id",
+        x="x",
+        y="y",
+        neighbors="neighbors",
+        text="caption",
+        initial_state={"version": embedding_atlas.__version__, "columnStyles": styles},
+    )
+    data = DataSource(settings.output_dir, frame, {"props": props})
+    app = make_server(data, static_path=str(Path(embedding_atlas.__file__).parent / "static"))
+    if settings.input_dir:
+        app.router.routes.insert(0, Route("/api/picture", picture_endpoint(open_pictures(settings))))
+    run_server(app, _POLICY, f"Map of {frame.height:,} images at", **server)
 
 
-def project(searcher: Searcher, limit: int, where: str = "") -> pl.DataFrame:
+def _project(searcher: Searcher, limit: int, where: str) -> pl.DataFrame:
     """Returns a sample of the index: its columns without the vector, and `x`, `y` and `neighbors` (UMAP)."""
-    from embedding_atlas.projection import compute_projection
-
     logging.getLogger("embedding_atlas").setLevel(logging.WARNING)
     frame = pl.DataFrame(pl.from_arrow(searcher.sample_vectors(limit, where)))
     if frame.height < _FEWEST:
@@ -89,40 +87,7 @@ def _picture_column(frame: pl.DataFrame) -> pl.Series:
     return pl.Series(
         "picture",
         [
-            "/api/picture?"
-            + "&".join(f"{name}={quote(str(row[name]), '')}" for name in names if row[name] is not None)
+            f"/api/picture?{urlencode({name: value for name, value in row.items() if value is not None})}"
             for row in frame.select(names).iter_rows(named=True)
         ],
     )
-
-
-def build_app(settings: Settings, frame: pl.DataFrame, allowed_hosts: list[str]) -> "ASGIApp":
-    """Returns the web application.
-
-    Args:
-        settings: The input, for the pictures.
-        frame: What `project` returned, with or without the column `picture`.
-        allowed_hosts: Names that the Host header may have, without ports. `*` allows all.
-    """
-    import embedding_atlas
-    from embedding_atlas.data_source import DataSource
-    from embedding_atlas.options import make_embedding_atlas_props
-    from embedding_atlas.server import make_server
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.routing import Route
-
-    styles = {"picture": _PICTURE_STYLE} if "picture" in frame.columns else {}
-    props = make_embedding_atlas_props(
-        row_id="id",
-        x="x",
-        y="y",
-        neighbors="neighbors",
-        text="caption",
-        initial_state={"version": embedding_atlas.__version__, "columnStyles": styles},
-    )
-    data = DataSource(settings.output_dir, frame, {"props": props})
-    app = make_server(data, static_path=str(Path(embedding_atlas.__file__).parent / "static"))
-    if settings.input_dir:
-        app.router.routes.insert(0, Route("/api/picture", picture_endpoint(open_pictures(settings))))
-    guarded = TrustedHostMiddleware(app, allowed_hosts, www_redirect=False)
-    return SecurityHeaders(guarded, _POLICY)

@@ -2,13 +2,12 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from functools import lru_cache
 from threading import Lock
-from typing import TypeVar
 
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.decoding.pillow import check_formats
-from boring_assets.engine.decoding.thumbnail import thumbnail
+from boring_assets.engine.decoding.thumbnail import SIDE, thumbnail
 from boring_assets.engine.inputs.lookup import Lookup
 from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.samples import Failure, Reason
@@ -16,12 +15,15 @@ from boring_assets.errors import BoringError
 from boring_assets.settings import Settings
 from resources.source import ShardSource
 
+PLACEHOLDER = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" width="224" height="224" viewBox="0 0 224 224">'
+    b'<rect width="224" height="224" fill="#8884"/><path d="M72 72l80 80M152 72l-80 80" stroke="#888" '
+    b'stroke-width="6"/></svg>'
+)
+"""Shown instead of a picture that cannot be read any more."""
 _OPEN_SHARDS = 32
 _THUMBNAILS = 4000
 _SHARD_SECONDS = 60.0
-
-Name = TypeVar("Name")
-Thing = TypeVar("Thing")
 
 
 def picture_limits(settings: Settings) -> Limits:
@@ -40,7 +42,7 @@ class Pictures:
         self._source, self._limits = source, limits
         self._lock = Lock()
         self._shards: OrderedDict[str, tuple[float, Lookup]] = OrderedDict()
-        self._thumbnails: OrderedDict[tuple[str, str | None, int], bytes | Failure] = OrderedDict()
+        self._small = lru_cache(_THUMBNAILS)(self._encoded)
 
     def thumbnail(
         self, partition: str, key: str | None, row: int, side: int | None = None
@@ -53,19 +55,12 @@ class Pictures:
             row: Its row in the partition's input shard.
             side: Longest side in pixels; None is a thumbnail, which is kept in memory.
         """
-        if side is not None:
-            data = self.read(partition, key, row)
-            return data if isinstance(data, Failure) else thumbnail(data, self._limits, side)
-        name = (partition, key, row)
-        with self._lock:
-            if name in self._thumbnails:
-                return self._thumbnails[name]
+        make = self._small if side is None else self._encoded
+        return make(partition, key, row, side or SIDE)
+
+    def _encoded(self, partition: str, key: str | None, row: int, side: int) -> bytes | Failure:
         data = self.read(partition, key, row)
-        small = data if isinstance(data, Failure) else thumbnail(data, self._limits)
-        with self._lock:
-            self._thumbnails[name] = small
-            _trim(self._thumbnails, _THUMBNAILS, lambda old: None)
-        return small
+        return data if isinstance(data, Failure) else thumbnail(data, self._limits, side)
 
     def read(self, partition: str, key: str | None, row: int) -> bytes | Failure:
         """Returns the encoded picture from its shard, or why it cannot be read."""
@@ -92,10 +87,11 @@ class Pictures:
             opened = time.monotonic()
             shard = Lookup(open_shard(found, self._limits, self._source.fetcher()))
         self._shards[partition] = (opened, shard)
-        _trim(self._shards, _OPEN_SHARDS, lambda old: old[1].close())
+        if len(self._shards) > _OPEN_SHARDS:
+            self._shards.popitem(last=False)[1][1].close()
         return shard
 
 
-def _trim(things: OrderedDict[Name, Thing], most: int, drop: Callable[[Thing], None]) -> None:
-    while len(things) > most:
-        drop(things.popitem(last=False)[1])
+def open_pictures(settings: Settings) -> Pictures:
+    """Returns the pictures of the input."""
+    return Pictures(ShardSource.from_settings(settings), picture_limits(settings))

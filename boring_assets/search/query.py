@@ -16,9 +16,8 @@ from boring_assets.engine.decoding.decode import decode
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
-from boring_assets.search.filters import quote
 from boring_assets.search.index import has_vector_index, model_of
-from boring_assets.search.lance import open_table, storage_errors
+from boring_assets.search.lance import index_errors, open_table, quote
 from boring_assets.search.pictures import picture_limits
 from boring_assets.search.rows import VECTOR
 from boring_assets.settings import Settings
@@ -35,32 +34,20 @@ _HIDDEN = ("load", VECTOR)
 # Partitions of the index that are searched, and candidates for each result whose exact distance is computed.
 _PROBES = 64
 _REFINE = 10
-
-# Rows that `count_values` reads.
-_COUNTED = 1_000_000
+_COUNTED = 1_000_000  # rows that `count_values` reads
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One result of a search.
-
-    Attributes:
-        key: Its key; None if the input has none.
-        caption: Its caption, from the data: not trusted.
-        score: Cosine of its embedding and the query, -1 to 1.
-        url: Its URL, from the data: not trusted.
-        partition: Its partition.
-        row: Its row in that partition's input shard, from 0.
-        meta: Its further columns.
-    """
+    """One result of a search. Its texts come from the data: they are not trusted."""
 
     key: str | None
     caption: str | None
-    score: float
+    score: float  # cosine of its embedding and the query, -1 to 1
     url: str | None
     partition: str
-    row: int
-    meta: dict[str, Any]
+    row: int  # of the partition's input shard, from 0
+    meta: dict[str, Any]  # further columns
 
     def as_json(self) -> dict[str, Any]:
         """Returns all columns in one dictionary."""
@@ -78,14 +65,14 @@ def to_json(hits: "Sequence[Hit]") -> str:
 
 
 class Searcher:
-    """An index and its model, which is loaded by the first search that needs it. Threads may share it."""
+    """The index of an output and its model, which is loaded by the first search that needs it.
+
+    The model is that of the settings where they set one, else the index names it. Threads may share it. All
+    methods that read the index raise a StorageError if it cannot be read.
+    """
 
     def __init__(self, settings: Settings, root: Root) -> None:
         """Opens the index.
-
-        Args:
-            settings: The device, the limits, and the model where it is set; else the index names it.
-            root: The output.
 
         Raises:
             SettingsError: LanceDB is not installed.
@@ -102,7 +89,7 @@ class Searcher:
 
     def refresh(self) -> None:
         """Opens the latest version of the index; without this, searches use the version that was opened."""
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             self._table.checkout_latest()
 
     @property
@@ -112,7 +99,7 @@ class Searcher:
 
     def count(self) -> int:
         """Returns the number of rows."""
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             return int(self._table.count_rows())
 
     @property
@@ -123,15 +110,9 @@ class Searcher:
     def sample(self, *, limit: int = 10, offset: int = 0, where: str = "") -> list[Hit]:
         """Returns pictures from all over the dataset, in a fixed order, with a score of 0.
 
-        Args:
-            limit: Most pictures.
-            offset: Pictures to skip.
-            where: A condition in LanceDB's SQL. With one, the pictures come in the order of the index.
-
-        Raises:
-            StorageError: The index cannot be read.
+        With a condition in LanceDB's SQL, they come in the order of the index.
         """
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             if where:
                 asked = self._table.search().where(where).limit(limit).offset(offset)
             else:
@@ -145,7 +126,6 @@ class Searcher:
 
         Raises:
             SettingsError: The condition is wrong.
-            StorageError: The index cannot be read.
         """
         with self._reading(where):
             asked = self._table.search().select([]).with_row_id(True).limit(self._table.count_rows())
@@ -158,11 +138,10 @@ class Searcher:
 
         Raises:
             SettingsError: There is no such column.
-            StorageError: The index cannot be read.
         """
         if column not in self.columns:
             raise SettingsError(f"There is no column {column!r}. The columns are {', '.join(self.columns)}.")
-        with storage_errors(self._root, "read"):
+        with index_errors(self._root, "read"):
             values = self._table.search().select([column]).limit(_COUNTED).to_arrow()[column].drop_null()
         counts = values.value_counts().to_pylist()
         ordered = sorted(counts, key=lambda pair: -pair["counts"])
@@ -192,7 +171,7 @@ class Searcher:
             SettingsError: There is none, or several and no partition was given.
         """
         where = f"key = {quote(key)}" + (f" AND partition = {quote(partition)}" if partition else "")
-        found = self._rows(where, f"the key {key!r}")
+        found = self._find(where, f"the key {key!r}")
         if found.num_rows > 1 and partition is None:
             raise SettingsError(
                 f"The key {key!r} is in the partitions {' and '.join(found['partition'].to_pylist())}. "
@@ -208,11 +187,11 @@ class Searcher:
             SettingsError: There is none.
         """
         where = f"partition = {quote(partition)} AND row = {row}"
-        found = self._rows(where, f"the partition {partition!r} and the row {row}")
+        found = self._find(where, f"the partition {partition!r} and the row {row}")
         return np.array(found[VECTOR][0].as_py(), np.float32)
 
-    def _rows(self, where: str, what: str) -> pa.Table:
-        with storage_errors(self._root, "read"):
+    def _find(self, where: str, what: str) -> pa.Table:
+        with index_errors(self._root, "read"):
             found = self._table.search().where(where).limit(2).to_arrow()
         if not found.num_rows:
             raise SettingsError(f"There is no picture with {what} in the index.")
@@ -227,18 +206,12 @@ class Searcher:
         where: str = "",
         least_score: float = -1.0,
     ) -> list[Hit]:
-        """Returns the nearest pictures, the best first.
+        """Returns the pictures nearest to a vector, float32 [dim], L2-normalized; the best first.
 
-        Args:
-            vector: float32 [dim], L2-normalized.
-            limit: Most results.
-            offset: Results to skip.
-            where: A condition in LanceDB's SQL, e.g. `meta_width >= 512`.
-            least_score: Results with a lower score are left out.
+        `where` is a condition in LanceDB's SQL, e.g. `meta_width >= 512`.
 
         Raises:
             SettingsError: The condition is wrong.
-            StorageError: The index cannot be read.
         """
         ask = self._table.search(vector, vector_column_name=VECTOR).distance_type("cosine")
         if has_vector_index(self._table):
@@ -256,7 +229,7 @@ class Searcher:
     @contextmanager
     def _reading(self, where: str) -> Iterator[None]:
         try:
-            with storage_errors(self._root, "read"):
+            with index_errors(self._root, "read"):
                 yield
         except StorageError as error:
             if where and isinstance(error.__cause__, ValueError):

@@ -12,19 +12,23 @@
 import base64
 import binascii
 import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
+import pyarrow as pa
 
 from boring_assets.errors import SettingsError
+from boring_assets.search.lance import quote
 
 if TYPE_CHECKING:
     from starlette.datastructures import QueryParams
 
-MAX_RESULTS = 10_000
+_MAX_RESULTS = 10_000
 _MAX_TEXT = 1000
 _MAX_TERMS = 16
+_OPERATORS = ("=", "!=", ">=", "<=", "contains")
 Kind = Literal["text", "row", "picture"]
 
 
@@ -45,18 +49,10 @@ class Term:
 
 @dataclass(frozen=True)
 class SearchRequest:
-    """A search of the page.
-
-    Attributes:
-        terms: What to search by; empty for a sample of the dataset.
-        filters: Column, operator and value of each.
-        least_score: Lowest cosine of a result.
-        limit: Number of results.
-        offset: Results to skip.
-    """
+    """A search of the page; without terms, a sample of the dataset."""
 
     terms: list[Term]
-    filters: list[tuple[str, str, str]]
+    filters: list[tuple[str, str, str]]  # column, operator, value
     least_score: float
     limit: int
     offset: int
@@ -73,7 +69,7 @@ class SearchRequest:
         if len(terms) > _MAX_TERMS:
             raise SettingsError(f"A search has at most {_MAX_TERMS} terms.")
         least = _number(params, "least", -1.0, -1, 1)
-        limit = int(_number(params, "n", 48, 1, MAX_RESULTS))
+        limit = int(_number(params, "n", 48, 1, _MAX_RESULTS))
         offset = int(_number(params, "offset", 0, 0, 1_000_000))
         return cls(terms, [_filter(text) for text in params.getlist("filter")], least, limit, offset)
 
@@ -112,28 +108,43 @@ def _number(params: "QueryParams", name: str, default: float, least: float, most
     return value
 
 
-def pack_vector(vector: np.ndarray) -> str:
-    """Packs an embedding into a URL, one byte a number.
+def condition(columns: dict[str, pa.DataType], filters: list[tuple[str, str, str]]) -> str:
+    """Returns filters as LanceDB's SQL; their values come from a URL and are not trusted.
 
-    Args:
-        vector: float32 [dim].
-
-    Returns:
-        Base64 of int8 [dim], scaled to the largest number: 4/3 characters a number.
+    Raises:
+        SettingsError: There is no such column or operator, or the value is none of the column's.
     """
+    return " AND ".join(_comparison(columns, *each) for each in filters)
+
+
+def _comparison(columns: dict[str, pa.DataType], name: str, operator: str, value: str) -> str:
+    if name not in columns:
+        raise SettingsError(f"There is no column {name!r}; there are {', '.join(columns)}.")
+    if operator not in _OPERATORS:
+        raise SettingsError(f"There is no operator {operator!r}; there are {', '.join(_OPERATORS)}.")
+    quoted = "`" + name.replace("`", "``") + "`"
+    kind = columns[name]
+    if operator == "contains":
+        return f"contains(lower(CAST({quoted} AS STRING)), {quote(value.lower())})"
+    if pa.types.is_string(kind):
+        return f"{quoted} {operator} {quote(value)}"
+    if pa.types.is_boolean(kind):
+        if value.lower() not in ("true", "false"):
+            raise SettingsError(f"{name} is true or false, not {value!r}.")
+        return f"{quoted} {operator} {value.lower()}"
+    if not re.fullmatch(r"[+-]?\d{1,18}(\.\d{1,18})?", value.strip()):
+        raise SettingsError(f"{name} is a number, not {value!r}.")
+    return f"{quoted} {operator} {value.strip()}"
+
+
+def pack_vector(vector: np.ndarray) -> str:
+    """Packs an embedding, float32 [dim], for a URL: base64 of int8 [dim], scaled to the largest number."""
     scaled = np.round(vector / max(float(np.abs(vector).max()), 1e-12) * 127).astype(np.int8)
     return base64.urlsafe_b64encode(scaled.tobytes()).decode().rstrip("=")
 
 
 def unpack_vector(text: str, dim: int) -> np.ndarray:
-    """Reads what `pack_vector` packed.
-
-    Args:
-        text: The packed embedding.
-        dim: Its expected length.
-
-    Returns:
-        float32 [dim], L2-normalized.
+    """Reads what `pack_vector` packed; returns float32 [dim], L2-normalized.
 
     Raises:
         SettingsError: It is not an embedding of this length.

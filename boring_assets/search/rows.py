@@ -9,7 +9,9 @@ left out, and so is a column whose values do not convert: the vectors of a shard
 
 import re
 import uuid
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +21,11 @@ import pyarrow.parquet as pq
 from boring_assets.engine.inputs.image_values import is_binary
 from boring_assets.errors import StorageError
 from boring_assets.output.derived import Derived, derived_schema, read_derived
-from boring_assets.output.files import EMBEDDINGS, FAILURES, file_versions
+from boring_assets.output.files import file_versions
 from boring_assets.output.schema import META_PREFIX, METADATA_KEY, ROW, input_rows, read_facts
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root
+from partitions.own_files import EMBEDDINGS, FAILURES
 from partitions.shards import uri_of
 
 OWN = (
@@ -41,15 +44,10 @@ _NOT_IN_A_NAME = re.compile(r"[.`\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Source:
-    """The files of one partition's rows.
+    """The files of one partition's rows."""
 
-    Attributes:
-        version: Changes with the embeddings file and with the files of `derived`.
-        derived: Paths of the partition's files in `image_labels` and `clip_scores`.
-    """
-
-    version: str
-    derived: tuple[str, ...] = ()
+    version: str  # changes with the embeddings file and with the files of `derived`
+    derived: tuple[str, ...]  # paths of its files in `image_labels` and `clip_scores`
 
 
 def list_sources(root: Root) -> dict[str, Source]:
@@ -67,37 +65,20 @@ def list_sources(root: Root) -> dict[str, Source]:
 
 @dataclass(frozen=True)
 class Columns:
-    """The `meta_*` columns of an embeddings file, as the index has them.
+    """The `meta_*` columns of an embeddings file, as the index has them."""
 
-    Attributes:
-        kinds: Their types in the index, by their names in it.
-        numbers: Their place in the file, by their names in the index.
-        notes: What was renamed or left out and why, by the name in the file.
-    """
-
-    kinds: dict[str, pa.DataType] = field(default_factory=dict)
-    numbers: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    kinds: dict[str, pa.DataType] = field(default_factory=dict)  # by the name in the index
+    numbers: dict[str, int] = field(default_factory=dict)  # place in the file, by the name in the index
+    notes: dict[str, str] = field(default_factory=dict)  # why renamed or left out, by the name in the file
 
 
 @dataclass(frozen=True)
 class Footers:
-    """Metadata and columns of a partition's files, from their footers.
+    """Metadata and columns of a partition's files, from their footers."""
 
-    Attributes:
-        facts: Metadata of its embeddings file.
-        columns: The `meta_*` columns of that file.
-        derived: Types of the columns of its derived files, by name.
-    """
-
-    facts: dict[str, Any]
-    columns: Columns
-    derived: dict[str, pa.DataType] = field(default_factory=dict)
-
-    @property
-    def kinds(self) -> dict[str, pa.DataType]:
-        """Types of all columns that the index takes besides its own."""
-        return self.columns.kinds | self.derived
+    facts: dict[str, Any]  # metadata of the embeddings file
+    kinds: dict[str, pa.DataType]  # of all columns that the index takes besides its own, by name
+    notes: dict[str, str]  # see `Columns`
 
     @property
     def weights(self) -> tuple[str, int]:
@@ -105,23 +86,22 @@ class Footers:
         return str(self.facts["weights_digest"]), int(self.facts["dim"])
 
 
-def read_footers(root: Root, key: str, derived: Iterable[str] = ()) -> Footers:
+def read_footers(root: Root, key: str, derived: Iterable[str]) -> Footers:
     """Reads the footers of a partition's files.
 
     Raises:
         StorageError: One cannot be read, or this project did not write it.
     """
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
-    try:
-        with root.fs.open(f"{root.path}/{path}", "rb") as file:
-            schema = pq.read_schema(file)
-            facts = read_facts(schema.metadata)
-            if not {"weights_digest", "dim"} <= facts.keys():
-                raise ValueError("its metadata does not name the model that it was embedded with")
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{path}", "read") from error
+    with root.open(path) as file:
+        schema = pq.read_schema(file)
+        facts = read_facts(schema.metadata)
+        if not {"weights_digest", "dim"} <= facts.keys():
+            raise ValueError("its metadata does not name the model that it was embedded with")
+    columns = columns_of(schema)
     more = {each.name: _kind(each.type) for each in derived_schema(root, derived, facts)}
-    return Footers(facts, columns_of(schema), {name: kind for name, kind in more.items() if kind is not None})
+    kinds = columns.kinds | {name: kind for name, kind in more.items() if kind is not None}
+    return Footers(facts, kinds, columns.notes)
 
 
 def columns_of(schema: pa.Schema) -> Columns:
@@ -187,40 +167,31 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def schema_of(columns: dict[str, pa.DataType], facts: dict[str, Any], metadata: bytes) -> pa.Schema:
-    """The index's schema.
-
-    Args:
-        columns: The columns besides its own.
-        facts: Metadata of any file of the model.
-        metadata: JSON that goes with the table.
-    """
+    """The index's schema: its own columns and others, the dimension of the model's facts, and JSON."""
     vector = pa.field(VECTOR, pa.list_(pa.float32(), int(facts["dim"])))
     meta = [pa.field(name, kind) for name, kind in columns.items()]
     return pa.schema([*OWN, vector, *meta], metadata={METADATA_KEY: metadata})
 
 
 def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
-    """Reads one partition as rows of the index.
-
-    Args:
-        root: The output.
-        key: The partition key.
-        source: Its files and their version, as they were listed.
-        schema: The index's.
-
-    Returns:
-        The rows; and the columns whose values could not be converted, with the reason.
+    """Reads one partition as rows of the index; also returns why columns could not be converted, by name.
 
     Raises:
         StorageError: It cannot be read, or which input rows it holds is lost.
     """
     path = f"{EMBEDDINGS}/{uri_of('', key)}"
     notes: dict[str, str] = {}
-    try:
-        with root.fs.open(f"{root.path}/{path}", "rb") as file:
+    with storage_errors(f"{root.uri}/{path}", "read"):
+        with root.open(path) as file:
             table = pq.read_table(file)
         count, columns = table.num_rows, columns_of(table.schema)
-        rows = _input_rows(root, key, table)
+        rows = read_input_rows(root, key, table)
+        if rows is None:
+            raise StorageError(
+                f"{root.uri}/{FAILURES}/{uri_of('', key)} is missing or not of this partition, and {key} was "
+                "embedded by a version that kept the input rows only there. Repair it: boring-assets verify "
+                "OUTPUT --input INPUT --repair."
+            )
         derived = read_derived(root, source.derived, read_facts(table.schema.metadata), rows)
         own = {
             "partition": pa.repeat(pa.scalar(key), count),
@@ -228,42 +199,33 @@ def load_rows(root: Root, key: str, source: Source, schema: pa.Schema) -> tuple[
             ROW: rows,
             VECTOR: table["embedding"].cast(schema.field(VECTOR).type),
         }
-        arrays = []
-        for column in schema:
-            if column.name in own:
-                arrays.append(own[column.name])
-            elif column.name in derived:
-                arrays.append(derived[column.name].cast(column.type))
-            elif column.name in columns.numbers:
-                values = table.column(columns.numbers[column.name])
-                arrays.append(_converted(values, column, notes))
-            elif column.name in table.column_names and not column.name.startswith(META_PREFIX):
-                arrays.append(table[column.name].cast(column.type))
-            else:
-                arrays.append(pa.nulls(count, column.type))
-        return pa.table(arrays, schema=schema), notes
-    except StorageError:
-        raise
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{path}", "read") from error
+        plain = {name: table[name] for name in table.column_names if not name.startswith(META_PREFIX)}
+        further = {
+            name: _converted(table.column(number), schema.field(name), notes)
+            for name, number in columns.numbers.items()
+            if name in schema.names
+        }
+        return pa.table(in_order(schema, count, own, derived, further, plain), schema=schema), notes
 
 
-def _input_rows(root: Root, key: str, table: pa.Table) -> pa.Array:
-    failed, path = None, f"{FAILURES}/{uri_of('', key)}"
-    if ROW not in table.column_names:
-        try:
-            with root.fs.open(f"{root.path}/{path}", "rb") as file:
-                failed = pq.read_table(file, columns=[ROW])
-        except (FileNotFoundError, pa.ArrowInvalid):
-            failed = None
-    rows = input_rows(table, failed, read_facts(table.schema.metadata))
-    if rows is None:
-        raise StorageError(
-            f"{root.uri}/{path} is missing or not of this partition, and {key} was embedded by a version "
-            "that kept the input rows only there. Repair it: boring-assets verify OUTPUT --input INPUT "
-            "--repair."
-        )
-    return rows
+def in_order(fields: Iterable[pa.Field], count: int, *sources: Mapping[str, Any]) -> list[Any]:
+    """Returns a column for each field, from the first source that has it; nulls if none has."""
+    found = ChainMap(*(dict(one) for one in sources))
+    return [
+        found[one.name].cast(one.type) if one.name in found else pa.nulls(count, one.type) for one in fields
+    ]
+
+
+def read_input_rows(root: Root, key: str, table: pa.Table) -> pa.Array | None:
+    """Returns the input row of each of a partition's embeddings, int64 [n]; None if it is lost."""
+    failed = None
+    if ROW not in table.column_names:  # a file of an earlier version
+        with (
+            suppress(FileNotFoundError, pa.ArrowInvalid),
+            root.fs.open(f"{root.path}/{FAILURES}/{uri_of('', key)}", "rb") as file,
+        ):
+            failed = pq.read_table(file, columns=[ROW])
+    return input_rows(table, failed, read_facts(table.schema.metadata))
 
 
 def _converted(values: pa.ChunkedArray, column: pa.Field, notes: dict[str, str]) -> pa.Array:
@@ -276,5 +238,5 @@ def _converted(values: pa.ChunkedArray, column: pa.Field, notes: dict[str, str])
             values = pa.chunked_array([chunk.storage for chunk in values.chunks], storage)
         return values.cast(column.type)
     except (pa.ArrowException, ValueError) as error:
-        notes[column.name] = f"left out: its values are no {column.type} ({str(error)[:200]})"
+        notes[column.name] = f"left out: its values are not {column.type} ({str(error)[:200]})"
         return pa.nulls(len(values), column.type)

@@ -10,29 +10,31 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+import click
 import numpy as np
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import BoringError, SettingsError
-from boring_assets.search.filters import condition
-from boring_assets.search.page import PLACEHOLDER, open_pictures
-from boring_assets.search.pictures import Pictures
+from boring_assets.search.pictures import PLACEHOLDER, Pictures, open_pictures
 from boring_assets.search.query import Hit, Searcher, to_json
-from boring_assets.search.request import SearchRequest, Term, pack_vector, unpack_vector
+from boring_assets.search.request import SearchRequest, Term, condition, pack_vector, unpack_vector
 from boring_assets.settings import Settings
 
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import Response
-    from starlette.types import ASGIApp
-
-LOOPBACK = ("127.0.0.1", "localhost")
+_LOOPBACK = ("127.0.0.1", "localhost")
 _STATIC = Path(__file__).parent / "static"
 _LARGE = 1024  # longest side of the large picture, in pixels
 _DOWNLOADS = {"csv": "text/csv", "json": "application/json", "parquet": "application/vnd.apache.parquet"}
@@ -63,11 +65,11 @@ class Site:
         except BoringError as error:
             self._model = str(error)
 
-    def info(self, request: "Request") -> "Response":
+    def info(self, request: Request) -> Response:
         """`GET /api/info`: the dataset, the filter columns, and whether the model is `ready` or `loading`."""
         self._searcher.refresh()
         output = self._settings.output_dir.rstrip("/").rpartition("/")[2]
-        return _json(
+        return JSONResponse(
             {
                 "name": self._settings.dataset or output,
                 "count": self._searcher.count(),
@@ -76,20 +78,16 @@ class Site:
             }
         )
 
-    def search(self, request: "Request") -> "Response":
+    def search(self, request: Request) -> Response:
         """`GET /api/search`: results of a search, or a sample of the dataset if there is no term."""
-        from starlette.responses import Response
-
         return Response(to_json(self._find(request)), media_type="application/json")
 
-    def values(self, request: "Request") -> "Response":
+    def values(self, request: Request) -> Response:
         """`GET /api/values?column=C`: the most frequent values of a column, with their counts."""
-        return _json(self._searcher.count_values(request.query_params.get("column", "")))
+        return JSONResponse(self._searcher.count_values(request.query_params.get("column", "")))
 
-    def download(self, request: "Request") -> "Response":
+    def download(self, request: Request) -> Response:
         """`GET /api/download?format=csv|json|parquet`: the results of a search as a file."""
-        from starlette.responses import Response
-
         kind = request.query_params.get("format", "csv")
         if kind not in _DOWNLOADS:
             raise SettingsError(f"format is one of {', '.join(_DOWNLOADS)}.")
@@ -98,10 +96,8 @@ class Site:
         headers = {"Content-Disposition": f'attachment; filename="search.{kind}"'}
         return Response(data, media_type=_DOWNLOADS[kind], headers=headers)
 
-    async def embed(self, request: "Request") -> "Response":
+    async def embed(self, request: Request) -> Response:
         """`POST /api/embed`: embeds a picture, and returns its vector for the page's URL."""
-        from starlette.concurrency import run_in_threadpool
-
         origin = request.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
             return _error("Only this page may send pictures.", 403)
@@ -114,9 +110,9 @@ class Site:
         vector = await run_in_threadpool(self._searcher.of_picture, bytes(body))
         if isinstance(vector, Failure):
             return _error(f"This picture cannot be read: {vector.detail}.", 415)
-        return _json({"vector": pack_vector(vector)})
+        return JSONResponse({"vector": pack_vector(vector)})
 
-    def _find(self, request: "Request") -> list[Hit]:
+    def _find(self, request: Request) -> list[Hit]:
         asked = SearchRequest.read(request.query_params)
         where = condition(self._searcher.columns, asked.filters)
         if not asked.terms:
@@ -145,12 +141,10 @@ class Site:
         return self._searcher.of_row(partition, int(row))
 
 
-def picture_endpoint(pictures: Pictures) -> Callable[["Request"], "Response"]:
+def picture_endpoint(pictures: Pictures) -> Callable[[Request], Response]:
     """Returns the handler of `GET /api/picture`: a JPEG of one picture, or a placeholder with status 404."""
 
-    def picture(request: "Request") -> "Response":
-        from starlette.responses import Response
-
+    def picture(request: Request) -> Response:
         params = request.query_params
         row, side = params.get("row", ""), _LARGE if "large" in params else None
         jpeg: bytes | Failure = Failure(Reason.MISSING_IMAGE, "no row")
@@ -175,34 +169,19 @@ def _table_bytes(hits: list[Hit], kind: str) -> bytes:
     return out.getvalue()
 
 
-def _json(content: object, status: int = 200) -> "Response":
-    from starlette.responses import JSONResponse
-
-    return JSONResponse(content, status)
+def _error(text: str, status: int) -> Response:
+    return JSONResponse({"error": text}, status)
 
 
-def _error(text: str, status: int) -> "Response":
-    return _json({"error": text}, status)
+def listen(settings: Settings, searcher: Searcher, host: str, port: int, more_hosts: tuple[str, ...]) -> None:
+    """Serves the page until Ctrl-C; see `run_server`.
 
-
-def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) -> "Starlette":
-    """Returns the web application.
-
-    Args:
-        settings: The input, for the pictures, and the limits.
-        searcher: Answers the searches.
-        allowed_hosts: Names that the Host header may have, without ports. `*` allows all.
+    Raises:
+        SettingsError: The server cannot listen there.
     """
-    from starlette.applications import Starlette
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import FileResponse
-    from starlette.routing import Mount, Route
-    from starlette.staticfiles import StaticFiles
-
     site = Site(settings, searcher)
     index: Callable[..., Any] = lambda request: FileResponse(_STATIC / "index.html")  # noqa: E731
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/", index),
             Route("/api/info", site.info),
@@ -214,70 +193,26 @@ def build_app(settings: Settings, searcher: Searcher, allowed_hosts: list[str]) 
             Mount("/static", StaticFiles(directory=_STATIC)),
         ],
         exception_handlers={BoringError: lambda request, error: _error(str(error), 400)},
-        middleware=[
-            Middleware(SecurityHeaders, policy=_POLICY),
-            Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False),
-        ],
     )
+    run_server(app, _POLICY, "Search at", host, port, more_hosts)
 
 
-class SecurityHeaders:
-    """Adds the security headers to every response."""
-
-    def __init__(self, app: Any, policy: str) -> None:
-        self._app, self._headers = app, _HEADERS | {"Content-Security-Policy": policy}
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers one request (ASGI)."""
-        from starlette.datastructures import MutableHeaders
-
-        async def with_headers(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self._headers)
-            await send(message)
-
-        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
-
-
-def listen(
-    settings: Settings, searcher: Searcher, host: str, port: int, more_hosts: tuple[str, ...] = ()
+def run_server(
+    app: ASGIApp, policy: str, title: str, host: str, port: int, more_hosts: tuple[str, ...]
 ) -> None:
-    """Serves the page until Ctrl-C.
-
-    Raises:
-        SettingsError: The web server is not installed, or cannot listen there.
-    """
-    check_installed("The search page", "starlette", "uvicorn", extra="search")
-    run_server(build_app(settings, searcher, [*LOOPBACK, host, *more_hosts]), host, port, "Search at")
-
-
-def check_installed(what: str, *packages: str, extra: str) -> None:
-    """Raises an error if a package of an extra is missing.
-
-    Raises:
-        SettingsError: With the command that installs the extra.
-    """
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise SettingsError(
-            f'{what} needs {" and ".join(missing)}. Install: pip install "boring_assets[{extra}]".'
-        )
-
-
-def run_server(app: "ASGIApp", host: str, port: int, title: str) -> None:
     """Serves an application until Ctrl-C, and prints its address.
 
     Args:
         app: The application.
+        policy: Its content security policy.
+        title: Printed before the address.
         host: Address to listen on.
         port: Port to listen on. 0 takes a free one.
-        title: Printed before the address.
+        more_hosts: Names that the Host header may have besides `host` and the loopback names; `*` allows all.
 
     Raises:
         SettingsError: The server cannot listen there.
     """
-    import click
-    import uvicorn
-
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
@@ -285,6 +220,25 @@ def run_server(app: "ASGIApp", host: str, port: int, title: str) -> None:
         raise SettingsError(f"Cannot listen on {host}:{port}: {error}. Choose another --port.") from error
     shown = f"[{host}]" if ":" in host else host
     click.echo(f"{title} http://{shown}:{listener.getsockname()[1]} (stop with Ctrl-C)")
-    config = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=100)
+    guarded = TrustedHostMiddleware(app, [*_LOOPBACK, host, *more_hosts], www_redirect=False)
+    served = _SecurityHeaders(guarded, policy)
+    config = uvicorn.Config(served, log_level="warning", server_header=False, limit_concurrency=100)
     with suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listener])
+
+
+class _SecurityHeaders:
+    """Adds the security headers to every response."""
+
+    def __init__(self, app: Any, policy: str) -> None:
+        self._app, self._headers = app, _HEADERS | {"Content-Security-Policy": policy}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answers one request (ASGI)."""
+
+        async def with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self._headers)
+            await send(message)
+
+        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from boring_assets.errors import BoringError, ChangedShardError, SettingsError, ShardError, StorageError
@@ -65,6 +66,23 @@ def storage_error(error: BaseException, uri: str, doing: str) -> StorageError:
         "Check that the storage is up and the URI is right, then try again."
     )
     return StorageError(f"Cannot {doing} {uri}: {why}")
+
+
+@contextmanager
+def storage_errors(
+    uri: str, doing: str, kinds: type[Exception] | tuple[type[Exception], ...] = Exception
+) -> Iterator[None]:
+    """Raises the errors of the block as the StorageError that `storage_error` returns.
+
+    Args:
+        uri: What the block reads or writes, for the message.
+        doing: What it does: `read`, `write`, `list`, ...
+        kinds: Only errors of these classes.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise storage_error(error, uri, doing) from error
 
 
 def is_down(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from typing import IO, Any
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_errors
 from boring_assets.storage.root import Root
 
 _STAGING = ".staging"
@@ -34,15 +34,13 @@ def write_bytes(root: Root, path: str, data: bytes | pa.Buffer, **conditions: st
         StorageError: It cannot be written. An existing file stays as it is.
     """
     target = f"{root.path}/{path}"
-    try:
+    with storage_errors(f"{root.uri}/{path}", "write"):
         if isinstance(root.fs, LocalFileSystem):
             _write_local(Path(root.path), path, data)
         elif len(data) >= _MULTIPART_BYTES and hasattr(root.fs, "abort_mpu"):
             _write_parts(root, target, bytes(data))
         else:
             root.fs.pipe_file(target, bytes(data), **conditions)
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/{path}", "write") from error
 
 
 def _write_parts(root: Root, target: str, data: bytes) -> None:

@@ -7,10 +7,11 @@ and endpoint (`AWS_ENDPOINT_URL`). fsspec's own variables set other options, e.g
 
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -19,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.errors import SettingsError, StorageError
 from boring_assets.secrets import CREDENTIALS
-from boring_assets.storage.errors import causes, storage_error
+from boring_assets.storage.errors import causes, storage_error, storage_errors
 
 _S3 = ("s3", "s3a")
 _OPTIONS = {"use_listings_cache": False}
@@ -39,6 +40,26 @@ class Root:
     uri: str
     fs: AbstractFileSystem = field(repr=False)
     path: str
+
+    @contextmanager
+    def open(self, path: str, **options: Any) -> Iterator[IO[bytes]]:
+        """Opens a file for reading, by its path below the root.
+
+        Raises:
+            StorageError: It cannot be opened, or the block cannot read it.
+        """
+        file = f"{self.path}/{path}"
+        with storage_errors(f"{self.uri}/{path}", "read"), self.fs.open(file, "rb", **options) as opened:
+            yield opened
+
+    def read(self, path: str) -> bytes:
+        """Returns the content of a file, in one request, by its path below the root.
+
+        Raises:
+            StorageError: It cannot be read.
+        """
+        with storage_errors(f"{self.uri}/{path}", "read"):
+            return bytes(self.fs.cat_file(f"{self.path}/{path}"))
 
 
 def open_root(uri: str) -> Root:
@@ -95,12 +116,10 @@ def check_readable(root: Root) -> None:
     Raises:
         StorageError: It is missing, is a file, or cannot be read.
     """
-    try:
+    with storage_errors(root.uri, "read"):
         info = root.fs.info(root.path)
         if isinstance(root.fs, LocalFileSystem) and info["type"] == "directory":
             os.scandir(root.path).close()
-    except Exception as error:
-        raise storage_error(error, root.uri, "read") from error
     if info["type"] != "directory":
         raise StorageError(
             f"{root.uri} is a file, not a folder. Give the folder or bucket prefix that holds it."
@@ -118,12 +137,10 @@ def check_writable(root: Root) -> None:
     """
     # Always the same name, so that the next run removes what a killed run has left.
     probe = f"{root.path.rstrip('/')}/.write-check"
-    try:
+    with storage_errors(root.uri, "write"):
         root.fs.pipe_file(probe, b"boring_assets checks that it can write here\n")
         with suppress(FileNotFoundError):  # another run has removed it
             root.fs.rm_file(probe)
-    except Exception as error:
-        raise storage_error(error, root.uri, "write") from error
 
 
 def check_refusal(error: BaseException, root: Root) -> None:
@@ -138,10 +155,8 @@ def check_refusal(error: BaseException, root: Root) -> None:
     """
     if hasattr(root.fs, "call_s3") and any(isinstance(one, PermissionError) for one in causes(error)):
         bucket, prefix, _ = root.fs.split_path(root.path)
-        try:
+        with storage_errors(root.uri, "read"):
             root.fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
-        except Exception as why:
-            raise storage_error(why, root.uri, "read") from why
 
 
 def _scheme(uri: str) -> str:

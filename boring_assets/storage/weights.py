@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from boring_assets.errors import ModelError, StorageError
-from boring_assets.storage.errors import storage_error
+from boring_assets.storage.errors import storage_error, storage_errors
 from boring_assets.storage.files import version_of
 from boring_assets.storage.root import Root, open_root
 
@@ -129,13 +129,11 @@ def _fetched(uri: str, sha256: str) -> Path:
     source = None if sha256 else _look(uri)
     if found := _find(folder, source, sha256):
         return found
-    try:
+    with storage_errors(str(folder), "write", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             # Another process may have fetched it while this one waited.
             return _find(folder, source, sha256) or _fetch(uri, folder, sha256)
-    except OSError as error:
-        raise storage_error(error, str(folder), "write") from error
 
 
 def _cache() -> Path:
@@ -150,12 +148,10 @@ def _look(uri: str) -> _Source:
         StorageError: It cannot be listed.
     """
     root = open_root(uri)
-    try:
+    with storage_errors(root.uri, "read"):
         info = root.fs.info(root.path)
         is_file = info["type"] == "file"
         entries = {root.path: info} if is_file else root.fs.find(root.path, detail=True)
-    except Exception as error:
-        raise storage_error(error, root.uri, "read") from error
     base = root.path.rpartition("/")[0] if is_file else root.path
     files: dict[str, dict[str, Any]] = {path.removeprefix(f"{base}/"): one for path, one in entries.items()}
     files = {name: one for name, one in files.items() if is_file or not _is_hidden(name)}
@@ -264,10 +260,8 @@ def _write(file: Path, content: dict[str, Any]) -> None:
 
 
 def _check(path: Path, sha256: str, shown: str) -> None:
-    try:
+    with storage_errors(shown, "read", OSError):
         digest = sha256_of(path)
-    except OSError as error:
-        raise storage_error(error, shown, "read") from error
     if digest != sha256:
         raise _other_digest(shown, digest, sha256)
 

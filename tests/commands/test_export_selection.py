@@ -116,7 +116,7 @@ def test_new_shards_are_read_by_webdataset_and_by_this_project(gallery: Gallery,
         assert (sample["json"]["partition"], sample["json"]["row"]) == (row["partition"], row["row"])
         assert sample["json"]["width"] == row["meta_width"]
 
-    gallery.call("embed", dest, tmp_path / "again")
+    gallery.call("embed", dest, tmp_path / "again", DAGSTER_HOME=str(tmp_path / "home"))
     again = pl.read_parquet(tmp_path / "again" / "image_embeddings" / "*.parquet")
     both = again.join(wanted, on="key", suffix="_before")
     assert len(both) == len(again) == len(wanted)

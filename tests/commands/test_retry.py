@@ -115,7 +115,9 @@ def test_another_model_is_refused_and_a_changed_shard_is_left_to_embed(cli: Comm
     table = pq.read_table(source / "00000.parquet")
     pq.write_table(table.slice(0, 5), source / "00000.parquet")
     said = cli("retry", *places).stdout
-    assert said.startswith("Changed since: 1 shard, which `embed` does: 00000\nNothing to retry")
+    assert said.startswith(
+        "Skipped, changed since: 1 shard (00000). Run boring-assets embed.\nNothing to retry"
+    )
     assert cli.stamps(cli.folder / "out") == before
 
 

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from boring_assets.commands.verifying import check_output, repair_all
+from boring_assets.commands.inspection import check_output
+from boring_assets.commands.verifying import repair_all
 from boring_assets.output.schema import METADATA_KEY, read_facts
 from boring_assets.output.verify import check_files
 from boring_assets.settings import Settings

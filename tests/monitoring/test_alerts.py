@@ -14,7 +14,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from boring_assets.datasets import ASSET_KEY
 from boring_assets.definitions import build_definitions
 from boring_assets.errors import SettingsError
-from boring_assets.monitoring import webhook
+from boring_assets.monitoring import alerts
 from boring_assets.sample_data import write_sample_data
 from boring_assets.settings import load_settings
 from tests.assets.project import Project, stored
@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    monkeypatch.setattr(webhook.time, "sleep", lambda _: None)  # between tries
+    monkeypatch.setattr(alerts.time, "sleep", lambda _: None)  # between tries
     with Receiver() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server

@@ -6,11 +6,11 @@ import pytest
 
 from boring_assets.errors import StorageError
 from boring_assets.output import commit
-from boring_assets.output.files import EMBEDDINGS, FAILURES
 from boring_assets.output.measures import measure
 from boring_assets.output.verify import check_files
 from boring_assets.storage.files import write_bytes
 from boring_assets.storage.root import Root
+from partitions.own_files import EMBEDDINGS, FAILURES
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import finished_shard
 

@@ -12,9 +12,10 @@ from boring_assets.engine.inputs.exclusions import Exclusions
 from boring_assets.engine.results import EmbeddedShard
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ShardError
-from boring_assets.output.files import EMBEDDINGS, FAILURES, write_table
+from boring_assets.output.files import write_table
 from boring_assets.output.merging import find_excluded, merge_retried, read_committed, remove_rows
 from boring_assets.output.verify import check_files
+from partitions.own_files import EMBEDDINGS, FAILURES
 from resources.embeddings_io import EmbeddingsIOManager
 
 ROWS, DIM = 10, 8

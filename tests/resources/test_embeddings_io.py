@@ -16,7 +16,7 @@ import pytest
 
 from boring_assets.engine.pipeline import EmbeddedShard
 from boring_assets.errors import SettingsError, ShardError, StorageError
-from boring_assets.output.files import EMBEDDINGS, FAILURES
+from partitions.own_files import EMBEDDINGS, FAILURES
 from partitions.shards import SHARDS
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.assets.project import finished_shard

@@ -39,8 +39,12 @@ def expected(**shards: np.ndarray) -> dict[tuple[str, int], list[float]]:
     }
 
 
-def check_life(output: EmbeddingsIOManager) -> None:
-    """New, changed, gone and unchanged shards, one after another."""
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_the_index_follows_new_changed_gone_and_unchanged_shards(
+    place: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue("s3_env").new_prefix() if place == "s3" else str(tmp_path)
+    output = EmbeddingsIOManager(output_dir=folder)
     root = output.root()
     with pytest.raises(StorageError, match="Nothing is embedded"):
         update_index(root)
@@ -60,14 +64,6 @@ def check_life(output: EmbeddingsIOManager) -> None:
     done = update_index(root)
     assert (done.added, done.removed, done.rows) == (0, 1, 12)
     assert contents(root) == expected(a=a, c=c)
-
-
-def test_the_index_follows_the_committed_shards(output: EmbeddingsIOManager) -> None:
-    check_life(output)
-
-
-def test_the_index_follows_the_committed_shards_on_s3(s3_env: Seaweed) -> None:
-    check_life(EmbeddingsIOManager(output_dir=s3_env.new_prefix()))
 
 
 def test_missing_s3_credentials_are_reported(s3_env: Seaweed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +301,7 @@ def test_large_tables_are_indexed_and_still_find_the_nearest(
 def test_a_filesystem_that_lancedb_cannot_write_to_is_reported() -> None:
     output = EmbeddingsIOManager(output_dir="memory://somewhere")
     commit(output, "a")
-    with pytest.raises(SettingsError, match="cannot be written to memory://"):
+    with pytest.raises(SettingsError, match="cannot write to memory://"):
         update_index(output.root())
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 from boring_assets.engine.model.load import load_model
 from boring_assets.engine.model.text import TextEncoder
 from boring_assets.errors import SettingsError
-from boring_assets.search.filters import condition
 from boring_assets.search.query import Searcher
+from boring_assets.search.request import condition
 from boring_assets.settings import Settings
 from resources.embeddings_io import EmbeddingsIOManager
 from tests.search.conftest import HELD_OUT, Gallery
@@ -86,7 +86,7 @@ def test_search_by_text_by_picture_and_by_key(gallery: Gallery, tmp_path: Path) 
 
     picture.write_text("<html>")
     said = gallery.call("search", "--image", picture, *out, code=1).stderr
-    assert "is no image that can be searched by" in said
+    assert "is not an image that can be searched by" in said
     assert "no picture with the key 'nope'" in gallery.call("search", "--key", "nope", *out, code=1).stderr
     assert "Give one of" in gallery.call("search", *out, code=2).stderr
 

@@ -1,4 +1,4 @@
-"""`boring-assets cost`. The prices come from a file of the user."""
+"""For `boring-assets cost`. The prices come from a file of the user."""
 
 import json
 import math
@@ -10,12 +10,16 @@ from typing import Annotated, Any
 import click
 from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError
 
-from boring_assets.commands.options import Command, apply, config, folder, setting
+from boring_assets.datasets import materializations
 from boring_assets.errors import SettingsError, StorageError
+from boring_assets.instance.homes import open_instance
+from boring_assets.parts import get_parts
 from boring_assets.settings import Settings
-from boring_assets.wording import expected
+from boring_assets.storage.errors import storage_errors
+from boring_assets.wording import expected, plain, some
+from partitions.own_files import EMBEDDINGS
+from resources.embeddings_io import EmbeddingsIOManager
 
-_FILE = click.Path(dir_okay=False, path_type=Path)
 _WIDTHS = {"float16": 2, "float32": 4}
 _LISTED = 1000  # objects in one answer to a listing of S3
 _PER_SHARD = {"get": 7, "put": 2}  # docs/performance.md; a tar needs one more to read for each 8 MiB
@@ -42,32 +46,34 @@ class _Prices(BaseModel, extra="forbid"):
     storage: _Storage = _Storage()
 
 
-@click.command(
-    cls=Command,
-    examples=(
-        "boring-assets cost 1000000000 --prices prices.toml --images-per-second 2523 --dim 768",
-        "boring-assets cost 1000000000 --prices prices.toml --output s3://bucket/embeddings --machines 8",
-    ),
-)
-@click.argument("images", type=click.IntRange(1), help="Number of images.")
-@click.option("--prices", type=_FILE, required=True, help="TOML file with prices; docs/scale.md has one.")
-@folder("output_dir", required=False)
-@click.option("--benchmark", type=_FILE, help="File that `python -m benchmarks.gpu --out FILE` wrote.")
-@click.option("--images-per-second", type=click.FloatRange(0, min_open=True), help="Speed of one device.")
-@setting("model", help="Model to take from the benchmark.")
-@click.option("--dim", type=click.IntRange(1), help="Length of an embedding, without --output.")
-@click.option("--machines", type=click.IntRange(1), default=1, help="Number of machines; 1 by default.")
-@click.option("--images-per-shard", type=click.IntRange(1), default=10_000, help="10,000 by default.")
-@config
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def cost(images: int, prices: Path, images_per_shard: int, as_json: bool, **options: Any) -> None:
-    """Estimate the hours, the cost and the storage of embedding IMAGES images.
+def estimate(
+    images: int,
+    prices: Path,
+    settings: Settings,
+    *,
+    output: bool,
+    benchmark: Path | None,
+    images_per_second: float | None,
+    dim: int | None,
+    machines: int,
+    images_per_shard: int,
+) -> dict[str, Any]:
+    """Returns what `boring-assets cost --json` prints; the arguments are those of the command.
 
-    You give the prices (--prices). The speed is that of an output that was embedded with this DAGSTER_HOME
-    (--output), of the GPU benchmark (--benchmark), or given (--images-per-second).
+    Raises:
+        SettingsError: A file is wrong, or the speed is not known or given twice.
+        StorageError: The output cannot be read, or has no embeddings of one model.
     """
-    machines, rates = options.pop("machines"), _read_prices(prices)
-    speed = _measure(**options)
+    rates = _read_prices(prices)
+    if sum(map(bool, (output, benchmark, images_per_second))) > 1:
+        raise SettingsError("--output, --benchmark and --images-per-second all give the speed. Give one.")
+    if output:
+        speed = _measure_output(settings)
+    else:
+        source = "as given"
+        if benchmark:
+            images_per_second, source = _read_benchmark(benchmark, settings.model)
+        speed = {"images_per_second": images_per_second, "dim": dim, "other_bytes": 0.0, "source": source}
     shards = math.ceil(images / images_per_shard)
     requests = {"list": math.ceil(3 * shards / _LISTED) + math.ceil(shards / _LISTED)}
     requests |= {kind: count * shards for kind, count in _PER_SHARD.items()}
@@ -77,10 +83,10 @@ def cost(images: int, prices: Path, images_per_shard: int, as_json: bool, **opti
         kind: images * (speed["dim"] * width + speed["other_bytes"]) for kind, width in _WIDTHS.items()
     } if speed["dim"] else {}  # fmt: skip
     month = rates.storage.price_per_gb_month
-    answer = {
+    return {
         "images": images,
         "shards": shards,
-        "machines": [_estimate(one, images, speed["images_per_second"], machines) for one in rates.machine],
+        "machines": [_of_machine(one, images, speed["images_per_second"], machines) for one in rates.machine],
         "output_bytes": sizes,
         "storage_per_month": {} if month is None else {kind: sizes[kind] / 1e9 * month for kind in sizes},
         "requests": requests,
@@ -88,10 +94,9 @@ def cost(images: int, prices: Path, images_per_shard: int, as_json: bool, **opti
         "currency": rates.currency,
         "measured": speed,
     }
-    click.echo(json.dumps(answer)) if as_json else _print(answer)
 
 
-def _estimate(machine: _Machine, images: int, of_device: float | None, count: int) -> dict[str, Any]:
+def _of_machine(machine: _Machine, images: int, of_device: float | None, count: int) -> dict[str, Any]:
     rate = machine.images_per_second or (of_device or 0) * machine.gpus
     if not rate:
         raise SettingsError(
@@ -122,40 +127,26 @@ def _read_prices(file: Path) -> _Prices:
         raise SettingsError(f"{file} cannot be parsed as toml: {error}.") from error
 
 
-def _measure(benchmark: Path | None, images_per_second: float | None, dim: int | None, **options: Any) -> Any:
-    """Returns images per second of one device, length and other bytes of an embedding, and their source."""
-    settings, source = apply(options), "as given"
-    if sum(map(bool, (options["output_dir"], benchmark, images_per_second))) > 1:
-        raise SettingsError("--output, --benchmark and --images-per-second all give the speed. Give one.")
-    if options["output_dir"]:
-        return _measure_output(settings)
-    if benchmark:
-        try:
-            rows = json.loads(benchmark.read_text())["rows"]
-            rates = {
-                row["model"]: float(row["end_to_end"]["steady"]) for row in rows if row.get("end_to_end")
-            }
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise SettingsError(
-                f"{benchmark} is not a file of `python -m benchmarks.gpu --out`: {error!r}."
-            ) from error
-        if settings.model not in rates:
-            raise SettingsError(f"{benchmark} has no model {settings.model}. It has {', '.join(rates)}.")
-        images_per_second, source = rates[settings.model], f"{benchmark}, {settings.model}"
-    return {"images_per_second": images_per_second, "dim": dim, "other_bytes": 0.0, "source": source}
+def _read_benchmark(file: Path, model: str) -> tuple[float, str]:
+    """Returns images per second of one device, and where that is from."""
+    try:
+        rows = json.loads(file.read_text())["rows"]
+        rates = {row["model"]: float(row["end_to_end"]["steady"]) for row in rows if row.get("end_to_end")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise SettingsError(
+            f"{file} is not a file of `python -m benchmarks.gpu --out`: {error!r}."
+        ) from error
+    if model not in rates:
+        raise SettingsError(f"{file} has no model {model}. It has {', '.join(rates)}.")
+    return rates[model], f"{file}, {model}"
 
 
 def _measure_output(settings: Settings) -> dict[str, Any]:
-    from boring_assets.output.files import EMBEDDINGS
-    from boring_assets.storage.errors import storage_error
-    from resources.embeddings_io import EmbeddingsIOManager
-
+    """Returns images per second of one device, length and other bytes of an embedding, and their source."""
     root = EmbeddingsIOManager.from_settings(settings).root()
-    try:
+    with storage_errors(f"{root.uri}/metadata.json", "read"):
         totals = json.loads(root.fs.cat_file(f"{root.path}/metadata.json"))
         files = root.fs.find(f"{root.path}/{EMBEDDINGS}", detail=True).values()
-    except Exception as error:
-        raise storage_error(error, f"{root.uri}/metadata.json", "read") from error
     count, dim, width = totals["num_samples"], totals["dim"], _WIDTHS.get(str(totals["dtype"]))
     if not count or not isinstance(dim, int) or not width:
         raise StorageError(f"{root.uri} has no embeddings, or those of several models. Give another output.")
@@ -170,24 +161,22 @@ def _measure_output(settings: Settings) -> dict[str, Any]:
 
 def _rate(settings: Settings) -> float | None:
     """Returns rows per second of all runs that embedded something, start-up included; None without runs."""
-    from boring_assets.datasets import materializations
-    from boring_assets.instance.homes import open_instance
-    from boring_assets.parts import get_parts
-
     instance, rows = open_instance(settings.output_dir), Counter[str]()
     for part in get_parts(settings):
-        for record in materializations(instance, part.embeddings):
-            metadata: Any = record.asset_materialization and record.asset_materialization.metadata
+        for record, metadata in materializations(instance, part.embeddings):
             if "seconds" in metadata and "adopted" not in metadata:
-                rows[record.run_id] += metadata["rows"].value
+                rows[record.run_id] += metadata["rows"]
     ended: list[Any] = [run for run in map(instance.get_run_record_by_id, rows) if run and run.end_time]
     seconds = sum(run.end_time - run.start_time for run in ended)
     return sum(rows[run.dagster_run.run_id] for run in ended) / seconds if seconds else None
 
 
-def _print(answer: dict[str, Any]) -> None:
+def print_estimate(answer: dict[str, Any]) -> None:
+    """Prints the answer of `estimate` as text."""
     currency, month = answer["currency"], answer["storage_per_month"]
-    click.echo(f"{answer['images']:,} images in {answer['shards']:,} shards ({answer['measured']['source']})")
+    source = plain(answer["measured"]["source"])
+    images, shards = some(answer["images"], "image"), some(answer["shards"], "shard")
+    click.echo(f"{images} in {shards} ({source})")
     line = (
         "{name}: {images_per_second:,.0f} images/s, {gpu_hours:,.1f} GPU hours, {wall_hours:,.1f} hours, "
         "{cost:,.2f} {currency}, {cost_per_million_images:,.4f} {currency} a million images"
