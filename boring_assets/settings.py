@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     )
     url_column: str = Field("", description="Column of the URLs. Empty finds it by the usual names.")
     keep_image_columns: bool = Field(
-        False, description="Whether image columns that are not embedded are copied to the output as `meta_*`."
+        False, description="Copy image columns that are not embedded to the output, as `meta_*`."
     )
 
     model: str = Field(
@@ -105,16 +105,17 @@ class Settings(BaseSettings):
     decode_workers: int = Field(
         0,
         ge=0,
-        description="Images decoded at once; 0 is one for each CPU core, divided among the devices.",
+        description="Number of images decoded at once; 0 uses one decoder for each CPU core, shared by the "
+        "devices. Above 4, decoders run in processes.",
     )
     read_ahead_mb: int = Field(
         512,
         ge=1,
-        description="Memory for encoded and decoded images that wait for the model, at most, in MiB; "
-        "a quarter more for what object storage is asked for ahead.",
+        description="Largest memory for encoded and decoded images that wait for the model, in MiB. "
+        "Blocks requested ahead from object storage take a quarter more.",
     )
     max_samples: int = Field(
-        0, ge=0, description="Samples that one call of `embed` takes at most, to try things out; 0 is all."
+        0, ge=0, description="Embed at most this many samples in one call, to try things out; 0 embeds all."
     )
     partitions_per_run: int = Field(
         1000, ge=1, description="Partitions in one run of a backfill or of the sensor, at most."
@@ -122,7 +123,7 @@ class Settings(BaseSettings):
     quiet_seconds: float = Field(
         60.0,
         ge=0,
-        description="Seconds that a shard without `_stats.json` must be unchanged to count as complete.",
+        description="Seconds without a change after which a shard without `_stats.json` is complete.",
     )
     backfill_policy: Literal["multi_run", "single_run"] = Field(
         "multi_run",
@@ -146,8 +147,8 @@ class Settings(BaseSettings):
     split: int = Field(
         0,
         ge=0,
-        description="Most shards in one part; a larger input is split into parts, each with its own assets, "
-        "over one output. Dagster advises at most 100000. 0 does not split.",
+        description="Largest number of shards in one part; a larger input is split into parts, each with its "
+        "own assets, over one output. Dagster advises at most 100000. 0 does not split.",
     )
 
     duplicate_threshold: float = Field(
@@ -157,7 +158,7 @@ class Settings(BaseSettings):
         description="Images whose embeddings have at least this cosine are near duplicates.",
     )
     caption_embeddings: bool = Field(
-        False, description="Whether `clip_scores` also writes each caption's embedding."
+        False, description="Also write each caption's embedding to `clip_scores`."
     )
     heads: Annotated[dict[str, HeadSettings], NoDecode] = Field(
         {},
@@ -202,7 +203,8 @@ class Settings(BaseSettings):
         12,
         ge=0,
         le=48,
-        description="Images in a partition's contact sheet in the UI, 2 kB of the event log each; 0 is none.",
+        description="Number of images in a contact sheet in the UI, 2 kB of the event log each; 0 turns "
+        "it off.",
     )
     max_failure_rate: float = Field(
         0.1,
@@ -213,8 +215,8 @@ class Settings(BaseSettings):
     max_drift: float = Field(
         0.5,
         ge=0,
-        description="How far a shard's mean embedding may be from those before it, in spreads, before its "
-        "check warns.",
+        description="Largest distance of a shard's mean embedding from that of earlier shards, in units of "
+        "the embeddings' spread, before its check warns.",
     )
 
     metrics_dir: str = Field(
@@ -234,7 +236,7 @@ class Settings(BaseSettings):
         60, description="Minutes of materializations whose failures `failure_rate_alert` counts."
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="`json` writes a JSON object a line to standard error, of runs too."
+        "text", description="`json` writes one JSON object a line to standard error, also for runs."
     )
 
     def embedding_version(self) -> str:

@@ -29,7 +29,7 @@ def why_refused(path: str) -> str | None:
         return "Archives of this kind are not read. Pack the files as .tar or .tar.gz."
     if lower.endswith(_MISNAMED) or (_is_shard(lower) and not _is_shard(path)):
         names = ", ".join((SUFFIX, *LONE_SUFFIXES))
-        return f"Names of shards end in {names}. Rename it, unpacked if it is compressed otherwise."
+        return f"A shard's name must end in {names}. Rename the file, or decompress it."
     return None
 
 

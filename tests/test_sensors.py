@@ -69,7 +69,7 @@ def test_files_that_look_like_shards_and_are_none_are_named(
     for name in ("a.zip", "B.TAR"):
         (Path(settings.input_dir) / name).write_bytes(b"x")
     said = tick(settings, instance).skip_message
-    assert "B.TAR: Names of shards end in .parquet" in said or "a.zip: Archives of this kind" in said
+    assert "B.TAR: A shard's name must end in .parquet" in said or "a.zip: Archives of this kind" in said
     assert "`boring-assets status` names all 2." in said
 
 

@@ -205,7 +205,7 @@ class EmbeddingRun:
         device = lease.name if lease.lock else str(encoder.device)
         self._metrics.runs_on(device, encoder.device)
         if lease.shared:
-            self._context.log.warning(f"Every device was taken: {device} is shared with another process.")
+            self._context.log.warning(f"All devices are in use: {device} is shared with another process.")
         self._context.log.info(
             f"{len(shards)} shards on {device} in {encoder.precision}, "
             f"batches of {encoder.batch_size}, model {encoder.model.name} ({encoder.model.digest})."

@@ -61,7 +61,7 @@ def sample_data(folder: str, num_shards: int, samples_per_shard: int, broken: in
             write_sample_data(Path(root.path), **options)
         except OSError as error:
             raise StorageError(
-                f"Cannot write {folder}: {error}. Give a folder that you may write."
+                f"Cannot write {folder}: {error}. Give a folder that you can write to."
             ) from error
     else:
         upload_sample_data(root, **options)

@@ -55,7 +55,7 @@ class Export:
 
         Raises:
             StorageError: Nothing is committed, it cannot be read, or `dest` is not empty.
-            SettingsError: The partitions do not fit in one table, or no row fulfils the condition.
+            SettingsError: The partitions do not fit in one table, or no row matches the condition.
         """
         self.output, self.dest = output, dest
         if any(not is_marker(path) for path in _files(dest, "")):
@@ -124,7 +124,7 @@ class Export:
                     parts.append(replace(part, rows=int(chosen.sum()), chosen=np.packbits(chosen)))
         if not parts:
             raise SettingsError(
-                f"No row of {self.output.uri} fulfils the filter {where!r}. There are {self.of_rows:,} rows."
+                f"No row of {self.output.uri} matches the filter {where!r}. There are {self.of_rows:,} rows."
             )
         self.parts = parts
 

@@ -133,7 +133,7 @@ def export_all(
 
     Raises:
         StorageError: One of the two cannot be read or written, or `dest_dir` is not empty.
-        SettingsError: The partitions do not fit in one table, the condition is wrong or no row fulfils it,
+        SettingsError: The partitions do not fit in one table, the condition is wrong or no row matches it,
             `webdataset` has no input, or a package is missing.
     """
     settings, with_images = settings or Settings(), layout == "webdataset"

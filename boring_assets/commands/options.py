@@ -111,10 +111,11 @@ def number(*names: str, default: int, least: int = 0, most: int | None = None, h
 
 INPUT = setting("input_dir", "--input", metavar="URI")
 OUTPUT = setting("output_dir", "--output", metavar="URI")
+OUTPUT_MODEL = setting("model", help="Model of the texts. By default the one of the embeddings.")
 INDEX = joined(
     folder("output_dir"),
     INPUT,
-    setting("model", help="Model of the query. By default the one that made the embeddings."),
+    OUTPUT_MODEL,
     with_settings("pretrained", "device"),
     click.option("--no-update", is_flag=True, help="Do not update the index first."),
 )

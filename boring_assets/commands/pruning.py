@@ -83,7 +83,7 @@ def make_plan(settings: Settings, *, read_images: bool = False, everything: bool
         shards = {shard.key: shard for shard in found.shards}
         plan.gone = _find_gone(settings, embeddings, source.root(), found, everything=everything)
     else:
-        plan.notes.append("No input is set (--input): shards that left it were not looked for.")
+        plan.notes.append("No input is set (--input), so prune did not look for shards that left the input.")
     if exclusions:
         keys = sorted(embeddings.committed() - set(plan.gone))
         _find_excluded(plan, keys, embeddings.root(), exclusions, source, shards if read_images else {})

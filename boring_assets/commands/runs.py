@@ -17,6 +17,8 @@ from boring_assets.errors import ERROR_NAMES, RunError, StorageError, without_cl
 from boring_assets.instance.homes import HOME_TAG, home_name, open_instance
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.live_runs import fail_unfinished, mark_alive
+from boring_assets.output.identity import choose_model
+from boring_assets.output.state import read_json
 from boring_assets.parts import get_parts, register_keys
 from boring_assets.secrets import without_secrets
 from boring_assets.settings import Settings
@@ -156,12 +158,15 @@ def run_for_all(settings: Settings, job: str, verb: str, folder: str) -> dict[st
         StorageError: Nothing is embedded yet, or the output cannot be read.
         RunError: The run stopped.
     """
-    instance = open_instance(settings.output_dir)
-    committed = EmbeddingsIOManager.from_settings(settings).committed()
+    instance, embeddings = open_instance(settings.output_dir), EmbeddingsIOManager.from_settings(settings)
+    committed = embeddings.committed()
     if not committed:
         raise StorageError(
             f"Nothing is embedded below {settings.output_dir} yet. Run `boring-assets embed` first."
         )
+    totals = read_json(embeddings.root(), "metadata.json")
+    if all(isinstance(totals.get(name), str) for name in ("model", "pretrained")):  # else there are several
+        settings = settings.model_copy(update=choose_model(settings, totals))
     # The shards may have been embedded with another DAGSTER_HOME.
     register_keys(instance, sorted(committed), settings)
     failed: dict[str, str] = {}

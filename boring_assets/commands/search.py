@@ -11,6 +11,7 @@ from boring_assets.commands.options import (
     FILE,
     INDEX,
     INPUT,
+    OUTPUT_MODEL,
     apply,
     command,
     folder,
@@ -217,7 +218,8 @@ def near_duplicates(**options: Any) -> None:
     "boring-assets clip-scores embeddings --caption-embeddings",
 )
 @folder("output_dir")
-@with_settings("model", "pretrained", "device", "precision", "caption_embeddings")
+@OUTPUT_MODEL
+@with_settings("pretrained", "device", "precision", "caption_embeddings")
 def clip_scores(**options: Any) -> None:
     """Score how well each caption in OUTPUT fits its image.
 
@@ -236,7 +238,8 @@ def clip_scores(**options: Any) -> None:
     "BORING_CONFIG=settings.toml boring-assets label embeddings",
 )
 @folder("output_dir")
-@with_settings("model", "pretrained", "device", "precision")
+@OUTPUT_MODEL
+@with_settings("pretrained", "device", "precision")
 def label(**options: Any) -> None:
     """Compute the heads of the settings for each image in OUTPUT.
 

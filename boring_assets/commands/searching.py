@@ -74,7 +74,7 @@ def find_query(
         raise SettingsError(f"--image {image} cannot be read: {error.strerror}.") from error
     found = searcher.of_picture(data)
     if isinstance(found, Failure):
-        raise SettingsError(f"--image {image} is not an image that can be searched by: {found.detail}.")
+        raise SettingsError(f"--image {image} cannot be decoded: {found.detail}.")
     return found, None
 
 

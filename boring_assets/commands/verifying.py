@@ -87,5 +87,8 @@ def print_report(report: Report, settings: Settings) -> None:
         return
     click.echo(f"{checked} checked, {len(bad):,} to embed again" + (f": {first_of(bad)}" if bad else "."))
     if report.shards is not None and (gone := [key for key in bad if key not in report.shards]):
-        click.echo(f"No longer in the input, so they cannot be: {first_of(gone)}. Move their files away.")
+        click.echo(
+            f"No longer in the input, so they cannot be embedded again: {first_of(gone)}. "
+            "boring-assets prune removes them."
+        )
     click.echo(plain(f"Repair it: boring-assets verify {settings.output_dir} --input ... --repair"))

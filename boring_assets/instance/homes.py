@@ -94,7 +94,7 @@ def open_instance(output_dir: str) -> dg.DagsterInstance:
             return instance
     except OSError as error:
         raise SettingsError(
-            f"DAGSTER_HOME {home} cannot be used ({error}). Set it to a folder that you may write."
+            f"DAGSTER_HOME {home} cannot be used ({error}). Set it to a folder that you can write to."
         ) from error
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
+from boring_assets.errors import ModelError
 from boring_assets.output.files import committed_facts
 from boring_assets.output.state import read_json
+from boring_assets.settings import Settings
 from boring_assets.storage.root import Root
 from partitions.shards import uri_of
 
@@ -33,6 +35,27 @@ def differences(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
     return ", ".join(
         f"{name} {theirs[name]} instead of {mine[name]}" for name in NAMES if theirs[name] != mine[name]
     )
+
+
+def choose_model(settings: Settings, embedded: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the settings of the model for embeddings: `model`, `pretrained` and `weights_sha256`.
+
+    Args:
+        settings: They decide where they set a model.
+        embedded: The facts of the embeddings, which decide otherwise.
+
+    Raises:
+        ModelError: The facts name a URI. Data must not decide what is fetched.
+    """
+    if {"model", "pretrained"} & settings.model_fields_set:
+        return settings.model_dump(include={"model", "pretrained", "weights_sha256"})
+    name, tag = str(embedded["model"]), str(embedded["pretrained"])
+    if "://" in (tag or name):
+        raise ModelError(
+            f"The images were embedded with {tag or name}, and a URI inside data is not fetched. Set "
+            "BORING_MODEL and BORING_PRETRAINED to the model that they were embedded with."
+        )
+    return {"model": name, "pretrained": tag, "weights_sha256": ""}
 
 
 def is_all_of(root: Root, mine: Mapping[str, Any]) -> bool:

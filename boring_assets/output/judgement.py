@@ -111,7 +111,8 @@ def dimension(committed: Committed) -> Found:
     readable = committed.readable()
     usual = _most_common([partition.dim for partition in readable])
     problems = {
-        partition.key: f"length {partition.dim}, claimed {partition.claimed_dim}, usual {usual}"
+        partition.key: f"vectors have {partition.dim} numbers; its metadata says "
+        f"{partition.claimed_dim}, most files have {usual}"
         for partition in readable
         if not partition.dim == partition.claimed_dim == usual
     }

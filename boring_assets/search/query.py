@@ -16,6 +16,7 @@ from boring_assets.engine.decoding.decode import decode
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.samples import Failure
 from boring_assets.errors import ModelError, SettingsError, StorageError
+from boring_assets.output.identity import choose_model
 from boring_assets.search.index import has_vector_index, model_of
 from boring_assets.search.lance import index_errors, open_table, quote
 from boring_assets.search.pictures import picture_limits
@@ -242,15 +243,9 @@ class Searcher:
     @cached_property
     def _model(self) -> "ClipModel":
         index_model = model_of(self._table.schema)
-        chosen = {"model", "pretrained"} & self._settings.model_fields_set
-        name = self._settings.model if chosen else str(index_model["model"])
-        tag = self._settings.pretrained if chosen else str(index_model["pretrained"])
-        if not chosen and "://" in (tag or name):
-            raise ModelError(
-                f"The images were embedded with {tag or name}, and a URI inside data is not fetched. Set "
-                "BORING_MODEL and BORING_PRETRAINED to the model that they were embedded with."
-            )
-        model = find_model_files(name, tag, self._settings.weights_sha256 if chosen else "").load()
+        chosen = choose_model(self._settings, index_model)
+        name, digest = chosen["model"], chosen["weights_sha256"]
+        model = find_model_files(name, chosen["pretrained"], digest).load()
         if model.digest != index_model["weights_digest"]:
             raise ModelError(
                 f"The images were embedded with {index_model['model']} {index_model['pretrained']} "

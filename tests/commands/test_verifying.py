@@ -167,7 +167,7 @@ def test_a_damaged_partition_of_a_shard_that_is_gone_is_kept(output: Output) -> 
         path.unlink()
     before = output.path().read_bytes()
     said = output.cli("verify", output.out, "--input", output.folder / "in", "--repair", code=4).stdout
-    assert "No longer in the input, so they cannot be: 00001." in said
+    assert "No longer in the input, so they cannot be embedded again: 00001." in said
     assert output.path().read_bytes() == before
 
 
