@@ -235,6 +235,9 @@ def test_failures_can_be_filtered(cli: CommandLine) -> None:
     table = pq.read_table("in/00001.parquet").slice(row["row"], 1).to_pylist()[0]
     assert (table["key"], table["status"]) == (row["key"], "failed_to_download")
 
+    both = ("--reason", "not_downloaded", "--reason", "missing_image")
+    assert len(cli("failures", "out", *both).stdout.splitlines()) == 2 + 6
+
     lines = cli("failures", "out", "--limit", 2).stdout.splitlines()
     assert len(lines) == 6
     assert lines[-1] == "... and 10 more; --limit 0 shows all."

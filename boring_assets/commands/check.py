@@ -22,10 +22,10 @@ _NOT_BY_DEFAULT = f"{Reason.NOT_DOWNLOADED} and {Reason.EXCLUDED}"
 @folder("output_dir")
 @with_settings()
 @click.option("--shard", metavar="KEY", help="Only this shard, e.g. 00000.")
-@click.option("--reason", type=_REASONS, help="Only this reason.")
+@click.option("--reason", "reasons", multiple=True, type=_REASONS, help="Only this reason; can be repeated.")
 @number("--limit", default=20, help="Most rows shown; 0 is all.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a row.")
-def failures(shard: str | None, reason: str | None, limit: int, as_json: bool, **options: Any) -> None:
+def failures(shard: str | None, reasons: tuple[str, ...], limit: int, as_json: bool, **options: Any) -> None:
     """Show which samples of OUTPUT were not embedded, and why."""
     import polars as pl
 
@@ -33,8 +33,8 @@ def failures(shard: str | None, reason: str | None, limit: int, as_json: bool, *
     from resources.embeddings_io import EmbeddingsIOManager
 
     rows = EmbeddingsIOManager.from_settings(apply(options)).scan(shard, FAILURES)
-    if reason:
-        rows = rows.filter(pl.col("reason") == reason)
+    if reasons:
+        rows = rows.filter(pl.col("reason").is_in(reasons))
     table = rows.collect()
     shown = table.head(limit) if limit else table
     if as_json:
