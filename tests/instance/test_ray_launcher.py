@@ -163,7 +163,7 @@ def test_the_ray_tag_of_a_run_overrides_the_request(
     job = launched(instance, head, new_run(instance, None, **{"dagster-ray/config": '{"num_cpus": 0.5}'}))
     assert job["entrypoint_num_cpus"] == 0.5
     assert job["runtime_env"]["env_vars"]["BORING_DECODE_WORKERS"] == "2"
-    with pytest.raises(SettingsError, match=r"dagster-ray/config names num_gpu; expected are .*num_gpus"):
+    with pytest.raises(SettingsError, match=r"dagster-ray/config names num_gpu; expected: .*num_gpus"):
         launched(instance, head, new_run(instance, **{"dagster-ray/config": '{"num_gpu": 1}'}))
 
 
