@@ -60,8 +60,7 @@ class Shard:
     Attributes:
         key: Its partition key: the path below the input root, without `.parquet`, e.g. `part-1/00017`.
         uri: Its full URI, for messages and the output's metadata.
-        fs: Its filesystem.
-        path: Its path on that filesystem.
+        path: Its path on its filesystem.
         root: Path of the input's root on that filesystem, without a trailing slash. Image URLs below it are
             allowed.
         version: Its source version, which changes with the parquet or the tar beside it.

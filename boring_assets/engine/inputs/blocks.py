@@ -22,11 +22,6 @@ class Start:
     data: bytes
     size: int | None
 
-    @property
-    def is_all(self) -> bool:
-        """Whether the file ends with them."""
-        return len(self.data) == self.size
-
 
 def read_start(fs: AbstractFileSystem, path: str, count: int) -> Start | None:
     """Reads a remote file's first bytes without asking for its size: a small file takes one request.
@@ -113,7 +108,6 @@ class LocalReader(BlockReader):
     """Reads a local file in the calling thread, while the kernel reads ahead."""
 
     def __init__(self, path: str) -> None:
-        """Opens the file."""
         super().__init__(path)
         # Opening a pipe without a writer would block.
         self._file: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

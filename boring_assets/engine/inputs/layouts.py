@@ -14,9 +14,9 @@ from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.blocks import BlockReader, Start
 from boring_assets.engine.inputs.columns import missing_column
 from boring_assets.engine.inputs.fetch import Fetcher, is_below, real_path
-from boring_assets.engine.inputs.image_values import START_BYTES, decode_base64, is_data_url, is_encoded_text
+from boring_assets.engine.inputs.image_values import START_BYTES, decode_base64, is_encoded_text
 from boring_assets.engine.inputs.read_ahead import in_parallel
-from boring_assets.engine.inputs.tar import Member, open_tar, read_members
+from boring_assets.engine.inputs.tar import Member, open_tar, read_members, webdataset_name
 from boring_assets.engine.inputs.texts import number_in, to_text
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ShardError
@@ -33,8 +33,6 @@ class OpenShard(ABC):
     """An open shard, whose images are read once, in the order that is fastest to read.
 
     Attributes:
-        shard: The shard.
-        limits: The limits for one image.
         rows: Every column except images, one row a sample.
         columns: Names of the columns with its `url`, `key` and `caption`, if it has them.
         cut: Rows at the shard's end that were left out by `max_rows`.
@@ -78,21 +76,15 @@ class OpenShard(ABC):
         values = self.rows[self.columns[name]].to_pylist()
         return [None if value is None else str(value) for value in values]
 
-    def too_large(self, size: int) -> Failure | None:
-        """Returns the failure of an image with too many bytes, or None."""
-        if size <= self.limits.bytes:
-            return None
-        return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self.limits.bytes}")
-
     def from_bytes(self, row: int, data: bytes | pa.Buffer) -> bytes | Failure:
         """Returns an image that is there as bytes, or as base64 in bytes."""
         if is_encoded_text(bytes(data[:START_BYTES])):
             return self.from_text(row, data)
-        return self.too_large(len(data)) or bytes(data)
+        return self.limits.too_large(len(data)) or bytes(data)
 
     def from_text(self, row: int, text: bytes | pa.Buffer) -> bytes | Failure:
         """Returns an image that is there as base64."""
-        if refusal := self.too_large(len(text) * 3 // 4 - 100):
+        if refusal := self.limits.too_large(len(text) * 3 // 4 - 100):
             return refusal
         image = decode_base64(bytes(text))
         if image is None:
@@ -101,13 +93,13 @@ class OpenShard(ABC):
                 f"the text is not base64: it begins with {bytes(text[:16])!r}. "
                 "For paths or URLs set BORING_URL_COLUMN.",
             )
-        return self.too_large(len(image)) or image or self.absent(row, EMPTY)
+        return self.limits.too_large(len(image)) or image or self.absent(row, EMPTY)
 
     def content(self, row: int, member: Member) -> bytes | Failure:
         """Returns the image of a member of a tar."""
         if member.problem:
             return self.absent(row, member.problem)
-        return self.too_large(member.size) or member.data or b""
+        return self.limits.too_large(member.size) or member.data or b""
 
     def absent(self, row: int, detail: str) -> Failure:
         """Returns the failure of a row without image: img2dataset's status, else `missing_image`."""
@@ -143,16 +135,6 @@ class TarShard(OpenShard):
 
     def close(self) -> None:  # noqa: D102
         self._reader.close()
-
-
-def webdataset_name(name: str) -> tuple[str, str]:
-    """Returns key and extension of a tar's member, split at the first dot as in webdataset.
-
-    Both are empty for a hidden file. The extension is in lower case.
-    """
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, extension = file.partition(".")
-    return (f"{folder}{slash}{stem}", extension.lower()) if stem else ("", "")
 
 
 class RowsByKey:
@@ -259,7 +241,7 @@ class FolderShard(OpenShard):
         fs, root = self.shard.fs, self.shard.root
         path, info = self._files[row]
         target = real_path(fs, path) if info.get("islink") else path
-        if refusal := self.too_large(info["size"]):
+        if refusal := self.limits.too_large(info["size"]):
             return refusal
         if target != path and not is_below(target, real_path(fs, root)):
             return Failure(Reason.NOT_ALLOWED, "a link to outside of the input")
@@ -291,12 +273,13 @@ class UrlShard(OpenShard):
         rows = filter(self.wants, range(self.rows.num_rows))
         yield from in_parallel(rows, lambda row: (row, self.read(row)), self.fetcher.parallel)
 
-    def read(self, row: int) -> bytes | Failure:
-        """Returns the image of one row; a `data:` URL holds it."""
+    def read(self, row: int) -> bytes | Failure:  # noqa: D102
         url = self._urls[row]
         if not url:
             return self.absent(row, "the row has no URL")
-        return self.from_text(row, url.encode()) if is_data_url(url) else self.fetcher.fetch(url, self.shard)
+        if url[:5].lower() == "data:":
+            return self.from_text(row, url.encode())
+        return self.fetcher.fetch(url, self.shard)
 
 
 @dataclass

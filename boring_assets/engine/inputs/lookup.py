@@ -75,7 +75,7 @@ class Lookup:
             return Failure(Reason.MISSING_IMAGE, why) if opened.streamed else opened.absent(row, why)
         if member.problem:
             return Failure(Reason.MISSING_IMAGE, member.problem)
-        if refusal := opened.too_large(member.size):
+        if refusal := opened.limits.too_large(member.size):
             return refusal
         fs, path, start = opened.shard.fs, self._tar_path, member.offset
         if path.endswith(".tar"):

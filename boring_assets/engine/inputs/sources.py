@@ -13,13 +13,13 @@ from boring_assets.engine.inputs.columns import (
     ALIASES,
     IMAGE_COLUMNS,
     ImageColumns,
-    columns_of_images,
     find_image_column,
     missing_column,
     path_field,
     with_paths,
     with_texts,
     without_data_urls,
+    without_images,
 )
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.image_column import ColumnShard
@@ -69,6 +69,8 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
 
 def unreadable(shard: Shard, error: Exception, what: str = "or its images cannot be read") -> ShardError:
     """Returns the error of one shard for what a library has raised: damage, or a failure of the storage."""
+    if isinstance(error, ShardError):
+        return error
     detail = f"{type(error).__name__}: {str(error)[:300]}"
     fix = "Check that it is there and may be read, and try it again."
     if "decrypt" in detail.lower():
@@ -93,9 +95,9 @@ def _read_columns(
     if paths:
         rows = with_paths(rows, images.column)
     rows, columns = with_texts(rows, shard.columns, shard.uri)
-    found = columns_of_images(rows, columns)
+    rows, found = without_images(rows, columns, keep=keep)
     images.others |= found
-    return rows if keep else rows.drop_columns(sorted(found)), columns
+    return rows, columns
 
 
 def _open_beside(
@@ -166,7 +168,7 @@ def _open_parquet(shard: Shard) -> tuple[pq.ParquetFile, int]:
     start = read_start(shard.fs, shard.path, OBJECT_BLOCK)
     if start is None:
         return pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=OBJECT_BLOCK), 0
-    if start.is_all:
+    if len(start.data) == start.size:
         return pq.ParquetFile(pa.BufferReader(start.data)), 0
     size = start.size or shard.fs.size(shard.path)
     return _open_remote(shard, size), size

@@ -16,9 +16,9 @@ from boring_assets.engine.inputs.columns import (
     ALIASES,
     ImageColumns,
     by_lower,
-    columns_of_images,
     with_texts,
     without_data_urls,
+    without_images,
 )
 from boring_assets.engine.inputs.layouts import Image, OpenShard
 from boring_assets.engine.inputs.rows import check_rows
@@ -75,20 +75,16 @@ class StreamedShard(OpenShard):
         self.cut = len(records) - len(kept)
         rows = to_table(kept, self._first(), self.shard.uri, self.limits)
         rows, self.columns = with_texts(rows, self.shard.columns, self.shard.uri)
-        images, keep = columns_of_images(rows, self.columns), self.shard.columns.keep_images
+        keep = self.shard.columns.keep_images
+        rows, images = without_images(rows, self.columns, keep=keep)
         self.notes += ImageColumns(None, images, False).notes(keep)
-        rows = rows if keep else rows.drop_columns(sorted(images))
         self.rows = without_data_urls(rows, self.columns)
         for row in range(self.rows.num_rows):
             if row not in answered:
                 yield row, self.absent(row, self.why_absent(row))
 
     def _count(self, *values: Any, rows: int = 0) -> None:
-        """Adds up what is kept in memory.
-
-        Raises:
-            ShardError: It is more than the limits allow.
-        """
+        """Adds up what is kept in memory; raises ShardError if it is more than the limits allow."""
         self._row_count += rows
         self._size += sum(len(value) if isinstance(value, str) else 8 for value in values)
         check_rows(self._row_count, self._size, self.shard.uri, self.limits)

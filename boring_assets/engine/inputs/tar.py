@@ -44,6 +44,13 @@ class Member(NamedTuple):
     offset: int = 0
 
 
+def webdataset_name(name: str) -> tuple[str, str]:
+    """Returns key and lower-case extension, split at the first dot as in webdataset; empty if hidden."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, extension = file.partition(".")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem else ("", "")
+
+
 class _DecompressedReader(BlockReader):
     """The content of a gzip or zstd file. Reading raises OSError if it is damaged."""
 
@@ -60,11 +67,7 @@ class _DecompressedReader(BlockReader):
 
 
 def open_tar(fs: AbstractFileSystem, path: str, start: Start | None = None) -> BlockReader:
-    """Opens a tar for reading, decompressed by its name's ending.
-
-    Raises:
-        OSError: It is not there.
-    """
+    """Opens a tar for reading, decompressed by its name's ending; raises OSError if it is not there."""
     reader = open_blocks(fs, path, start or read_start(fs, path, OBJECT_BLOCK))
     if path.endswith((".gz", ".tgz")):
         return _DecompressedReader(path, reader, "gzip")

@@ -13,12 +13,7 @@ from functools import cache
 from typing import Any
 
 from boring_assets.engine.decoding.limits import Limits, image_format
-from boring_assets.engine.inputs.columns import (
-    CAPTION_TEXT,
-    IMAGE_COLUMNS,
-    ambiguous_images,
-    missing_column,
-)
+from boring_assets.engine.inputs.columns import CAPTION_TEXT, IMAGE_COLUMNS, ambiguous_images, missing_column
 from boring_assets.engine.inputs.layouts import Image, OpenShard, RowsByKey
 from boring_assets.engine.inputs.read_ahead import open_blocks
 from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES, Record, StreamedShard, caption_in
@@ -224,11 +219,7 @@ def _example_class() -> Any:
 
 
 def image_feature(example: Example, names: ColumnNames, uri: str) -> str | None:
-    """The name of the feature that holds the image, or None.
-
-    Raises:
-        ShardError: Several features hold images and none has a usual name.
-    """
+    """The feature that holds the image, or None; raises ShardError for several without a usual name."""
     single = [name for name, values in example.items() if len(values) == 1 and isinstance(values[0], bytes)]
     if names.image:
         return names.image if names.image in single else None

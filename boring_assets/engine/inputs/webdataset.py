@@ -12,15 +12,9 @@ from dataclasses import dataclass, field
 from boring_assets.engine.inputs.blocks import BlockReader
 from boring_assets.engine.inputs.columns import CAPTION_TEXT, missing_column
 from boring_assets.engine.inputs.image_values import is_image
-from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES, Image, webdataset_name
-from boring_assets.engine.inputs.streamed import (
-    MAX_TEXT_BYTES,
-    Record,
-    StreamedShard,
-    caption_in,
-    clean,
-)
-from boring_assets.engine.inputs.tar import Member, open_tar, read_members
+from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES, Image
+from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES, Record, StreamedShard, caption_in, clean
+from boring_assets.engine.inputs.tar import Member, open_tar, read_members, webdataset_name
 from boring_assets.engine.inputs.texts import to_text
 from boring_assets.engine.samples import ColumnNames, Failure, Reason
 from boring_assets.errors import ShardError
@@ -44,11 +38,7 @@ class TarRows:
     _text_keys: dict[str, None] = field(default_factory=dict)
 
     def add(self, name: str) -> tuple[int | None, str | None]:
-        """Adds a member.
-
-        Returns:
-            The row that it is the image of, or None; and the key that it is a text or JSON of, or None.
-        """
+        """Adds a member; returns the row that it is the image of, and the key that it is a text of."""
         sample, extension = webdataset_name(name)
         if not sample:
             return None, None

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from boring_assets.engine import batcher
+from boring_assets.engine.batcher import Job
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.lookup import Lookup
 from boring_assets.engine.inputs.sources import open_shard
-from boring_assets.engine.job import Job
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import FailedShard, Options, embed_shards
 from boring_assets.engine.samples import Failure, Reason, Shard
