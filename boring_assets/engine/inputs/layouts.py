@@ -126,9 +126,8 @@ class TarShard(OpenShard):
         waiting = RowsByKey(self)
         for member in read_members(self._reader, uri, self.limits.bytes):
             row = waiting.take(member.name)
-            if row is None:
-                continue
-            yield row, self.content(row, member)
+            if row is not None:
+                yield row, self.content(row, member)
         self.notes += waiting.finish("tar", uri)
         for row in waiting.left():
             yield row, self.absent(row, "the tar has no image of this key")

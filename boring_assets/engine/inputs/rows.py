@@ -20,7 +20,7 @@ def read_rows(
     names: list[str],
     uri: str,
     limits: Limits,
-    open_again: Callable[[], pq.ParquetFile] | None = None,
+    open_again: Callable[[], pq.ParquetFile] | None,
 ) -> pa.Table:
     """Reads columns, or fields of structs as `column.field`, within the limits on rows and bytes.
 
@@ -63,10 +63,7 @@ def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
 
 
 def _batches(
-    file: pq.ParquetFile,
-    names: list[str],
-    limits: Limits,
-    open_again: Callable[[], pq.ParquetFile] | None,
+    file: pq.ParquetFile, names: list[str], limits: Limits, open_again: Callable[[], pq.ParquetFile] | None
 ) -> Iterator[pa.RecordBatch]:
     largest, groups = largest_row_group(file.metadata), range(file.metadata.num_row_groups)
     # So many rows that memory suffices even with long dictionary entries.

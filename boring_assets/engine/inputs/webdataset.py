@@ -75,9 +75,7 @@ class TarRows:
         return None, sample if self._is_text(extension) else None
 
     def _is_text(self, extension: str) -> bool:
-        return extension in _TEXT_EXTENSIONS or (
-            extension != "" and extension == self.columns.caption.lower()
-        )
+        return extension != "" and extension in (*_TEXT_EXTENSIONS, self.columns.caption.lower())
 
     def finish(self) -> None:
         """Adds a row for each text that belongs to no image."""
