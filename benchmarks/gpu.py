@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks.pictures import jpegs, write_shards
 from boring_assets.engine.decoding.decode import Limits, Preprocess
-from boring_assets.engine.decoding.decoders import Decoders, Target
+from boring_assets.engine.decoding.decoders import Decoders, Target, use_one_core
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.pipeline import EmbeddedShard, Options, Progress, embed_shards
@@ -202,7 +202,7 @@ def bench_model(name: str, folder: Path, args: argparse.Namespace) -> dict[str, 
         "batch": encoder.batch_size,
         "load_seconds": time.perf_counter() - start,
     }  # fmt: skip
-    encoder.prepare_thread()
+    use_one_core()
     row["forward_only"] = forward_only(encoder, 3)
     row |= {f"decode_{threads}": decode_only(encoder.model.preprocess, threads) for threads in args.threads}
     shards = shards_in(folder)

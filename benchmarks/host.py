@@ -124,9 +124,6 @@ class InstantDevice:
     def _remember(self, memory: np.ndarray) -> None:
         self._memory.append((memory.ctypes.data, memory.ctypes.data + memory.nbytes))
 
-    def prepare_thread(self) -> None:
-        """Nothing is to be prepared."""
-
     def submit(self, pieces: list[Pixels]) -> "InstantDevice.Answer":
         """Takes a batch."""
         for piece in pieces:

@@ -22,7 +22,7 @@ from boring_assets.commands.report import (
 from boring_assets.commands.runs import Outcome, run_range
 from boring_assets.commands.sharing import ranges_left
 from boring_assets.datasets import materializations
-from boring_assets.engine.model.precision import pick_device, pick_precision
+from boring_assets.engine.model.devices import pick_device, pick_precision
 from boring_assets.engine.results import Progress
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import RunError, SettingsError, StorageError

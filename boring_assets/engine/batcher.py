@@ -3,18 +3,104 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
 
 from boring_assets.engine.channel import Channel, Closed
-from boring_assets.engine.decoding.decoders import Decoded
+from boring_assets.engine.decoding.decode import Preprocess, resize
+from boring_assets.engine.decoding.decoders import Decoded, use_one_core
 from boring_assets.engine.decoding.pixels import Pixels
-from boring_assets.engine.job import Job
 from boring_assets.engine.model.bad_vectors import Pending, bad_vectors
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.reader import Chunk
-from boring_assets.engine.results import EmbeddedShard, FailedShard, Options, Progress
+from boring_assets.engine.results import EmbeddedShard, FailedShard, Options, Progress, ShardRows
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ShardError
+
+
+class Job:
+    """A shard in progress. Only the encoder's thread uses it.
+
+    Attributes:
+        end: Its rows, once it was read to its end.
+        failures: Why rows failed, by row number.
+        embedded: How many rows have an embedding.
+        seconds: Its share of the run's time so far.
+        image_bytes: Size of its encoded images so far.
+        closed: Whether it is finished, or given up.
+        checked: Done when the source was checked after reading. Holds an error if it has changed.
+    """
+
+    def __init__(self, shard: Shard, expected_rows: int, dim: int, options: Options) -> None:
+        """Starts a shard. It may have more rows than are expected."""
+        self.shard, self._options = shard, options
+        self.end: ShardRows | None = None
+        self.failures: dict[int, Failure] = {}
+        self.embedded = 0
+        self.seconds = 0.0
+        self.image_bytes = 0
+        self.closed = False
+        self.checked: Future[None] | None = None
+        self._previews: list[tuple[int, np.ndarray]] = []
+        self._vectors = np.empty((expected_rows, dim), np.float32)
+        self._done = np.zeros(expected_rows, bool)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all wanted rows are answered, and no more are to come."""
+        if self.end is None:
+            return False
+        rows, only = self.end.rows.num_rows, self.shard.only_rows
+        wanted = rows if only is None else sum(row < rows for row in only)
+        return self.embedded + len(self.failures) == wanted
+
+    def put(self, rows: list[int], vectors: np.ndarray) -> None:
+        """Answers rows with their embeddings, float32 [n, dim]."""
+        if (needed := max(rows) + 1) > len(self._done):
+            more = max(needed, 2 * len(self._done)) - len(self._done)
+            self._vectors = np.concatenate([self._vectors, np.empty((more, vectors.shape[1]), np.float32)])
+            self._done = np.concatenate([self._done, np.zeros(more, bool)])
+        self._vectors[rows] = vectors
+        self._done[rows] = True
+        self.embedded += len(rows)
+
+    def keep_previews(self, rows: list[int], pixels: Pixels, preprocess: Preprocess) -> None:
+        """Copies the first images of the shard for its contact sheet, as the model gets them."""
+        wanted = self._options.previews - len(self._previews)
+        for number, row in enumerate(rows[: max(0, wanted)]):
+            image = resize(pixels.image(number)[None], preprocess)[0]
+            self._previews.append((row, image.numpy().copy()))
+
+    def finish(self) -> EmbeddedShard:
+        """Returns the finished shard."""
+        assert self.end is not None
+        if self.end.streamed:
+            self._exclude(self.end)
+        embedded = np.flatnonzero(self._done)
+        return EmbeddedShard(
+            shard=self.shard,
+            rows=self.end.rows,
+            columns=self.end.columns,
+            embedded=embedded,
+            embeddings=self._vectors if len(embedded) == len(self._vectors) else self._vectors[embedded],
+            failures=dict(sorted(self.failures.items())),
+            seconds=self.seconds,
+            image_bytes=self.image_bytes,
+            cut=self.end.cut,
+            checked=self.checked,
+            previews=[(row, pixels) for row, pixels in self._previews if row not in self.failures],
+            notes=self.end.notes,
+        )
+
+    def _exclude(self, end: ShardRows) -> None:
+        """Makes failures of the excluded rows of a stream, whose columns are known only now."""
+        excluded = self._options.exclusions.find_rows(end.rows, end.columns)
+        for row, failure in excluded.items():
+            if self.shard.only_rows is None or row in self.shard.only_rows:
+                self.failures[row] = failure
+        self._done[[row for row in excluded if row < len(self._done)]] = False
+
 
 _Batch = list[tuple[Job, list[int]]]
 """The shards and rows of a batch's images, in order."""
@@ -22,7 +108,7 @@ _CHECKS = 4
 
 
 class Batcher:
-    """Fills batches, runs the encoder, and assigns the embeddings to their shards."""
+    """Does that in one thread; see the module."""
 
     def __init__(
         self,
@@ -46,7 +132,7 @@ class Batcher:
 
     def run(self) -> None:
         """Runs until there are no more chunks, then finishes the batches in flight."""
-        self._encoder.prepare_thread()
+        use_one_core()  # with more, the copies into pinned memory would fight the decoders for cores
         try:
             for chunk, decoded in self._receive():
                 self._take(chunk, decoded)
@@ -89,7 +175,8 @@ class Batcher:
             self._take_pixels(job, chunk.rows, decoded)
         if chunk.end:
             job.end = chunk.end
-            self._checks.submit(self._check_source, job)
+            if self._check:
+                job.checked = self._checks.submit(self._check, job.shard)
             self._finish(job)
         return None
 
@@ -138,17 +225,8 @@ class Batcher:
             if self._count == self._size:
                 self._submit()
 
-    def _check_source(self, job: Job) -> None:
-        """Checks that a shard that was read to its end has not changed, in another thread."""
-        try:
-            if self._check:
-                self._check(job.shard)
-            job.checked.set_result(None)
-        except Exception as error:
-            job.checked.set_exception(error)
-
     def _fail(self, job: Job, row: int, failure: Failure) -> None:
-        job.fail(row, failure)
+        job.failures[row] = failure
         self._progress.failed += 1
 
     def _submit(self) -> None:

@@ -4,12 +4,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from boring_assets.engine.decoding.decoders import Decoded, Decoders
+from boring_assets.engine.decoding.decoders import Decoders
 from boring_assets.engine.decoding.limits import Limits
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.model.bad_vectors import Pending, bad_vectors
@@ -36,11 +35,7 @@ class Answer(NamedTuple):
 
 
 class Embedder:
-    """A model on its device, with its decoders. Create one per process and keep it.
-
-    Attributes:
-        dim: Length of an embedding.
-    """
+    """A model on its device, with its decoders. Create one per process and keep it."""
 
     def __init__(
         self,
@@ -51,15 +46,7 @@ class Embedder:
         batch_size: int | Literal["auto"] = "auto",
         limits: Limits | None = None,
     ) -> None:
-        """Loads the model.
-
-        Args:
-            model: Name or directory; see `load_model`.
-            pretrained: Tag or checkpoint of the weights.
-            device: `auto`, `cpu`, `cuda` or `cuda:N`; see `Encoder`.
-            precision: `auto`, `fp32`, `bf16`, `fp16`, or `int8` (CPU only).
-            batch_size: Images in a batch, or `auto`.
-            limits: Limits for one image.
+        """Loads the model; see `load_model` and `Encoder`.
 
         Raises:
             ModelError: The model or the device is not available.
@@ -69,7 +56,7 @@ class Embedder:
         workers = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._decoders = Decoders(workers, self._encoder.target(), limits or Limits())
         self._one_at_a_time = threading.Lock()
-        self.dim = self._encoder.dim
+        self.dim = self._encoder.dim  # length of an embedding
 
     def embed(self, images: Sequence[bytes | None]) -> list[Answer]:
         """Embeds images. Threads may share the embedder; their calls run one after another.
@@ -83,13 +70,15 @@ class Embedder:
         Raises:
             ModelError: The device has failed.
         """
-        answers: list[Answer | None] = [None] * len(images)
+        missing = _failed(Failure(Reason.MISSING_IMAGE, "the image is missing"))
+        answers: list[Answer | None] = [None if image else missing for image in images]
+        there = [row for row, image in enumerate(images) if image]
         pending: deque[tuple[Pending, list[int]]] = deque()
         with self._one_at_a_time:
             start = 0
-            while start < len(images):
+            while start < len(there):
                 size = self._encoder.batch_size  # shrinks when memory runs out
-                pieces, rows = self._decode(images, range(start, min(start + size, len(images))), answers)
+                pieces, rows = self._decode(images, there[start : start + size], answers)
                 start += size
                 if rows:
                     pending.append((self._encoder.submit(pieces), rows))
@@ -101,17 +90,14 @@ class Embedder:
         return [answer for answer in answers if answer is not None]
 
     def _decode(
-        self, images: Sequence[bytes | None], rows: range, answers: list[Answer | None]
+        self, images: Sequence[bytes | None], rows: list[int], answers: list[Answer | None]
     ) -> tuple[list[Pixels], list[int]]:
         """Returns the pixels of some images and their rows. Writes failures to `answers`."""
-        there = []
-        for row in rows:
-            if not images[row]:
-                answers[row] = _failed(Failure(Reason.MISSING_IMAGE, "the image is missing"))
-            else:
-                there.append(row)
-        chunks = [there[at : at + _CHUNK] for at in range(0, len(there), _CHUNK)]
-        work = [self._submit([images[row] or b"" for row in chunk]) for chunk in chunks]
+        chunks = [rows[at : at + _CHUNK] for at in range(0, len(rows), _CHUNK)]
+        work = []
+        for chunk in chunks:
+            encoded = [images[row] or b"" for row in chunk]
+            work.append(self._decoders.submit(encoded, [self._decoders.plan(image) for image in encoded]))
         pieces, kept = [], []
         for chunk, future in zip(chunks, work, strict=True):
             decoded = future.result()
@@ -122,9 +108,6 @@ class Embedder:
                 else:
                     answers[row] = _failed(failure)
         return pieces, kept
-
-    def _submit(self, images: list[bytes]) -> Future[Decoded]:
-        return self._decoders.submit(images, [self._decoders.plan(image) for image in images])
 
     def _collect(self, pending: "deque[tuple[Pending, list[int]]]", answers: list[Answer | None]) -> None:
         batch, rows = pending.popleft()

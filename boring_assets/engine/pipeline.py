@@ -1,15 +1,6 @@
 """Embeds shards: reading, decoding, the model and writing run at the same time, in threads of their own.
 
-    reader (1 thread)      opens shards ahead of time and streams their images
-      │ chunks of images
-    decoders (N threads)   bytes to uint8 pixels, or a reason
-      │ in order, bounded by bytes
-    encoder (1 thread)     fills batches across shard boundaries, returns each shard's rows
-      │ finished shards, bounded by bytes
-    finishers (4 threads)  call `then` with each finished shard: write and commit it
-      │ in order
-    the caller
-
+The stages, in order, are those of docs/architecture.md: reader, decoders, encoder, finishers, and the caller.
 With more than four decoders, several processes each have a reader and decoders (`reader_processes.py`).
 
 Each row gets exactly one answer, an embedding or a failure. A shard is finished when its last row has one.
@@ -21,10 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import Any
+
+from typing_extensions import TypeVar
 
 from boring_assets.engine.batcher import Batcher
-from boring_assets.engine.channel import Channel, Closed
+from boring_assets.engine.channel import Channel, Closed, run_between
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.read_ahead import OBJECT_STORAGE
 from boring_assets.engine.model.encoder import Encoder
@@ -39,31 +32,7 @@ __all__ = ["EmbeddedShard", "FailedShard", "Options", "Progress", "embed_shards"
 _FINISHED_BYTES = 256 * 2**20
 # Writing a shard to object storage is mostly waiting.
 _FINISHERS = 4
-T = TypeVar("T")
-
-
-@overload
-def embed_shards(
-    shards: Iterable[Shard],
-    encoder: Encoder,
-    options: Options | None = None,
-    fetcher: Fetcher | None = None,
-    progress: Progress | None = None,
-    check: Callable[[Shard], None] | None = None,
-) -> Iterator[EmbeddedShard | FailedShard]: ...
-
-
-@overload
-def embed_shards(
-    shards: Iterable[Shard],
-    encoder: Encoder,
-    options: Options | None = None,
-    fetcher: Fetcher | None = None,
-    progress: Progress | None = None,
-    check: Callable[[Shard], None] | None = None,
-    *,
-    then: Callable[[EmbeddedShard], T],
-) -> Iterator[T | FailedShard]: ...
+T = TypeVar("T", default=EmbeddedShard)
 
 
 def embed_shards(
@@ -73,8 +42,8 @@ def embed_shards(
     fetcher: Fetcher | None = None,
     progress: Progress | None = None,
     check: Callable[[Shard], None] | None = None,
-    then: Callable[[EmbeddedShard], Any] | None = None,
-) -> Iterator[Any]:
+    then: Callable[[EmbeddedShard], T] | None = None,
+) -> Iterator[T | FailedShard]:
     """Embeds shards, and yields each as soon as it is finished.
 
     Args:
@@ -114,8 +83,8 @@ def embed_shards(
     answers: Channel[Future[Any]] = Channel(_FINISHERS)
     batcher = Batcher(encoder, options, chunks, finished, progress, check)
     work = {
-        "reader": partial(_run, read, chunks, finished),
-        "encoder": partial(_run, batcher.run, chunks, finished),
+        "reader": partial(run_between, read, chunks, finished),
+        "encoder": partial(run_between, batcher.run, chunks, finished),
         "finisher": partial(_finish, finished, answers, then),
     }
     threads = [threading.Thread(target=body, name=name, daemon=True) for name, body in work.items()]
@@ -143,8 +112,14 @@ def _finish(
     def answer(result: EmbeddedShard | FailedShard) -> Any:
         if not answers.is_open:  # the caller has stopped
             return None
-        result = _check_unchanged(result)
-        return then(result) if then and isinstance(result, EmbeddedShard) else result
+        if isinstance(result, FailedShard):
+            return result
+        try:
+            if result.checked:
+                result.checked.result()
+        except ShardError as error:  # its source has changed
+            return FailedShard(result.shard, error)
+        return then(result) if then else result
 
     with ThreadPoolExecutor(_FINISHERS, "finish") as pool, suppress(Closed):
         try:
@@ -152,32 +127,9 @@ def _finish(
                 answers.put(pool.submit(answer, finished.get()))
         except Closed:
             pass
-        except (
-            BaseException
-        ) as error:  # of the reader or the encoder: raised after the shards that were finished before it
+        # Of the reader or the encoder: it is raised after the shards that were finished before it.
+        except BaseException as error:
             last: Future[Any] = Future()
             last.set_exception(error)
             answers.put(last)
     answers.close()
-
-
-def _check_unchanged(result: EmbeddedShard | FailedShard) -> EmbeddedShard | FailedShard:
-    """Returns the shard if its source was unchanged after reading, else a failed shard."""
-    if isinstance(result, FailedShard) or result.checked is None:
-        return result
-    try:
-        result.checked.result()
-    except ShardError as error:
-        return FailedShard(result.shard, error)
-    return result
-
-
-def _run(work: Callable[[], None], *channels: Channel) -> None:
-    """Runs a thread's work. An error closes the channels and so reaches the caller."""
-    try:
-        work()
-    except Closed:
-        return
-    except BaseException as error:
-        for channel in channels:
-            channel.close(error)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoding.decoders import Decoded, Decoders, Target
 from boring_assets.engine.decoding.pixels import count_bytes
-from boring_assets.engine.inputs.exclusions import source_columns
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.sources import OpenShard, open_shard, unreadable
 from boring_assets.engine.results import Options, ShardRows
@@ -28,17 +27,12 @@ _AHEAD_BATCHES = 8
 
 @dataclass(frozen=True)
 class Assignment:
-    """A shard to read.
-
-    Attributes:
-        number: Its number in the run, from 0.
-        shard: The shard.
-        skip: Rows that are not decoded, and the failure that each gets.
-    """
+    """A shard to read, by its number in the run."""
 
     number: int
     shard: Shard
     skip: Mapping[int, Failure] = field(default_factory=dict)
+    """Rows that are not decoded, and the failure that each gets."""
 
 
 @dataclass
@@ -47,16 +41,15 @@ class Chunk:
 
     Attributes:
         number: The number of their shard in the run.
-        shard: Their shard.
         expected_rows: How many rows the shard has, if that is known when it is opened; else 0.
         rows: Row of each image.
         images: The encoded images, given up once they are with the decoders.
         failures: Rows that failed before they could be decoded.
         size: Encoded bytes.
-        decoded: The result of the decoders.
         end: The shard's rows, in its last chunk.
         error: Why the shard cannot be read on.
         restart: Whether the shard is read again from its start, and its answers so far do not count.
+        weight: Bytes that it takes in a channel.
     """
 
     number: int
@@ -70,6 +63,7 @@ class Chunk:
     end: ShardRows | None = None
     error: ShardError | None = None
     restart: bool = False
+    weight: int = 1
 
     def add(self, row: int, image: bytes | Failure) -> None:
         """Adds one image."""
@@ -101,16 +95,7 @@ class Reader:
         chunks: Channel[Chunk],
         decoders: Decoders | None = None,
     ) -> None:
-        """Starts the decoders.
-
-        Args:
-            options: How much of the machine to use.
-            fetcher: Fetches images by URL.
-            target: What images are decoded to.
-            batch_size: Images in a batch of the model.
-            chunks: Where the chunks go, in the order of the shards.
-            decoders: Other decoders than those of `options`, for one image at a time.
-        """
+        """Starts the decoders; others than those of `options` get one image at a time."""
         self._options, self._fetcher, self._chunks = options, fetcher, chunks
         self._least_bytes = options.read_ahead_bytes // max(_AHEAD_IMAGES, _AHEAD_BATCHES * batch_size)
         self._chunk_images = 1 if decoders else min(_MOST_IMAGES, max(CHUNK_IMAGES, batch_size // 8))
@@ -118,14 +103,7 @@ class Reader:
         self._decoders = decoders or Decoders(options.decode_workers, target, options.limits)
 
     def read(self, shards: Iterable[Opened]) -> None:
-        """Reads all shards, in order, and closes the channel.
-
-        Args:
-            shards: From `open_ahead`, or from `open`.
-
-        Raises:
-            Closed: The other side has closed the channel.
-        """
+        """Reads all shards, in order, from `open_ahead` or `open`, and closes the channel."""
         finished = False
         try:
             for assigned, opened in shards:
@@ -171,8 +149,6 @@ class Reader:
             opened = open_shard(shard, self._options.limits, self._fetcher, max_rows)
             opened.only_rows = shard.only_rows
             return opened
-        except ShardError as error:
-            return error
         except Exception as error:
             return unreadable(shard, error)
 
@@ -191,8 +167,6 @@ class Reader:
             chunk.end = ShardRows(opened.rows, opened.columns, opened.cut, opened.notes, opened.streamed)
         except Closed:
             raise
-        except ShardError as error:
-            chunk = Chunk(number, shard, error=error)
         except Exception as error:
             chunk = Chunk(number, shard, error=unreadable(shard, error))
         finally:
@@ -203,7 +177,7 @@ class Reader:
         """Yields each wanted row once; what is excluded is not fetched, as far as its row says so."""
         exclusions = self._options.exclusions
         if exclusions and not opened.streamed:  # a stream's columns are known at its end, see `Job.finish`
-            excluded = exclusions.find_rows(source_columns(opened.rows, opened.columns))
+            excluded = exclusions.find_rows(opened.rows, opened.columns)
             yield from ((row, failure) for row, failure in excluded.items() if opened.wants(row))
             wanted = range(opened.rows.num_rows) if opened.only_rows is None else opened.only_rows
             opened.only_rows = frozenset(wanted) - excluded.keys()
@@ -218,4 +192,5 @@ class Reader:
             pixel_bytes = sum(map(count_bytes, sizes))
             chunk.decoded = self._decoders.submit(chunk.images, sizes, chunk.rows)
             chunk.images = []
-        self._chunks.put(chunk, max(chunk.size + pixel_bytes, len(chunk.rows) * self._least_bytes))
+        chunk.weight = max(chunk.size + pixel_bytes, len(chunk.rows) * self._least_bytes)
+        self._chunks.put(chunk, chunk.weight)

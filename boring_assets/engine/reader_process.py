@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from boring_assets.engine.channel import Channel
+from boring_assets.engine.channel import Channel, run_between
 from boring_assets.engine.decoding.arena import Arena
-from boring_assets.engine.decoding.decode import Preprocess
 from boring_assets.engine.decoding.decoders import Decoders, Target, new_buffer
 from boring_assets.engine.decoding.pixels import Size
 from boring_assets.engine.inputs.fetch import Fetcher
@@ -32,10 +31,7 @@ class Setup:
     """What a reader process needs to know.
 
     Attributes:
-        options: How much of the machine to use.
-        fetcher: Fetches images by URL.
-        preprocess: The model's preprocess configuration.
-        keep_size: Whether the device resizes images.
+        target: What images are decoded to; their memory is the process's own.
         batch_size: The share of a batch that this process reads.
         threads: Decoding threads.
         careful: Whether it decodes one image at a time, and marks which.
@@ -44,8 +40,7 @@ class Setup:
 
     options: Options
     fetcher: Fetcher
-    preprocess: Preprocess
-    keep_size: bool
+    target: Target
     batch_size: int
     threads: int = 1
     careful: bool = False
@@ -58,30 +53,21 @@ class Message:
 
     Attributes:
         chunk: The chunk, without its images and pixels.
-        weight: Its weight in a channel.
         answers: For each image None, or why it failed.
         sizes: Height and width of each decoded image.
-        offset: Where its pixels are in the arena.
-        count: How many bytes they have.
-        data: The pixels, if the arena was full.
+        pixels: Offset and length of the pixels in the arena or, if that was full, the pixels.
     """
 
     chunk: Chunk
-    weight: int
-    answers: list[Failure | None]
-    sizes: list[Size]
-    offset: int
-    count: int
-    data: np.ndarray | None
+    answers: list[Failure | None] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
+    pixels: tuple[int, int] | np.ndarray = (0, 0)
 
 
 def serve(connection: Connection, arena_name: str, setup: Setup) -> None:
     """Reads the shards that the other side sends and sends their chunks, until it is killed.
 
-    Args:
-        connection: The other side. First, None is sent to say that this process is ready.
-        arena_name: Where pixels go.
-        setup: See `Setup`.
+    First, None is sent to say that this process is ready.
     """
     import torch
 
@@ -91,7 +77,7 @@ def serve(connection: Connection, arena_name: str, setup: Setup) -> None:
     os.environ.update(setup.environ)
     arena = Arena.attach(arena_name)
     options = replace(setup.options, decode_workers=setup.threads)
-    target = Target(setup.preprocess, setup.keep_size, partial(_new_buffer, arena))
+    target = replace(setup.target, new_buffer=partial(_new_buffer, arena))
     chunks: Channel[Chunk] = Channel(options.read_ahead_bytes)
     OBJECT_STORAGE.total = options.read_ahead_bytes // 2  # all processes together, a quarter of the setting
     careful = Decoders(1, target, options.limits, partial(_mark, arena)) if setup.careful else None
@@ -99,10 +85,10 @@ def serve(connection: Connection, arena_name: str, setup: Setup) -> None:
     opened: queue.SimpleQueue[Opened] = queue.SimpleQueue()
     connection.send(None)  # before a shard can end this process
     threading.Thread(target=_receive, args=(connection, reader, opened), daemon=True).start()
-    threading.Thread(target=_read, args=(reader, opened, chunks), daemon=True).start()
+    read = partial(reader.read, iter(opened.get, None))
+    threading.Thread(target=run_between, args=(read, chunks), daemon=True).start()
     while True:
-        chunk, weight = chunks.get_weighed()
-        connection.send(_message(chunk, weight, arena))
+        connection.send(_message(chunks.get(), arena))
 
 
 def _receive(connection: Connection, reader: Reader, opened: "queue.SimpleQueue[Opened]") -> None:
@@ -112,13 +98,6 @@ def _receive(connection: Connection, reader: Reader, opened: "queue.SimpleQueue[
             opened.put(reader.open(connection.recv()))
     except (EOFError, OSError):
         os._exit(1)
-
-
-def _read(reader: Reader, opened: "queue.SimpleQueue[Opened]", chunks: Channel[Chunk]) -> None:
-    try:
-        reader.read(iter(opened.get, None))
-    except BaseException as error:
-        chunks.close(error)
 
 
 def _new_buffer(arena: Arena, count: int) -> "Tensor":
@@ -134,13 +113,13 @@ def _mark(arena: Arena, rows: Sequence[int]) -> None:
     arena.mark[0] = rows[0] + 1 if rows else 0
 
 
-def _message(chunk: Chunk, weight: int, arena: Arena) -> Message:
+def _message(chunk: Chunk, arena: Arena) -> Message:
     decoded = chunk.decoded.result() if chunk.decoded else None
     # The other side knows the shard; its filesystem would be sent with each chunk.
     chunk = replace(chunk, shard=None, decoded=None)  # type: ignore[arg-type]
     if decoded is None:
-        return Message(chunk, weight, [], [], -1, 0, None)
+        return Message(chunk)
     pixels = decoded.pixels.data.numpy()
     offset = arena.offset(pixels)
-    data = pixels if offset < 0 else None
-    return Message(chunk, weight, decoded.answers, decoded.pixels.sizes, offset, len(pixels), data)
+    place = pixels if offset < 0 else (offset, len(pixels))
+    return Message(chunk, decoded.answers, decoded.pixels.sizes, place)

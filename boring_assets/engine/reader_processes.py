@@ -1,15 +1,12 @@
 """Reads and decodes shards in processes of their own, for more cores than threads of one process can use.
 
-Decoding releases the GIL, but the Python code around it does not. Each process reads shards of its own,
-decodes them in up to four threads into shared memory, and sends only where the pixels are. On a CUDA machine
-the device copies them from there.
-
-If a process dies, its unfinished shards are read again from their start, each in a process of its own that
+Decoding releases the GIL, but the Python code around it does not; see "Decisions" in docs/architecture.md. If
+a process dies, its unfinished shards are read again from their start, each in a process of its own that
 decodes one image at a time and marks which. An image at which that process dies again is recorded as failed.
 """
 
 import logging
-import os
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from boring_assets.engine.channel import Channel, Closed
 from boring_assets.engine.decoding.arena import Arena
-from boring_assets.engine.decoding.decoders import Decoded
+from boring_assets.engine.decoding.decoders import Decoded, new_buffer
 from boring_assets.engine.decoding.pixels import Pixels
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.reader import Assignment, Chunk
@@ -61,14 +58,7 @@ class ReaderProcesses:
     def __init__(
         self, options: Options, fetcher: Fetcher, encoder: "Encoder", chunks: Channel[Chunk]
     ) -> None:
-        """Computes sizes. Processes start with `read`.
-
-        Args:
-            options: How much of the machine to use; `max_rows` is not supported.
-            fetcher: Fetches images by URL.
-            encoder: The model, for its preprocess and batch size.
-            chunks: Where the chunks go.
-        """
+        """Computes sizes. Processes start with `read`; `max_rows` of the options is not supported."""
         count = -(-options.decode_workers // THREADS)
         workers = options.decode_workers
         self._threads = [workers // count + (number < workers % count) for number in range(count)]
@@ -79,19 +69,13 @@ class ReaderProcesses:
         # Half of what is read ahead waits in the processes, and half of it here.
         options = replace(options, read_ahead_bytes=options.read_ahead_bytes // (2 * count))
         fetcher = replace(fetcher, parallel=max(1, fetcher.parallel // count))
-        self._setup = Setup(
-            options, fetcher, target.preprocess, target.keep_size, encoder.batch_size // count
-        )
+        target = replace(target, new_buffer=new_buffer)  # the encoder's may not go to other processes
+        self._setup = Setup(options, fetcher, target, encoder.batch_size // count)
         self._pin, self._chunks = encoder.pin, chunks
         self._false_starts = 0
 
     def read(self, shards: Iterable[Assignment]) -> None:
-        """Reads all shards, and closes the channel.
-
-        Raises:
-            Closed: The other side has closed the channel.
-            ModelError: The processes keep dying.
-        """
+        """Reads all shards, and closes the channel; raises ModelError if the processes keep dying."""
         start_server()
         waiting = _Shared(shards)
         with ThreadPoolExecutor(len(self._threads), "reader-process") as pool:
@@ -171,16 +155,11 @@ class _Shared(Iterator[Assignment]):
 
 
 class _ReaderProcess:
-    """One process that reads and decodes shards.
-
-    Attributes:
-        ready: Whether it has started.
-        row: The row that it was decoding when it died, if it is careful.
-    """
+    """One process that reads and decodes shards."""
 
     def __init__(self, setup: Setup, arena_bytes: int, pin: Callable[[Arena], None]) -> None:
-        self.ready = False
-        self.row: int | None = None
+        self.ready = False  # whether it has started
+        self.row: int | None = None  # that it was decoding when it died, if it is careful
         self._arena = Arena.create(arena_bytes)
         pin(self._arena)
         context = get_context("forkserver")
@@ -192,11 +171,7 @@ class _ReaderProcess:
         theirs.close()
 
     def run(self, waiting: Iterator[Assignment], chunks: Channel[Chunk]) -> list[Assignment]:
-        """Has it read shards and passes their chunks on; returns those that were unfinished when it died.
-
-        Raises:
-            Closed: The channel was closed.
-        """
+        """Has it read shards and passes their chunks on; returns those that were unfinished when it died."""
         assigned: dict[int, Assignment] = {}
         newest = self._assign(waiting, assigned)
         try:
@@ -206,7 +181,7 @@ class _ReaderProcess:
                     self.ready = True
                     continue
                 chunk = message.chunk
-                chunks.put(self._unpack(message, assigned[chunk.number]), message.weight)
+                chunks.put(self._unpack(message, assigned[chunk.number]), chunk.weight)
                 if chunk.end or chunk.error:
                     del assigned[chunk.number]
                 # One shard is opened ahead. The last shards are spread over all processes, because each takes
@@ -243,9 +218,9 @@ class _ReaderProcess:
         chunk = message.chunk
         chunk.shard = assignment.shard
         if message.answers:
-            block = message.data
-            if block is None:
-                block = self._arena.take(message.offset, message.count)
+            block = message.pixels
+            if isinstance(block, tuple):
+                block = self._arena.take(*block)
             chunk.decoded = Future()
             chunk.decoded.set_result(Decoded(Pixels(torch.from_numpy(block), message.sizes), message.answers))
         return chunk
@@ -261,7 +236,6 @@ class _ReaderProcess:
 def _shared_memory_left() -> int:
     """Returns the bytes that may be used of the shared memory, which containers limit."""
     try:
-        left = os.statvfs("/dev/shm")
+        return shutil.disk_usage("/dev/shm").free * 9 // 10
     except OSError:
         return 2**62
-    return left.f_bavail * left.f_frsize * 9 // 10

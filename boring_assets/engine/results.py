@@ -35,15 +35,7 @@ class Options:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of a shard, known when it was read to its end.
-
-    Attributes:
-        rows: Every column but the image bytes, in input order.
-        columns: Names of its columns for `url`, `key` and `caption`.
-        cut: Rows of the shard that `max_rows` left out.
-        notes: What the run's log should say of how the shard was read.
-        streamed: Whether the columns were unknown until the end.
-    """
+    """The rows of a shard, known when it was read to its end; see `EmbeddedShard` and `OpenShard`."""
 
     rows: pa.Table
     columns: dict[str, str]
@@ -57,7 +49,6 @@ class EmbeddedShard:
     """A finished shard: each row, or each of `shard.only_rows`, is either embedded or failed.
 
     Attributes:
-        shard: The shard.
         rows: Every column but the image bytes, in input order.
         columns: Names of its columns for `url`, `key` and `caption`.
         embedded: int64 [n], the row numbers of the embedded samples, ascending.

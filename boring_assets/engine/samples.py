@@ -1,6 +1,6 @@
 """Shards, and why samples fail."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from fsspec import AbstractFileSystem
@@ -39,10 +39,6 @@ class ColumnNames:
     (`left.png` of `0001.left.png`) or a name in their JSON. An empty name is found by the usual names.
 
     Attributes:
-        image: Column of the images.
-        key: Column of the keys.
-        caption: Column of the captions.
-        url: Column of the URLs.
         keep_images: Whether image columns that are not embedded stay among the rows' other columns.
     """
 
@@ -64,8 +60,7 @@ class Shard:
     Attributes:
         key: Its partition key: the path below the input root, without `.parquet`, e.g. `part-1/00017`.
         uri: Its full URI, for messages and the output's metadata.
-        fs: Its filesystem.
-        path: Its path on that filesystem.
+        path: Its path on its filesystem.
         root: Path of the input's root on that filesystem, without a trailing slash. Image URLs below it are
             allowed.
         version: Its source version, which changes with the parquet or the tar beside it.
@@ -81,3 +76,8 @@ class Shard:
     version: str
     columns: ColumnNames = USUAL_NAMES
     only_rows: frozenset[int] | None = field(default=None, repr=False)
+
+    def beside(self, ending: str) -> "Shard":
+        """Returns the file or folder beside the parquet, of the same name with another ending."""
+        path, uri = (name.removesuffix(".parquet") + ending for name in (self.path, self.uri))
+        return replace(self, path=path, uri=uri)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from boring_assets.engine.inputs.exclusions import Exclusions, source_columns
+from boring_assets.engine.inputs.exclusions import Exclusions
 from boring_assets.engine.results import EmbeddedShard
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ShardError
@@ -133,7 +133,7 @@ def merge_retried(
     new = np.isin(result.embedded, committed.rows, invert=True)  # another run may have been faster
     rows = np.concatenate([committed.rows, result.embedded[new]])
     vectors = np.concatenate([vectors_of(committed.table), result.embeddings[new]])
-    excluded = exclusions.find_rows(source_columns(result.rows, result.columns))
+    excluded = exclusions.find_rows(result.rows, result.columns)
     kept = np.isin(rows, list(excluded), invert=True)
     rows, vectors = rows[kept], vectors[kept]
     order = np.argsort(rows)
@@ -154,8 +154,7 @@ def find_excluded(committed: CommittedRows, exclusions: Exclusions) -> dict[int,
         committed: The partition, with at least the columns of `IDENTIFYING`.
         exclusions: What must not be embedded.
     """
-    names = {name: column for name, column in IDENTIFYING.items() if column in committed.table.column_names}
-    found = exclusions.find_rows({name: committed.table[column] for name, column in names.items()})
+    found = exclusions.find_rows(committed.table, IDENTIFYING)
     return {int(committed.rows[at]): failure for at, failure in found.items()}
 
 

@@ -19,13 +19,14 @@ class Arena:
     block may be freed by any thread of either process, by setting bytes of the table.
 
     Attributes:
+        name: For `attach`.
         mark: int64 [1], for the process that allocates to say what it does.
         memory: uint8 [n], the blocks.
     """
 
     def __init__(self, shared: SharedMemory) -> None:
         """Uses shared memory that `create` has sized. See `create` and `attach`."""
-        self._shared = shared
+        self._shared, self.name = shared, shared.name
         units = shared.size // (_UNIT + 5) - 2
         whole = np.ndarray(shared.size, np.uint8, shared.buf)
         self.mark = whole[:8].view(np.int64)
@@ -48,11 +49,6 @@ class Arena:
     def attach(cls, name: str) -> "Arena":
         """Returns the arena of another process."""
         return cls(SharedMemory(name))
-
-    @property
-    def name(self) -> str:
-        """The name for `attach`."""
-        return self._shared.name
 
     def unlink(self) -> None:
         """Removes the name. The memory lives until no process uses it."""

@@ -12,16 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from boring_assets.engine.decoding.limits import (
-    Limits,
-    PastLimit,
-    check_scans,
-    check_size,
-    explain_unknown,
-)
-from boring_assets.engine.decoding.pillow import open_image
+from boring_assets.engine.decoding.limits import Limits, PastLimit, check_scans, check_size
+from boring_assets.engine.decoding.pillow import failure_of, open_image
 from boring_assets.engine.decoding.pixels import Size
 from boring_assets.engine.samples import Failure, Reason
 
@@ -61,14 +55,7 @@ class Preprocess:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Preprocess":
-        """Reads open_clip's preprocess config (`model.visual.preprocess_cfg`).
-
-        Args:
-            config: The mapping with `size`, `mean`, `std`, `interpolation`, `resize_mode`, `fill_color`.
-
-        Returns:
-            The complete configuration.
-        """
+        """Reads open_clip's preprocess config (`model.visual.preprocess_cfg`)."""
         size = config["size"]
         height, width = (size, size) if isinstance(size, int) else size
         mode = config.get("resize_mode") or "shortest"
@@ -99,12 +86,7 @@ class Preprocess:
 
 
 def decode(data: bytes, preprocess: Preprocess, limits: Limits) -> "Tensor | Failure":
-    """Decodes one image to the model's input size.
-
-    Args:
-        data: The encoded image, in any format of `limits`. Its file name does not matter.
-        preprocess: The model's preprocess configuration.
-        limits: Limits for one image.
+    """Decodes one image of any format in `limits` to the model's input size.
 
     Returns:
         uint8 [height, width, 3], RGB, or a failure. Never raises for bad data.
@@ -124,8 +106,8 @@ def decode_all(images: Sequence[bytes], preprocess: Preprocess, limits: Limits) 
         for start in range(0, len(numbers), most):
             part = numbers[start : start + most]
             decoded = _decode_jpegs([images[number] for number in part], size, preprocess)
-            for number, pixels in zip(part, decoded, strict=True):
-                answers[number] = pixels
+            for place, pixels in decoded.items():
+                answers[part[place]] = pixels
     return [
         _decode_with_pillow(image, preprocess, limits) if answer is None else answer
         for image, answer in zip(images, answers, strict=True)
@@ -145,12 +127,7 @@ def original_size(data: bytes, preprocess: Preprocess, limits: Limits) -> Size |
 
 
 def decode_jpeg_into(data: bytes, buffer: np.ndarray) -> bool:
-    """Decodes an ordinary JPEG by libjpeg-turbo, or returns False if it is damaged.
-
-    Args:
-        data: The encoded image.
-        buffer: uint8 [height, width, 3], of the image's own size.
-    """
+    """Decodes an ordinary JPEG into uint8 [height, width, 3] of its size; False if it is damaged."""
     try:
         simplejpeg.decode_jpeg(data, buffer=buffer)
     except ValueError:  # strict: it also refuses damage that Pillow can repair
@@ -159,15 +136,7 @@ def decode_jpeg_into(data: bytes, buffer: np.ndarray) -> bool:
 
 
 def resize(pixels: "Tensor", preprocess: Preprocess) -> "Tensor":
-    """Resizes and crops, or pads, images of one size on the CPU.
-
-    Args:
-        pixels: uint8 [n, height, width, 3].
-        preprocess: The model's preprocess configuration.
-
-    Returns:
-        uint8 [n, height, width, 3] of the model's input size.
-    """
+    """Resizes and crops, or pads, images of one size, uint8 [n, height, width, 3], on the CPU."""
     import torch
 
     size = tuple(pixels.shape[1:3])
@@ -181,11 +150,9 @@ def resize(pixels: "Tensor", preprocess: Preprocess) -> "Tensor":
 
 
 def _refuse(data: bytes, limits: Limits) -> Failure | None:
-    if len(data) > limits.bytes:
-        return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
     if not data:
         return Failure(Reason.DECODE_ERROR, "the image is empty (0 bytes)")
-    return None
+    return limits.too_large(len(data))
 
 
 def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> Size | None:
@@ -206,32 +173,30 @@ def _plain_jpeg_size(data: bytes, preprocess: Preprocess, limits: Limits) -> Siz
     return height, width
 
 
-def _decode_jpegs(images: list[bytes], size: Size, preprocess: Preprocess) -> "list[Tensor | None]":
-    """Decodes JPEGs of one size by the fast path. None for each that it refuses."""
+def _decode_jpegs(images: list[bytes], size: Size, preprocess: Preprocess) -> "dict[int, Tensor]":
+    """Decodes JPEGs of one size by the fast path, by their place; Pillow tries those that it refuses."""
     import torch
 
     buffer = np.empty((len(images), *size, 3), np.uint8)
-    places: list[int | None] = []
-    filled = 0
-    for image in images:
-        good = decode_jpeg_into(image, buffer[filled])
-        places.append(filled if good else None)  # Pillow tries the others next
-        filled += good
-    resized = resize(torch.from_numpy(buffer[:filled]), preprocess)
-    return [None if place is None else resized[place] for place in places]
+    good: list[int] = []
+    for place, image in enumerate(images):
+        if decode_jpeg_into(image, buffer[len(good)]):
+            good.append(place)
+    resized = resize(torch.from_numpy(buffer[: len(good)]), preprocess)
+    return dict(zip(good, resized, strict=True))
 
 
 def _crop_or_pad(images: "Tensor", preprocess: Preprocess) -> "Tensor":
     """Crops or pads uint8 [n, h, w, 3] to [n, height, width, 3], with open_clip's rounding."""
     import torch
 
-    count, height, width = images.shape[:3]
+    height, width = images.shape[1:3]
     more_h, more_w = max(0, preprocess.height - height), max(0, preprocess.width - width)
     if more_h or more_w:
         fill = preprocess.fill if preprocess.resize_mode == "longest" else 0
-        padded = torch.full((count, height + more_h, width + more_w, 3), fill, dtype=torch.uint8)
-        padded[:, more_h // 2 : more_h // 2 + height, more_w // 2 : more_w // 2 + width] = images
-        images, height, width = padded, height + more_h, width + more_w
+        sides = (0, 0, more_w // 2, more_w - more_w // 2, more_h // 2, more_h - more_h // 2)
+        images = torch.nn.functional.pad(images, sides, value=fill)
+        height, width = images.shape[1:3]
     top = round((height - preprocess.height) / 2.0)
     left = round((width - preprocess.width) / 2.0)
     return images[:, top : top + preprocess.height, left : left + preprocess.width]
@@ -247,23 +212,17 @@ def _decode_with_pillow(data: bytes, preprocess: Preprocess, limits: Limits) -> 
             check_size(height, width, preprocess.resized(height, width), limits)
             resized = _resize_with_pillow(image, preprocess)
             pixels = _crop_with_pillow(resized, preprocess).convert("RGB")
-    except (PastLimit, Image.DecompressionBombError) as error:
-        return Failure(Reason.TOO_LARGE, str(error))
-    except UnidentifiedImageError:
-        return Failure(Reason.DECODE_ERROR, explain_unknown(data, limits))
-    # Pillow's plug-ins raise nearly any exception for damaged bytes. Each is a failure of this image.
     except Exception as error:
-        return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])
+        return failure_of(error, data, limits)
     return torch.from_numpy(np.array(pixels, dtype=np.uint8))
 
 
 def _resize_with_pillow(image: Image.Image, preprocess: Preprocess) -> Image.Image:
-    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     height, width = preprocess.resized(image.height, image.width)
     if (width, height) == image.size:
         image.load()
         return image
-    return image.resize((width, height), filters[preprocess.interpolation])
+    return image.resize((width, height), Image.Resampling[preprocess.interpolation.upper()])
 
 
 def _crop_with_pillow(image: Image.Image, preprocess: Preprocess) -> Image.Image:

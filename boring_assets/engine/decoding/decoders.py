@@ -32,7 +32,6 @@ class Target:
     """What images are decoded to.
 
     Attributes:
-        preprocess: The model's preprocess configuration.
         keep_size: Whether ordinary JPEGs keep their size, because the device resizes them.
         new_buffer: Allocates uint8 [n] for the pixels of a chunk.
     """
@@ -62,18 +61,11 @@ class Decoders:
         workers: int,
         target: Target,
         limits: Limits,
-        before: Callable[[Sequence[int]], None] | None = None,
+        before: Callable[[Sequence[int]], None] = lambda rows: None,
     ) -> None:
-        """Threads start with the first images.
-
-        Args:
-            workers: Number of threads.
-            target: What images are decoded to.
-            limits: Limits for one image.
-            before: Called in the thread with the rows that it decodes next, and with none after that.
-        """
+        """Starts no thread yet. Each calls `before` with the rows that it decodes next, and with none."""
         self._target, self._limits, self._before = target, limits, before
-        self._pool = ThreadPoolExecutor(workers, "decode", initializer=_use_one_core)
+        self._pool = ThreadPoolExecutor(workers, "decode", initializer=use_one_core)
 
     def plan(self, image: bytes) -> Size:
         """Returns the size that an image will have once decoded, if it can be decoded."""
@@ -84,18 +76,10 @@ class Decoders:
     def submit(
         self, images: Sequence[bytes], sizes: Sequence[Size], rows: Sequence[int] = ()
     ) -> Future[Decoded]:
-        """Starts to decode some images.
-
-        Args:
-            images: Encoded images.
-            sizes: What `plan` returned for each.
-            rows: Their rows, for `before`.
-        """
+        """Starts to decode images, for which `plan` has returned the sizes. The rows are for `before`."""
         return self._pool.submit(self._decode, images, sizes, rows)
 
     def _decode(self, images: Sequence[bytes], sizes: Sequence[Size], rows: Sequence[int]) -> Decoded:
-        if self._before is None:
-            return decode_chunk(images, sizes, self._target, self._limits)
         self._before(rows)
         decoded = decode_chunk(images, sizes, self._target, self._limits)
         self._before(())
@@ -107,17 +91,7 @@ class Decoders:
 
 
 def decode_chunk(images: Sequence[bytes], planned: Sequence[Size], target: Target, limits: Limits) -> Decoded:
-    """Decodes images one after another into one buffer.
-
-    Args:
-        images: Encoded images.
-        planned: What `Decoders.plan` returned for each.
-        target: What they are decoded to.
-        limits: Limits for one image.
-
-    Returns:
-        Their pixels and failures. Bad data is a failure and never raises.
-    """
+    """Decodes images, of the sizes that `Decoders.plan` gave, into one buffer. Bad data is a failure."""
     preprocess = target.preprocess
     model_size: Size = preprocess.height, preprocess.width
     on_cpu = [image for image, size in zip(images, planned, strict=True) if size == model_size]
@@ -143,7 +117,7 @@ def decode_chunk(images: Sequence[bytes], planned: Sequence[Size], target: Targe
     return Decoded(Pixels(buffer[:at], sizes), answers)
 
 
-def _use_one_core() -> None:
+def use_one_core() -> None:
     """Limits torch to one core in the calling thread."""
     import torch
 

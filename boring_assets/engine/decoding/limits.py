@@ -8,6 +8,8 @@ the many small pieces of a file.
 import re
 from dataclasses import dataclass
 
+from boring_assets.engine.samples import Failure, Reason
+
 # The formats of image datasets. Pillow reads some forty more, which few people need and few maintain.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
@@ -51,6 +53,12 @@ class Limits:
     def formats(self) -> tuple[str, ...]:
         """All image formats that are read."""
         return FORMATS + self.extra_formats
+
+    def too_large(self, size: int) -> Failure | None:
+        """Returns the failure of an image with too many bytes, or None."""
+        if size <= self.bytes:
+            return None
+        return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self.bytes}")
 
 
 # How encoded images begin: offset and bytes. The formats that are off by default are known too.
@@ -99,38 +107,18 @@ def explain_unknown(data: bytes, limits: Limits) -> str:
 
 
 def check_size(height: int, width: int, resized: tuple[int, int], limits: Limits) -> None:
-    """Checks an image's pixels, also once resized: a 1 x 100,000 strip is small until then.
-
-    Args:
-        height: Its rows.
-        width: Its columns.
-        resized: Height and width that it will be resized to.
-        limits: The limits.
-
-    Raises:
-        PastLimit: It has more pixels than the limit.
-    """
+    """Raises PastLimit for too many pixels, also once resized: a 1 x 100,000 strip is small until then."""
     for rows, columns, when in ((height, width, ""), (*resized, " once resized")):
         if rows * columns > limits.pixels:
             raise PastLimit(f"{columns} x {rows} pixels{when}; the limit is {limits.pixels}")
 
 
 def check_scans(data: bytes, height: int, width: int, limits: Limits) -> None:
-    """Checks the time that the scans of a JPEG take: each goes over the whole image, and may have few bytes.
-
-    Args:
-        data: The encoded image. Only a JPEG's markers hold a byte 0xFF with another than 0 after it.
-        height: Its rows.
-        width: Its columns.
-        limits: The limits.
-
-    Raises:
-        PastLimit: They take longer than the limit.
-    """
+    """Raises PastLimit if a JPEG's scans take too long: each goes over all of it, and may have few bytes."""
     each = _SCAN_SECONDS + height * width * _SCAN_SECONDS_PER_PIXEL
     if len(data) / _SCAN_BYTES * each * _ARITHMETIC_TIMES <= limits.seconds:
         return  # counting them would cost more than the rest of this check
-    scans = data.count(b"\xff\xda")
+    scans = data.count(b"\xff\xda")  # only markers hold a byte 0xFF with another than 0 after it
     seconds = scans * each
     if scans > 1 and any(marker in data for marker in _ARITHMETIC):
         seconds *= _ARITHMETIC_TIMES
@@ -143,10 +131,6 @@ def check_scans(data: bytes, height: int, width: int, limits: Limits) -> None:
 
 def check_container(data: bytes, limits: Limits) -> None:
     """Checks what a decoder does not say before it has decoded: sizes inside AVIF, HEIC and JPEG XL.
-
-    Args:
-        data: The encoded image, of any format.
-        limits: The limits.
 
     Raises:
         PastLimit: It has too many pixels, or is an AVIF grid, whose cells' sizes are seen only by decoding.

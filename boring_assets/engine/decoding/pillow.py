@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from boring_assets.engine.decoding.limits import (
     EXTRAS,
@@ -20,7 +20,9 @@ from boring_assets.engine.decoding.limits import (
     check_container,
     check_scans,
     check_size,
+    explain_unknown,
 )
+from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import SettingsError
 
 # What Pillow warns about is either a recorded failure or harmless.
@@ -61,11 +63,7 @@ def check_formats(names: Sequence[str]) -> tuple[str, ...]:
 
 @cache
 def load_plugins(formats: tuple[str, ...]) -> None:
-    """Registers the plug-ins of Pillow that some formats need; each process that decodes has to.
-
-    Raises:
-        ImportError: A plug-in is not installed.
-    """
+    """Registers the plug-ins of Pillow that some formats need; each process that decodes has to."""
     if "HEIF" in formats:
         import pillow_heif
 
@@ -81,19 +79,12 @@ def load_plugins(formats: tuple[str, ...]) -> None:
 
 @contextmanager
 def open_image(data: bytes, limits: Limits) -> Iterator[Image.Image]:
-    """Opens an encoded image, of untrusted bytes.
+    """Opens an encoded image, of untrusted bytes; the limits apply until the context ends.
 
-    Args:
-        data: The encoded image.
-        limits: The limits, which apply until the context ends.
-
-    Yields:
-        The image; most formats are decoded only when their pixels are used.
+    Most formats are decoded only when their pixels are used.
 
     Raises:
-        PastLimit: It costs more than the limits allow.
-        UnidentifiedImageError: Its format is not one of `limits.formats`.
-        Exception: Nearly any, for damaged bytes.
+        Exception: Nearly any, for damaged bytes; see `failure_of`.
     """
     if _NO_WARNINGS not in warnings.filters:  # another library may have reset the filters
         warnings.filterwarnings("ignore", module=_NO_WARNINGS[3].pattern)
@@ -108,6 +99,15 @@ def open_image(data: bytes, limits: Limits) -> Iterator[Image.Image]:
         if image.format in ("JPEG", "MPO"):
             check_scans(data, image.height, image.width, limits)
         yield image
+
+
+def failure_of(error: Exception, data: bytes, limits: Limits) -> Failure:
+    """Returns the failure of an image whose decoding has raised an error, in `open_image` or after it."""
+    if isinstance(error, PastLimit | Image.DecompressionBombError):
+        return Failure(Reason.TOO_LARGE, str(error))
+    if isinstance(error, UnidentifiedImageError):
+        return Failure(Reason.DECODE_ERROR, explain_unknown(data, limits))
+    return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])
 
 
 _active_limits: Counter[int] = Counter()
@@ -145,22 +145,12 @@ class MeteredFile(io.BytesIO):
     """
 
     def __init__(self, data: bytes, seconds: float) -> None:
-        """Starts the clock.
-
-        Args:
-            data: The encoded image.
-            seconds: The limit.
-        """
         super().__init__(data)
         self._seconds = seconds
         self._end = time.thread_time() + seconds
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Reads as any file does.
-
-        Raises:
-            PastLimit: The time is up.
-        """
+        """Reads as any file does; raises PastLimit if the time is up."""
         if time.thread_time() > self._end:
             raise PastLimit(f"decoding takes longer than the limit of {self._seconds:g} s")
         return super().read(size)

@@ -35,7 +35,6 @@ class Pixels:
         return cls(images.reshape(-1), [(height, width)] * count)
 
     def __len__(self) -> int:
-        """Returns the number of images."""
         return len(self.sizes)
 
     def __getitem__(self, part: slice) -> "Pixels":
@@ -53,12 +52,7 @@ class Pixels:
 
 
 def stack(pieces: Sequence[Pixels], size: Size) -> "Tensor":
-    """Returns images of one size as one tensor, uint8 [n, height, width, 3].
-
-    Args:
-        pieces: The images.
-        size: Height and width of each.
-    """
+    """Returns images of one size as one tensor, uint8 [n, height, width, 3]."""
     import torch
 
     return torch.cat([piece.data for piece in pieces]).view(-1, *size, 3)

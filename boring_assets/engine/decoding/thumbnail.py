@@ -3,29 +3,20 @@
 import hashlib
 import io
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from boring_assets.engine.decoding.limits import Limits, PastLimit, explain_unknown
-from boring_assets.engine.decoding.pillow import open_image
-from boring_assets.engine.samples import Failure, Reason
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.decoding.pillow import failure_of, open_image
+from boring_assets.engine.samples import Failure
 
 SIDE = 224
 """Longest side of a thumbnail, in pixels."""
 
 
 def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
-    """Returns a small JPEG of an encoded image.
-
-    Args:
-        data: The encoded image.
-        limits: Limits for one image.
-        side: Longest side of the thumbnail, in pixels.
-
-    Returns:
-        A JPEG without metadata, or a failure. Never raises for bad data.
-    """
-    if len(data) > limits.bytes:
-        return Failure(Reason.TOO_LARGE, f"{len(data)} bytes; the limit is {limits.bytes}")
+    """Returns a JPEG of an encoded image, at most `side` pixels long and without metadata, or a failure."""
+    if refusal := limits.too_large(len(data)):
+        return refusal
     try:
         with open_image(data, limits) as image:
             image.draft("RGB", (2 * side, 2 * side))  # decodes a JPEG at a fraction of its size
@@ -34,13 +25,8 @@ def thumbnail(data: bytes, limits: Limits, side: int = SIDE) -> bytes | Failure:
             out = io.BytesIO()
             Image.frombytes("RGB", small.size, small.convert("RGB").tobytes()).save(out, "JPEG", quality=82)
             return out.getvalue()
-    except (PastLimit, Image.DecompressionBombError) as error:
-        return Failure(Reason.TOO_LARGE, str(error))
-    except UnidentifiedImageError:
-        return Failure(Reason.DECODE_ERROR, explain_unknown(data, limits))
-    # Pillow's plug-ins raise nearly any exception for damaged bytes.
     except Exception as error:
-        return Failure(Reason.DECODE_ERROR, f"{type(error).__name__}: {error}"[:500])
+        return failure_of(error, data, limits)
 
 
 def pixel_digest(data: bytes, limits: Limits) -> str | None:

@@ -3,7 +3,6 @@
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
@@ -16,42 +15,19 @@ _DISK_BLOCK = 2**20
 _DISK_AHEAD = 4 * _DISK_BLOCK
 
 
-@runtime_checkable
-class HasStart(Protocol):
-    """A filesystem that says a file's size with its first bytes."""
-
-    def cat_start(self, path: str, count: int) -> tuple[bytes, int | None]:
-        """Returns up to `count` bytes of a file, and its size; None if it is unknown."""
-
-
 @dataclass(frozen=True)
 class Start:
-    """The first bytes of a file.
-
-    Attributes:
-        data: The bytes.
-        size: The file's size in bytes; None if it is unknown.
-    """
+    """The first bytes of a file, and the file's size; None if it is unknown."""
 
     data: bytes
     size: int | None
-
-    @property
-    def is_all(self) -> bool:
-        """Whether the file ends with them."""
-        return len(self.data) == self.size
 
 
 def read_start(fs: AbstractFileSystem, path: str, count: int) -> Start | None:
     """Reads a remote file's first bytes without asking for its size: a small file takes one request.
 
-    Args:
-        fs: The filesystem.
-        path: The file's path on it.
-        count: How many bytes.
-
     Returns:
-        The bytes; None for a local file, whose size is known without a request, and for an empty one.
+        Up to `count` bytes; None for a local file, whose size costs no request, and for an empty one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -59,7 +35,7 @@ def read_start(fs: AbstractFileSystem, path: str, count: int) -> Start | None:
     if isinstance(fs, LocalFileSystem):
         return None
     try:
-        if isinstance(fs, HasStart):
+        if hasattr(fs, "cat_start"):  # that of S3
             return Start(*fs.cat_start(path, count))
         data: bytes = fs.cat_file(path, start=0, end=count)
     except FileNotFoundError:
@@ -72,21 +48,12 @@ def read_start(fs: AbstractFileSystem, path: str, count: int) -> Start | None:
 
 
 class BlockReader(ABC):
-    """Reads a file from its start to its end.
+    """Reads a file from its start to its end."""
 
-    Attributes:
-        size: The file's size in bytes.
-    """
-
-    size: int
+    closed = False  # for pyarrow, which takes it for a file
 
     def __init__(self, path: str, start: bytes = b"") -> None:
-        """Reads nothing yet.
-
-        Args:
-            path: The file's path, for messages.
-            start: The bytes of the file that were read already.
-        """
+        """Reads nothing yet; `start` was read already."""
         self._path = path
         self._buffer, self._at = start, 0
 
@@ -141,19 +108,10 @@ class LocalReader(BlockReader):
     """Reads a local file in the calling thread, while the kernel reads ahead."""
 
     def __init__(self, path: str) -> None:
-        """Opens the file.
-
-        Args:
-            path: The file's path.
-
-        Raises:
-            OSError: It cannot be opened.
-        """
         super().__init__(path)
         # Opening a pipe without a writer would block.
         self._file: int | None = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.size = os.fstat(self._file).st_size
-        self._end = 0
+        self._size, self._end = os.fstat(self._file).st_size, 0
 
     def close(self) -> None:
         """Closes the file."""
@@ -162,7 +120,7 @@ class LocalReader(BlockReader):
         self._file = None
 
     def _next_block(self) -> bytes:
-        size = min(_DISK_BLOCK, self.size - self._end)
+        size = min(_DISK_BLOCK, self._size - self._end)
         if self._file is None or size <= 0:
             return b""
         if hasattr(os, "posix_fadvise"):  # macOS has none, and reads ahead by itself

@@ -35,17 +35,15 @@ ALIASES = {
 _BATCH_ROWS, _MAX_ROWS = 16, 1024
 
 
-def find_columns(schema: pa.Schema, names: ColumnNames, uri: str) -> dict[str, str]:
-    """Finds a shard's `url`, `key` and `caption` columns: those of the settings, else the usual ones.
-
-    Raises:
-        ShardError: A column that the settings name is not there.
-    """
+def _find_columns(schema: pa.Schema, names: ColumnNames, uri: str) -> dict[str, str]:
+    """Finds a shard's `url`, `key` and `caption` columns: those of the settings, else the usual ones."""
     lower = by_lower(schema.names)
     found = {}
     for name, aliases in ALIASES.items():
         if wanted := getattr(names, name):
-            found[name] = _named(wanted, name, schema.names, uri)
+            if wanted not in schema.names:
+                raise ShardError(missing_column(wanted, name, schema.names, uri))
+            found[name] = wanted
             continue
         for alias in aliases:
             nested = alias in lower and pa.types.is_nested(schema.field(lower[alias]).type)
@@ -60,13 +58,6 @@ def by_lower(names: Iterable[str]) -> dict[str, str]:
     return {
         name.lower(): name for name in sorted(reversed(list(names)), key=lambda name: name == name.lower())
     }
-
-
-def _named(wanted: str, setting: str, there: Iterable[str], uri: str) -> str:
-    there = list(there)
-    if wanted not in there:
-        raise ShardError(missing_column(wanted, setting, there, uri))
-    return wanted
 
 
 def missing_column(wanted: str, setting: str, there: Iterable[str], uri: str, what: str = "column") -> str:
@@ -95,7 +86,7 @@ def with_texts(rows: pa.Table, names: ColumnNames, uri: str) -> tuple[pa.Table, 
     Raises:
         ShardError: A column that the settings name is not there.
     """
-    columns = find_columns(rows.schema, names, uri)
+    columns = _find_columns(rows.schema, names, uri)
     for name, column in list(columns.items()):
         number = rows.schema.get_field_index(column)
         texts = to_texts(rows[number], key_text if name == "key" else to_text)
@@ -232,12 +223,12 @@ def _columns_of_images(file: pq.ParquetFile, names: set[str]) -> set[str]:
     return found
 
 
-def columns_of_images(rows: pa.Table, columns: dict[str, str]) -> set[str]:
-    """The columns in which any value is an image, also as base64 text or inside lists and structs.
+def without_images(rows: pa.Table, columns: dict[str, str], *, keep: bool) -> tuple[pa.Table, set[str]]:
+    """Finds the columns besides `columns` that hold an image anywhere, also as base64.
 
-    Args:
-        rows: The rows.
-        columns: Which of them are the URL, key and caption: these stay.
+    Returns:
+        The rows, without these columns unless `keep`; and the names of these.
     """
     others = set(rows.column_names) - set(columns.values())
-    return {name for name in others if any(map(is_image, starts(rows[name])))}
+    found = {name for name in others if any(map(is_image, starts(rows[name])))}
+    return rows if keep else rows.drop_columns(sorted(found)), found

@@ -32,16 +32,16 @@ class Exclusions:
     def __bool__(self) -> bool:
         return bool(self.keys or self.urls or self.digests)
 
-    def find_rows(self, columns: Mapping[str, pa.ChunkedArray]) -> dict[int, Failure]:
+    def find_rows(self, rows: pa.Table, columns: Mapping[str, str]) -> dict[int, Failure]:
         """Returns the excluded rows of a table, with the failure that is recorded for each.
 
-        Args:
-            columns: The table's `key`, `url` and `sha256`, as far as it has them.
+        `columns` says which are its `url`, its `key` and, if not of that name, its `sha256`.
         """
+        named = {"sha256": "sha256", **columns}
         found: dict[int, Failure] = {}
         for name, listed in zip(COLUMNS, (self.keys, self.urls, self.digests), strict=True):
-            if listed and name in columns:
-                for row, value in enumerate(columns[name].to_pylist()):
+            if listed and named.get(name) in rows.column_names:
+                for row, value in enumerate(rows[named[name]].to_pylist()):
                     if value is not None and _text(value, name) in listed:
                         found.setdefault(row, _excluded(name))
         return found
@@ -60,17 +60,6 @@ def _excluded(name: str) -> Failure:
 def _text(value: object, name: str) -> str:
     text = value.hex() if isinstance(value, bytes) else str(value)
     return text.lower() if name == "sha256" else text
-
-
-def source_columns(rows: pa.Table, columns: Mapping[str, str]) -> dict[str, pa.ChunkedArray]:
-    """Returns a shard's `key`, `url` and `sha256` columns, as far as it has them.
-
-    Args:
-        rows: The shard's rows.
-        columns: Which of its columns is its `url`, `key` and `caption`.
-    """
-    named = {"sha256": "sha256", **columns}
-    return {name: rows[named[name]] for name in COLUMNS if named.get(name) in rows.column_names}
 
 
 def parse_exclusions(data: bytes, uri: str) -> Exclusions:

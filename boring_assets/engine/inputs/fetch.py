@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
-from urllib.parse import SplitResult, unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import fsspec
 import urllib3
@@ -63,9 +63,6 @@ class Fetcher:
         Args:
             url: An `http(s)://` URL, another fsspec URI, or a path (relative to the dataset's root).
             shard: The shard that names it.
-
-        Returns:
-            The bytes, or a failure: `not_allowed`, `too_large` or `fetch_error`.
         """
         try:
             parts = urlsplit(url)
@@ -128,7 +125,7 @@ class Fetcher:
 
     def _pool_for(self, url: str) -> urllib3.PoolManager:
         """Returns the pool for a URL, which is parsed as the connection will parse it."""
-        _split(url)
+        _check_syntax(url)
         try:
             parts = parse_url(url)
         except urllib3.exceptions.LocationParseError as error:
@@ -155,14 +152,11 @@ class Fetcher:
 
     def _locate(self, url: str, shard: Shard) -> tuple[AbstractFileSystem, str]:
         """Filesystem and path of a URL that is allowed; the dataset's own root comes first."""
-        _split(url)
+        _check_syntax(url)
         scheme = urlsplit(url).scheme
-        if not scheme:
-            path = real_path(shard.fs, posixpath.join(shard.root, url))
-            if is_below(path, real_path(shard.fs, shard.root)):
-                return shard.fs, path
-        elif scheme in _protocols(shard.fs):
-            path = real_path(shard.fs, shard.fs._strip_protocol(url))
+        if not scheme or scheme in _protocols(shard.fs):
+            own = shard.fs._strip_protocol(url) if scheme else posixpath.join(shard.root, url)
+            path = real_path(shard.fs, own)
             if is_below(path, real_path(shard.fs, shard.root)):
                 return shard.fs, path
         for prefix in self.allowed_prefixes:
@@ -193,8 +187,8 @@ def real_path(fs: AbstractFileSystem, path: str) -> str:
     return os.path.realpath(path) if "file" in _protocols(fs) else path
 
 
-def _split(url: str) -> SplitResult:
-    """Splits a URL, and refuses URLs that parsers read in different ways."""
+def _check_syntax(url: str) -> None:
+    """Refuses URLs that parsers read in different ways."""
     parts = urlsplit(url)
     if any(ord(c) < 32 or c == "\\" for c in url) or parts.username is not None:
         raise NotAllowed("a URL with control characters, backslashes or a user name")
@@ -202,7 +196,6 @@ def _split(url: str) -> SplitResult:
     path = parts.path if parts.scheme in ("http", "https") else url
     if ".." in unquote(unquote(path)).replace("\\", "/").split("/"):
         raise NotAllowed("a URL that climbs with `..`")
-    return parts
 
 
 def is_below(path: str, root: str) -> bool:

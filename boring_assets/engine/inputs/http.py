@@ -39,11 +39,7 @@ _clock = _Clock()
 
 
 def set_deadline(end: float) -> None:
-    """Sets the deadline for everything that this thread receives from now on.
-
-    Args:
-        end: The moment, by `time.monotonic`.
-    """
+    """Sets the deadline, by `time.monotonic`, for everything that this thread receives from now on."""
     _clock.end = end
 
 
@@ -63,7 +59,7 @@ class _TimedSocket(socket.socket):
 
 
 class _TimedSSLSocket(ssl.SSLSocket):
-    """A TLS socket whose reads end at the deadline of their thread."""
+    """The same with TLS."""
 
     def recv_into(self, *args: Any) -> int:
         self.settimeout(_seconds_left())
@@ -98,69 +94,39 @@ def _connect(connection: HTTPConnection, public: bool) -> socket.socket:
     raise NewConnectionError(connection, f"{host} cannot be reached: {last}") from last
 
 
-class _Connection(HTTPConnection):
-    public = False
-
-    def _new_conn(self) -> socket.socket:
-        return _connect(self, self.public)
-
-
-class _SSLConnection(HTTPSConnection):
-    public = False
-
-    def _new_conn(self) -> socket.socket:
-        return _connect(self, self.public)
-
-
-class _PublicConnection(_Connection):
-    public = True
-
-
-class _PublicSSLConnection(_SSLConnection):
-    public = True
-
-
-class _Pool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _SSLPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _SSLConnection
-
-
-class _PublicPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _PublicConnection
-
-
-class _PublicSSLPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _PublicSSLConnection
-
-
 def make_pool(connections: int, *, public: bool) -> urllib3.PoolManager:
     """Returns a pool of connections that end at `set_deadline`, without redirects and retries.
 
-    Args:
-        connections: Connections held open to one host.
-        public: Refuse every address that is not on the public internet, with `NotAllowed`.
+    With `public`, NotAllowed is raised for every address that is not on the public internet.
     """
+
+    class Plain(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            return _connect(self, public)
+
+    class Secure(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            return _connect(self, public)
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
     context = ssl.create_default_context()
     context.sslsocket_class = _TimedSSLSocket
     # urllib3's own retries have no total time limit, and wait as long as the server says.
     pool = urllib3.PoolManager(num_pools=64, maxsize=connections, retries=False, ssl_context=context)
-    kinds = {"http": _PublicPool, "https": _PublicSSLPool} if public else {"http": _Pool, "https": _SSLPool}
-    pool.pool_classes_by_scheme = kinds
+    pool.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return pool
 
 
 def is_public(address: str) -> bool:
-    """Returns whether an address is on the public internet.
+    """Returns whether an IPv4 or IPv6 address, with or without a zone, is on the public internet.
 
-    Args:
-        address: An IPv4 or IPv6 address, with or without a zone. Of an IPv6 address that stands for an IPv4
-            address (mapped, NAT64, 6to4), that one decides.
-
-    Returns:
-        False for loopback, private, link-local, shared, multicast, reserved and documentation addresses.
+    Loopback, private, link-local, shared, multicast, reserved and documentation addresses are not. Of an IPv6
+    address that stands for an IPv4 address (mapped, NAT64, 6to4), that one decides.
     """
     ip: IPv4Address | IPv6Address = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, IPv6Address):

@@ -28,13 +28,6 @@ def _decoded(value: pa.Scalar) -> pa.Scalar:
     return value
 
 
-@dataclass(frozen=True)
-class _Path:
-    """The path of an image whose bytes are not in the column."""
-
-    path: str
-
-
 @dataclass
 class ColumnShard(OpenShard):
     """Images in a column of the parquet itself."""
@@ -54,7 +47,7 @@ class ColumnShard(OpenShard):
                 if row == total:
                     break
                 image = self._image(row, value)
-                if isinstance(image, _Path):
+                if isinstance(image, str):
                     files.append((row, image))
                 else:
                     yield row, image
@@ -80,19 +73,19 @@ class ColumnShard(OpenShard):
         self.close()
         self.file = pq.ParquetFile(file, metadata=metadata, buffer_size=OBJECT_BLOCK)
 
-    def read(self, row: int) -> bytes | Failure:
-        """Returns the image of one row."""
+    def read(self, row: int) -> bytes | Failure:  # noqa: D102
         start = 0
         for group in range(self.file.num_row_groups):
             count = self.file.metadata.row_group(group).num_rows
             if row < start + count:
                 value = self.file.read_row_group(group, [self.image_column]).column(0)[row - start]
                 image = self._image(row, value)
-                return self._read_file(image) if isinstance(image, _Path) else image
+                return self._read_file(image) if isinstance(image, str) else image
             start += count
         return Failure(Reason.MISSING_IMAGE, f"the shard has no row {row}")
 
-    def _image(self, row: int, value: pa.Scalar) -> bytes | Failure | _Path:
+    def _image(self, row: int, value: pa.Scalar) -> bytes | Failure | str:
+        """Returns an image, or the path of one whose bytes are not in the column."""
         path = None
         value = _decoded(value)
         if is_list(value.type) and value.is_valid and not pa.types.is_integer(value.type.value_type):
@@ -106,16 +99,16 @@ class ColumnShard(OpenShard):
             path = value["path"].as_py() if "path" in value else None
             value = _decoded(value[image_field(value.type)])
         if not value.is_valid:
-            return _Path(path) if path else self.absent(row, "the image column is null here")
+            return path or self.absent(row, "the image column is null here")
         if is_list(value.type):
             return self._from_numbers(row, value.values)
         data = value.as_buffer()
         if not data.size:
-            return _Path(path) if path else self.absent(row, EMPTY)
+            return path or self.absent(row, EMPTY)
         return self.from_text(row, data) if is_text(value.type) else self.from_bytes(row, data)
 
     def _from_numbers(self, row: int, values: pa.Array) -> bytes | Failure:
-        if refusal := self.too_large(len(values)):
+        if refusal := self.limits.too_large(len(values)):
             return refusal
         if values.null_count:
             return Failure(Reason.DECODE_ERROR, "the list of bytes has nulls")
@@ -126,18 +119,16 @@ class ColumnShard(OpenShard):
             return Failure(Reason.DECODE_ERROR, "the list has numbers that are not bytes")
         return numbers.astype(np.int64).astype(np.uint8).tobytes()  # Java's bytes go from -128 to 127
 
-    def _read_file(self, image: _Path) -> bytes | Failure:
+    def _read_file(self, path: str) -> bytes | Failure:
         """Reads an image file, below the input's root or else below the shard's folder."""
-        answer = self.fetcher.fetch(image.path, self.shard)
-        if isinstance(answer, Failure) and answer.reason is Reason.FETCH_ERROR and "://" not in image.path:
-            beside = posixpath.join(posixpath.dirname(self.shard.path), image.path)
+        answer = self.fetcher.fetch(path, self.shard)
+        if isinstance(answer, Failure) and answer.reason is Reason.FETCH_ERROR and "://" not in path:
+            beside = posixpath.join(posixpath.dirname(self.shard.path), path)
             answer = self.fetcher.fetch(self.shard.fs.unstrip_protocol(beside), self.shard)
         if isinstance(answer, Failure):
             missing = answer.reason is Reason.FETCH_ERROR and "FileNotFoundError" in answer.detail
             reason = Reason.MISSING_IMAGE if missing else answer.reason
-            detail = (
-                f"the image column has no bytes here, only the path {image.path[:200]!r}: {answer.detail}"
-            )
+            detail = f"the image column has no bytes here, only the path {path[:200]!r}: {answer.detail}"
             return Failure(reason, detail[:500])
         return answer
 

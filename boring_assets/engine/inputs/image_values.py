@@ -23,6 +23,9 @@ _MAX_LISTS = 64
 # What may follow `FF D8 FF` in a JPEG: APPn, COM, DQT, DHT, DRI, SOFn.
 _JPEG_MARKERS = frozenset([*range(0xE0, 0xF0), 0xFE, 0xDB, 0xC4, 0xDD, 0xC0, 0xC1, 0xC2])
 _BARE_JXL = b"\xff\x0a"
+_BYTES = (pa.binary(), pa.large_binary(), pa.binary_view())
+_TEXTS = (pa.string(), pa.large_string(), pa.string_view())
+_LISTS = pa.ListType | pa.LargeListType | pa.FixedSizeListType | pa.ListViewType | pa.LargeListViewType
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
@@ -35,29 +38,17 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 def is_binary(kind: pa.DataType) -> bool:
     """Whether a type is bytes."""
     kind = plain_type(kind)
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
+    return kind in _BYTES or pa.types.is_fixed_size_binary(kind)
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether a type is text."""
-    kind = plain_type(kind)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return plain_type(kind) in _TEXTS
 
 
 def is_list(kind: pa.DataType) -> bool:
     """Whether a type is a list of any kind."""
-    return (
-        pa.types.is_list(kind)
-        or pa.types.is_large_list(kind)
-        or pa.types.is_fixed_size_list(kind)
-        or pa.types.is_list_view(kind)
-        or pa.types.is_large_list_view(kind)
-    )
+    return isinstance(kind, _LISTS)
 
 
 def image_field(kind: pa.DataType) -> str | None:
@@ -99,41 +90,35 @@ def is_image(start: bytes) -> bool:
 
 
 def starts(column: pa.Array | pa.ChunkedArray) -> Iterator[bytes]:
-    """Yields the first bytes of what may be an image: bytes, lists of byte values, and base64 texts.
-
-    Args:
-        column: Values of any type; lists, structs and maps are looked into.
-    """
-    for part in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-        yield from _starts(part)
-
-
-def _starts(part: pa.Array) -> Iterator[bytes]:
-    kind = part.type
-    if isinstance(part, pa.ExtensionArray):
-        yield from _starts(part.storage)
-    elif isinstance(part, pa.DictionaryArray):
-        yield from _starts(part.dictionary)
+    """Yields the first bytes of bytes, byte values and base64 texts, also in lists, structs and maps."""
+    kind = column.type
+    if isinstance(column, pa.ChunkedArray):
+        for part in column.chunks:
+            yield from starts(part)
+    elif isinstance(column, pa.ExtensionArray):
+        yield from starts(column.storage)
+    elif isinstance(column, pa.DictionaryArray):
+        yield from starts(column.dictionary)
     elif pa.types.is_struct(kind):
-        for field in part.flatten():
-            yield from _starts(field)
+        for field in column.flatten():
+            yield from starts(field)
     elif pa.types.is_map(kind):
-        yield from _starts(part.keys)
-        yield from _starts(part.items)
+        yield from starts(column.keys)
+        yield from starts(column.items)
     elif is_list(kind) and pa.types.is_integer(kind.value_type):
-        for values in part.drop_null()[:_MAX_LISTS]:
+        for values in column.drop_null()[:_MAX_LISTS]:
             if len(values.values) >= _LEAST and not (start := values.values[:_START]).null_count:
                 yield start.to_numpy(zero_copy_only=False).astype(np.int64).astype(np.uint8).tobytes()
     elif is_list(kind):
-        yield from _starts(part.flatten())
+        yield from starts(column.flatten())
     elif is_binary(kind):
-        binary = part.cast(pa.large_binary()) if pa.types.is_binary_view(kind) else part
+        binary = column.cast(pa.large_binary()) if pa.types.is_binary_view(kind) else column
         for start in pc.binary_slice(binary, 0, START_BYTES).drop_null().unique().to_pylist():
             yield start
             if start.isascii():
                 yield base64_start(start)
     elif is_text(kind):
-        texts = part.filter(pc.match_substring_regex(part, _MAYBE_BASE64)).cast(pa.large_binary())
+        texts = column.filter(pc.match_substring_regex(column, _MAYBE_BASE64)).cast(pa.large_binary())
         yield from map(base64_start, pc.binary_slice(texts, 0, START_BYTES).unique().to_pylist())
 
 
@@ -155,11 +140,6 @@ def base64_start(text: bytes) -> bytes:
 def without_prefix(text: bytes) -> bytes:
     """Returns a text without the `data:image/jpeg;base64,` before it."""
     return text.partition(b",")[2] if text[:5].lower() == b"data:" else text
-
-
-def is_data_url(url: str) -> bool:
-    """Whether a URL holds what it leads to."""
-    return url[:5].lower() == "data:"
 
 
 def decode_base64(text: bytes) -> bytes | None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
@@ -10,12 +11,12 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 
 from boring_assets.engine.decoding.limits import Limits
-from boring_assets.engine.inputs.blocks import Start
+from boring_assets.engine.inputs.blocks import BlockReader, Start
 from boring_assets.engine.inputs.columns import missing_column
 from boring_assets.engine.inputs.fetch import Fetcher, is_below, real_path
-from boring_assets.engine.inputs.image_values import START_BYTES, decode_base64, is_data_url, is_encoded_text
+from boring_assets.engine.inputs.image_values import START_BYTES, decode_base64, is_encoded_text
 from boring_assets.engine.inputs.read_ahead import in_parallel
-from boring_assets.engine.inputs.tar import Member, TarReader, open_tar, read_members
+from boring_assets.engine.inputs.tar import Member, open_tar, read_members, webdataset_name
 from boring_assets.engine.inputs.texts import number_in, to_text
 from boring_assets.engine.samples import Failure, Reason, Shard
 from boring_assets.errors import ShardError
@@ -32,10 +33,8 @@ class OpenShard(ABC):
     """An open shard, whose images are read once, in the order that is fastest to read.
 
     Attributes:
-        shard: The shard.
-        rows: Every column except images, one row a sample; of a stream, once all images were read.
+        rows: Every column except images, one row a sample.
         columns: Names of the columns with its `url`, `key` and `caption`, if it has them.
-        limits: The limits for one image.
         cut: Rows at the shard's end that were left out by `max_rows`.
         notes: Messages for the run's log about how the shard was read.
         only_rows: The rows whose images are wanted; None is all.
@@ -45,10 +44,10 @@ class OpenShard(ABC):
     streamed: ClassVar[bool] = False
 
     shard: Shard
-    rows: pa.Table
-    columns: dict[str, str]
     limits: Limits
-    cut: int
+    rows: pa.Table = field(default_factory=lambda: pa.table({}), kw_only=True)
+    columns: dict[str, str] = field(default_factory=dict, kw_only=True)
+    cut: int = field(default=0, kw_only=True)
     notes: list[str] = field(default_factory=list, init=False)
     only_rows: frozenset[int] | None = field(default=None, init=False)
 
@@ -58,6 +57,10 @@ class OpenShard(ABC):
 
         Other rows may be among them if skipping them saves nothing.
         """
+
+    def read(self, row: int) -> bytes | Failure:
+        """Returns the image of one row, without reading the others."""
+        return Failure(Reason.FETCH_ERROR, f"no single image can be read of {self.shard.uri}")
 
     def wants(self, row: int) -> bool:
         """Returns whether a row's image is wanted."""
@@ -73,21 +76,15 @@ class OpenShard(ABC):
         values = self.rows[self.columns[name]].to_pylist()
         return [None if value is None else str(value) for value in values]
 
-    def too_large(self, size: int) -> Failure | None:
-        """Returns the failure of an image with too many bytes, or None."""
-        if size <= self.limits.bytes:
-            return None
-        return Failure(Reason.TOO_LARGE, f"{size} bytes; the limit is {self.limits.bytes}")
-
     def from_bytes(self, row: int, data: bytes | pa.Buffer) -> bytes | Failure:
         """Returns an image that is there as bytes, or as base64 in bytes."""
         if is_encoded_text(bytes(data[:START_BYTES])):
             return self.from_text(row, data)
-        return self.too_large(len(data)) or bytes(data)
+        return self.limits.too_large(len(data)) or bytes(data)
 
     def from_text(self, row: int, text: bytes | pa.Buffer) -> bytes | Failure:
         """Returns an image that is there as base64."""
-        if refusal := self.too_large(len(text) * 3 // 4 - 100):
+        if refusal := self.limits.too_large(len(text) * 3 // 4 - 100):
             return refusal
         image = decode_base64(bytes(text))
         if image is None:
@@ -96,13 +93,13 @@ class OpenShard(ABC):
                 f"the text is not base64: it begins with {bytes(text[:16])!r}. "
                 "For paths or URLs set BORING_URL_COLUMN.",
             )
-        return self.too_large(len(image)) or image or self.absent(row, EMPTY)
+        return self.limits.too_large(len(image)) or image or self.absent(row, EMPTY)
 
     def content(self, row: int, member: Member) -> bytes | Failure:
         """Returns the image of a member of a tar."""
         if member.problem:
             return self.absent(row, member.problem)
-        return self.too_large(member.size) or member.data or b""
+        return self.limits.too_large(member.size) or member.data or b""
 
     def absent(self, row: int, detail: str) -> Failure:
         """Returns the failure of a row without image: img2dataset's status, else `missing_image`."""
@@ -120,52 +117,38 @@ class TarShard(OpenShard):
     """A tar beside the parquet, with members `{key}.{suffix}`."""
 
     start: Start | None = None
-    reader: TarReader = field(init=False)
 
     def __post_init__(self) -> None:
-        path = self.shard.path.removesuffix(".parquet") + ".tar"
-        self.reader = open_tar(self.shard.fs, path, self.start)
+        self._reader: BlockReader = open_tar(self.shard.fs, self.shard.beside(".tar").path, self.start)
 
     def images(self) -> Iterator[Image]:  # noqa: D102
-        uri = self.shard.uri.removesuffix(".parquet") + ".tar"
-        waiting = rows_by_key(self)
-        for member in read_members(self.reader, uri, self.limits.bytes):
+        uri = self.shard.beside(".tar").uri
+        waiting = RowsByKey(self)
+        for member in read_members(self._reader, uri, self.limits.bytes):
             row = waiting.take(member.name)
-            if row is None:
-                continue
-            yield row, self.content(row, member)
-        _check_extension(self, waiting, uri)
-        self.notes += waiting.notes("tar")
+            if row is not None:
+                yield row, self.content(row, member)
+        self.notes += waiting.finish("tar", uri)
         for row in waiting.left():
             yield row, self.absent(row, "the tar has no image of this key")
 
     def close(self) -> None:  # noqa: D102
-        self.reader.close()
+        self._reader.close()
 
 
-def webdataset_name(name: str) -> tuple[str, str]:
-    """Returns key and extension of a tar's member, split at the first dot as in webdataset.
-
-    Both are empty for a hidden file. The extension is in lower case.
-    """
-    folder, slash, file = name.removeprefix("./").rpartition("/")
-    stem, _, extension = file.partition(".")
-    return (f"{folder}{slash}{stem}", extension.lower()) if stem else ("", "")
-
-
-class _RowsByKey:
+class RowsByKey:
     """Finds the row of an image file by the key in its name; each row is returned once."""
 
-    def __init__(self, keys: list[str | None], extension: str = "") -> None:
-        self._keys, self._extension = keys, extension.lower()
-        self._rows = {key: row for row, key in reversed(list(enumerate(keys))) if key is not None}
+    def __init__(self, opened: OpenShard) -> None:
+        self._keys, self._extension = opened.column("key"), opened.shard.columns.image
+        self._rows = {key: row for row, key in reversed(list(enumerate(self._keys))) if key is not None}
         self._by_number: dict[int, int | None] = {}
         for key, row in self._rows.items():
             number = number_in(key)
             if number is not None:  # ambiguous: two keys with one number
                 self._by_number[number] = None if number in self._by_number else row
         self._taken: set[int] = set()
-        self.extensions: set[str] = set()
+        self._extensions: set[str] = set()
         self.without_row, self.second = 0, 0
 
     def take(self, name: str) -> int | None:
@@ -173,8 +156,8 @@ class _RowsByKey:
         stem, _, suffix = name.rpartition(".")
         if self._extension:
             stem, suffix = webdataset_name(name)
-            self.extensions.add(suffix)
-            if suffix != self._extension:
+            self._extensions.add(suffix)
+            if suffix != self._extension.lower():
                 return None
         elif suffix.lower() not in IMAGE_SUFFIXES:
             return None
@@ -197,8 +180,14 @@ class _RowsByKey:
         number = number_in(key) if row is None else None
         return row if number is None else self._by_number.get(number)
 
-    def notes(self, what: str) -> list[str]:
-        """Returns messages about images that belong to no row, or to one that has an image already."""
+    def finish(self, what: str, uri: str) -> list[str]:
+        """Returns messages about images that belong to no row, or to one that has an image already.
+
+        Raises:
+            ShardError: There were files, but none with the extension that the settings name.
+        """
+        if self._extension and self._extensions and self._extension.lower() not in self._extensions:
+            raise ShardError(missing_column(self._extension, "image", self._extensions, uri, "extension"))
         texts = {
             "have no row in the parquet": self.without_row,
             "are not the first one of their row": self.second,
@@ -214,42 +203,45 @@ class _RowsByKey:
         return (row for row in range(len(self._keys)) if row not in self._taken)
 
 
-def rows_by_key(opened: OpenShard) -> _RowsByKey:
-    """Finds the row of a shard that an image file belongs to."""
-    return _RowsByKey(opened.column("key"), opened.shard.columns.image)
-
-
-def _check_extension(opened: OpenShard, rows: _RowsByKey, uri: str) -> None:
-    wanted = opened.shard.columns.image
-    if wanted and rows.extensions and wanted.lower() not in rows.extensions:
-        raise ShardError(missing_column(wanted, "image", rows.extensions, uri, "extension"))
-
-
 @dataclass
 class FolderShard(OpenShard):
     """A folder beside the parquet, with files `{key}.{suffix}`."""
 
-    def images(self) -> Iterator[Image]:  # noqa: D102
-        fs, folder = self.shard.fs, self.shard.path.removesuffix(".parquet")
-        waiting = rows_by_key(self)
-        wanted: dict[str, int] = {}
-        for path, info in sorted(fs.find(folder, detail=True).items()):
+    @cached_property
+    def _files(self) -> dict[int, tuple[str, dict[str, Any]]]:
+        """The file with the image of each row: its path, and what the filesystem says of it."""
+        folder = self.shard.beside("").path
+        waiting = RowsByKey(self)
+        files = {}
+        for path, info in sorted(self.shard.fs.find(folder, detail=True).items()):
             row = waiting.take(path.removeprefix(folder + "/"))
-            if row is None or not self.wants(row):
-                continue
-            if refusal := self.too_large(info["size"]) or self._leads_outside(path, info):
+            if row is not None:
+                files[row] = path, info
+        self.notes += waiting.finish("folder", folder)
+        return files
+
+    def images(self) -> Iterator[Image]:  # noqa: D102
+        wanted = []
+        without_file = (row for row in range(self.rows.num_rows) if row not in self._files)
+        for row in filter(self.wants, (*self._files, *without_file)):
+            if refusal := self._refuse(row):
                 yield row, refusal
             else:
-                wanted[path] = row
-        _check_extension(self, waiting, folder)
-        self.notes += waiting.notes("folder")
-        for row in waiting.left():
-            yield row, self.absent(row, "the folder has no image of this key")
-        yield from in_parallel(wanted.items(), self._read, 16)
+                wanted.append((self._files[row][0], row))
+        yield from in_parallel(wanted, self._read, 16)
 
-    def _leads_outside(self, path: str, info: dict[str, Any]) -> Failure | None:
+    def read(self, row: int) -> bytes | Failure:  # noqa: D102
+        return self._refuse(row) or self._read((self._files[row][0], row))[1]
+
+    def _refuse(self, row: int) -> Failure | None:
+        """Returns why a row's file is not read, if it is not."""
+        if row not in self._files:
+            return self.absent(row, "the folder has no image of this key")
         fs, root = self.shard.fs, self.shard.root
+        path, info = self._files[row]
         target = real_path(fs, path) if info.get("islink") else path
+        if refusal := self.limits.too_large(info["size"]):
+            return refusal
         if target != path and not is_below(target, real_path(fs, root)):
             return Failure(Reason.NOT_ALLOWED, "a link to outside of the input")
         if info["type"] != "file" and not fs.isfile(target):  # reading a pipe would block
@@ -272,21 +264,21 @@ class UrlShard(OpenShard):
     """Images behind the URLs of the parquet, if they are nowhere else."""
 
     fetcher: Fetcher
-    urls: list[str | None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.urls = self.column("url")
+        self._urls = self.column("url")
 
     def images(self) -> Iterator[Image]:  # noqa: D102
-        rows = (row for row in range(len(self.urls)) if self.wants(row))
+        rows = filter(self.wants, range(self.rows.num_rows))
         yield from in_parallel(rows, lambda row: (row, self.read(row)), self.fetcher.parallel)
 
-    def read(self, row: int) -> bytes | Failure:
-        """Returns the image of one row; a `data:` URL holds it."""
-        url = self.urls[row]
+    def read(self, row: int) -> bytes | Failure:  # noqa: D102
+        url = self._urls[row]
         if not url:
             return self.absent(row, "the row has no URL")
-        return self.from_text(row, url.encode()) if is_data_url(url) else self.fetcher.fetch(url, self.shard)
+        if url[:5].lower() == "data:":
+            return self.from_text(row, url.encode())
+        return self.fetcher.fetch(url, self.shard)
 
 
 @dataclass

@@ -5,7 +5,6 @@ and those that wait to be read. The shard that is read takes what it can use. Sh
 their turn take the rest, at most half of the budget.
 """
 
-import io
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from boring_assets.engine.inputs.blocks import BlockReader, LocalReader, Start
 
@@ -28,13 +28,9 @@ class Budget:
     """Bytes that several readers may have asked for before somebody reads them.
 
     Each reader may have one block even where nothing is left, so that none waits for another.
-
-    Attributes:
-        total: How many bytes.
     """
 
     def __init__(self, total: int) -> None:
-        """Nothing is asked for yet."""
         self.total = total
         self._used = 0
         self._readers: list[RemoteReader] = []
@@ -83,14 +79,10 @@ class Budget:
 OBJECT_STORAGE = Budget(_MOST_REQUESTS * OBJECT_BLOCK)
 
 
-OBJECT_STORAGE = Budget(_MOST_REQUESTS * OBJECT_BLOCK)
-
-
 class RemoteReader(BlockReader):
     """Reads a remote file from its start to its end, with requests in flight ahead of it.
 
     Attributes:
-        size: The file's size in bytes.
         asked: Size and content of the blocks that are asked for, in order. The budget changes it.
         is_read: Whether reading has begun.
     """
@@ -104,20 +96,11 @@ class RemoteReader(BlockReader):
         budget: Budget = OBJECT_STORAGE,
         first: int = 0,
     ) -> None:
-        """Requests the first block.
-
-        Args:
-            fs: The filesystem.
-            path: The file's path on it.
-            block: Bytes in one request.
-            start: The bytes of the file, from `first` on, that were read already; and its size.
-            budget: How much is read ahead.
-            first: Where to begin in the file.
-        """
+        """Requests the first block after `start`, which was read already and begins at `first`."""
         super().__init__(path, start.data if start else b"")
         self._fs, self._block, self._budget = fs, block, budget
         size = start.size if start else None
-        self.size = fs.size(path) if size is None else size
+        self._size = fs.size(path) if size is None else size
         self._pool = ThreadPoolExecutor(_MOST_REQUESTS, thread_name_prefix="read-ahead")
         self._end = first + len(self._buffer)
         self.asked: list[tuple[int, Future[bytes]]] = []
@@ -133,7 +116,7 @@ class RemoteReader(BlockReader):
     @property
     def next_size(self) -> int:
         """Size of the block that is asked for next; 0 at the end of the file."""
-        return max(0, min(self._block, self.size - self._end))
+        return max(0, min(self._block, self._size - self._end))
 
     def ask(self) -> None:
         """Requests the next block; called by the budget."""
@@ -154,16 +137,7 @@ class RemoteReader(BlockReader):
 
 
 def open_blocks(fs: AbstractFileSystem, path: str, start: Start | None = None) -> BlockReader:
-    """Opens a local or remote file to read it from start to end.
-
-    Args:
-        fs: The filesystem.
-        path: The file's path on it.
-        start: The first bytes of a remote file, if they were read already.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
+    """Opens a local or remote file to read it from start to end; raises OSError if it cannot be opened."""
     return LocalReader(path) if isinstance(fs, LocalFileSystem) else RemoteReader(fs, path, start=start)
 
 
@@ -182,41 +156,14 @@ def in_parallel(items: Iterable[Item], work: Callable[[Item], Answer], threads: 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(AbstractBufferedFile):
     """A remote file for pyarrow; each read is one request, so several columns are best read in parallel."""
 
     def __init__(self, fs: AbstractFileSystem, path: str, size: int) -> None:
-        """Requests nothing yet.
+        super().__init__(fs, path, size=size, cache_type="none")
 
-        Args:
-            fs: The filesystem.
-            path: The file's path on it.
-            size: The file's size in bytes.
-        """
-        self._fs, self._path, self._size = fs, path, size
-        self._at = 0
-
-    def readable(self) -> bool:  # noqa: D102
-        return True
-
-    def seekable(self) -> bool:  # noqa: D102
-        return True
-
-    def tell(self) -> int:  # noqa: D102
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:  # noqa: D102
-        self._at = offset + (0, self._at, self._size)[whence]
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:  # noqa: D102
-        count = max(0, min(self._size - self._at, size if size >= 0 else self._size))
-        data = self._fetch(count) if count else b""
-        self._at += len(data)
-        return data
-
-    def _fetch(self, count: int) -> bytes:
-        return bytes(self._fs.cat_file(self._path, start=self._at, end=self._at + count))
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return bytes(self.fs.cat_file(self.path, start=start, end=min(end, self.size)))
 
 
 class ForwardFile(RemoteFile):
@@ -228,16 +175,15 @@ class ForwardFile(RemoteFile):
     _reader: RemoteReader | None = None
     _read_to = 0
 
-    def _fetch(self, count: int) -> bytes:
+    def _fetch_range(self, start: int, end: int) -> bytes:
         if self._reader is None:
-            start = Start(b"", self._size)
-            self._reader = RemoteReader(self._fs, self._path, start=start, first=self._at)
-            self._read_to = self._at
-        if self._at < self._read_to:
-            return super()._fetch(count)
-        self._reader.skip(self._at - self._read_to)
-        data = self._reader.read(count)
-        self._read_to = self._at + len(data)
+            self._reader = RemoteReader(self.fs, self.path, start=Start(b"", self.size), first=start)
+            self._read_to = start
+        if start < self._read_to:
+            return super()._fetch_range(start, end)
+        self._reader.skip(start - self._read_to)
+        data = self._reader.read(end - start)
+        self._read_to = start + len(data)
         return data
 
     def close(self) -> None:

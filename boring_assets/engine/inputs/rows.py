@@ -20,17 +20,11 @@ def read_rows(
     names: list[str],
     uri: str,
     limits: Limits,
-    open_again: Callable[[], pq.ParquetFile] | None = None,
+    open_again: Callable[[], pq.ParquetFile] | None,
 ) -> pa.Table:
-    """Reads columns of a parquet file, within the limits on rows and bytes.
+    """Reads columns, or fields of structs as `column.field`, within the limits on rows and bytes.
 
-    Args:
-        file: The file.
-        names: Columns; also a field of a struct, as `column.field`.
-        uri: The file's URI, for messages.
-        limits: The limits.
-        open_again: Opens the file once more, to read several row groups at the same time where each read is
-            a request.
+    `open_again` opens the file once more, to read row groups at the same time where each read is a request.
 
     Returns:
         The columns, without view types. A text that is not UTF-8 is null.
@@ -49,18 +43,13 @@ def read_rows(
         batches.append(batch)
     if not batches:
         return file.read(columns=names)
-    rows = _without_views(pa.Table.from_batches(batches))
-    rows = _without_bad_texts(rows)
+    rows = _without_bad_texts(_without_views(pa.Table.from_batches(batches)))
     rows.slice(0, 1).take(pa.array(range(min(1, count)), pa.int64()))  # fails for types without `take`
     return rows
 
 
 def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
-    """Checks how much was read of a shard so far.
-
-    Raises:
-        ShardError: One of the limits is exceeded.
-    """
+    """Checks how much was read of a shard so far; raises ShardError if it is past a limit."""
     if rows > limits.shard_rows:
         raise ShardError(
             f"{uri} has {rows} rows or more; the limit is {limits.shard_rows} (BORING_MAX_SHARD_ROWS). "
@@ -74,10 +63,7 @@ def check_rows(rows: int, size: int, uri: str, limits: Limits) -> None:
 
 
 def _batches(
-    file: pq.ParquetFile,
-    names: list[str],
-    limits: Limits,
-    open_again: Callable[[], pq.ParquetFile] | None,
+    file: pq.ParquetFile, names: list[str], limits: Limits, open_again: Callable[[], pq.ParquetFile] | None
 ) -> Iterator[pa.RecordBatch]:
     largest, groups = largest_row_group(file.metadata), range(file.metadata.num_row_groups)
     # So many rows that memory suffices even with long dictionary entries.

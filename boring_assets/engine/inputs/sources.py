@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,48 +13,36 @@ from boring_assets.engine.inputs.columns import (
     ALIASES,
     IMAGE_COLUMNS,
     ImageColumns,
-    columns_of_images,
     find_image_column,
     missing_column,
     path_field,
     with_paths,
     with_texts,
     without_data_urls,
+    without_images,
 )
 from boring_assets.engine.inputs.fetch import Fetcher
 from boring_assets.engine.inputs.image_column import ColumnShard
 from boring_assets.engine.inputs.layouts import FolderShard, NullShard, OpenShard, TarShard, UrlShard
 from boring_assets.engine.inputs.read_ahead import OBJECT_BLOCK, RemoteFile
 from boring_assets.engine.inputs.rows import read_rows
-from boring_assets.engine.inputs.tfrecord import TFRecordBeside, open_tfrecord
-from boring_assets.engine.inputs.webdataset import open_webdataset
+from boring_assets.engine.inputs.tfrecord import TFRecordBeside, TFRecordShard
+from boring_assets.engine.inputs.webdataset import WebdatasetShard
 from boring_assets.engine.samples import Shard
 from boring_assets.errors import ShardError
 
 COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.zst")
 
 
-def opener_of(path: str) -> Callable[..., OpenShard] | None:
-    """Returns the function that opens a tar or a TFRecord file; None for a parquet file."""
-    if path.endswith(".parquet"):
-        return None
-    return open_webdataset if path.endswith((".tar", *COMPRESSED_TARS)) else open_tfrecord
-
-
 def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | None = None) -> OpenShard:
-    """Opens a shard and finds out where its images are. The caller closes it.
-
-    Args:
-        shard: The shard.
-        limits: The most that one image may cost.
-        fetcher: Fetches images by URL, if they are nowhere else.
-        max_rows: Number of rows to read from the start; None is all.
+    """Opens a shard, or its first `max_rows` rows, and finds out where its images are. The caller closes it.
 
     Raises:
-        ShardError: The parquet cannot be read, exceeds the limits, or names no images.
+        ShardError: The file cannot be read, exceeds the limits, or names no images.
     """
-    if opener := opener_of(shard.path):
-        return opener(shard, limits, max_rows)
+    if not shard.path.endswith(".parquet"):
+        is_tar = shard.path.endswith((".tar", *COMPRESSED_TARS))
+        return (WebdatasetShard if is_tar else TFRecordShard)(shard, limits, max_rows=max_rows)
     try:
         file, remote_size = _open_parquet(shard)
         names = file.schema_arrow.names
@@ -66,27 +55,22 @@ def open_shard(shard: Shard, limits: Limits, fetcher: Fetcher, max_rows: int | N
     except Exception as error:  # any damage, and any error of the filesystem's library
         raise unreadable(shard, error, "cannot be read as parquet") from error
     cut = 0 if max_rows is None else max(0, rows.num_rows - max_rows)
-    rows = rows.slice(0, rows.num_rows - cut)
-    opened: OpenShard
+    found = {"rows": rows.slice(0, rows.num_rows - cut), "columns": columns, "cut": cut}
     if images.column:
-        opened = ColumnShard(shard, rows, columns, limits, cut, file, images.column, fetcher, remote_size)
+        opened: OpenShard = ColumnShard(shard, limits, file, images.column, fetcher, remote_size, **found)
     else:
         schema = file.schema_arrow
         file.close()
-        opened = _open_beside(shard, rows, columns, limits, cut, fetcher, schema, images.hint(schema))
+        opened = _open_beside(shard, limits, fetcher, found, schema, images.hint(schema))
     opened.rows = without_data_urls(opened.rows, columns)
     opened.notes += images.notes(shard.columns.keep_images)
     return opened
 
 
 def unreadable(shard: Shard, error: Exception, what: str = "or its images cannot be read") -> ShardError:
-    """Returns the error of one shard for what a library has raised.
-
-    Args:
-        shard: The shard.
-        error: Damage, or a failure of the storage.
-        what: What has failed.
-    """
+    """Returns the error of one shard for what a library has raised: damage, or a failure of the storage."""
+    if isinstance(error, ShardError):
+        return error
     detail = f"{type(error).__name__}: {str(error)[:300]}"
     fix = "Check that it is there and may be read, and try it again."
     if "decrypt" in detail.lower():
@@ -111,28 +95,21 @@ def _read_columns(
     if paths:
         rows = with_paths(rows, images.column)
     rows, columns = with_texts(rows, shard.columns, shard.uri)
-    found = columns_of_images(rows, columns)
+    rows, found = without_images(rows, columns, keep=keep)
     images.others |= found
-    return rows if keep else rows.drop_columns(sorted(found)), columns
+    return rows, columns
 
 
 def _open_beside(
-    shard: Shard,
-    rows: pa.Table,
-    columns: dict[str, str],
-    limits: Limits,
-    cut: int,
-    fetcher: Fetcher,
-    schema: pa.Schema,
-    hint: str,
+    shard: Shard, limits: Limits, fetcher: Fetcher, found: dict[str, Any], schema: pa.Schema, hint: str
 ) -> OpenShard:
-    stem = shard.path.removesuffix(".parquet")
+    stem, columns = shard.beside("").path, found["columns"]
     kind: Callable[..., OpenShard] | None = None
     try:
         is_tar, start = _tar_at(shard, stem + ".tar")
         if is_tar:
             kind = partial(TarShard, start=start)
-        elif shard.fs.isdir(stem) and not _urls_lead_into(stem, rows, columns):
+        elif shard.fs.isdir(stem) and not _urls_lead_into(stem, found["rows"], columns):
             kind = FolderShard
         elif shard.fs.isfile(stem + ".tfrecord"):
             kind = TFRecordBeside
@@ -142,7 +119,7 @@ def _open_beside(
                 f"columns with BORING_KEY_COLUMN: {', '.join(schema.names)}."
             )
         if kind:
-            return kind(shard, rows, columns, limits, cut)
+            return kind(shard, limits, **found)
     except ShardError:
         raise
     except Exception as error:
@@ -156,9 +133,9 @@ def _open_beside(
                 f"parquet. Decompress {stem}{ending}, or move it to another folder: there it is a shard."
             )
     if "url" in columns:
-        return UrlShard(shard, rows, columns, limits, cut, fetcher)
+        return UrlShard(shard, limits, fetcher, **found)
     if any(pa.types.is_null(field.type) and field.name.lower() in IMAGE_COLUMNS for field in schema):
-        return NullShard(shard, rows, columns, limits, cut)
+        return NullShard(shard, limits, **found)
     for field in schema:
         if field.name.lower() in ALIASES["url"] and pa.types.is_nested(field.type):
             hint += (
@@ -191,7 +168,7 @@ def _open_parquet(shard: Shard) -> tuple[pq.ParquetFile, int]:
     start = read_start(shard.fs, shard.path, OBJECT_BLOCK)
     if start is None:
         return pq.ParquetFile(shard.fs.open(shard.path, "rb"), buffer_size=OBJECT_BLOCK), 0
-    if start.is_all:
+    if len(start.data) == start.size:
         return pq.ParquetFile(pa.BufferReader(start.data)), 0
     size = start.size or shard.fs.size(shard.path)
     return _open_remote(shard, size), size

@@ -4,7 +4,6 @@ Such a file is read once, from start to end. Its images are yielded as they are 
 the number of rows are known at the end.
 """
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,9 +16,9 @@ from boring_assets.engine.inputs.columns import (
     ALIASES,
     ImageColumns,
     by_lower,
-    columns_of_images,
     with_texts,
     without_data_urls,
+    without_images,
 )
 from boring_assets.engine.inputs.layouts import Image, OpenShard
 from boring_assets.engine.inputs.rows import check_rows
@@ -37,24 +36,13 @@ Record = dict[str, Any]
 
 @dataclass
 class StreamedShard(OpenShard):
-    """A shard that is read once from start to end.
-
-    Attributes:
-        max_rows: Number of rows to read from the start; None is all.
-    """
+    """A shard that is read once from start to end, or to row `max_rows`; nothing is read yet."""
 
     streamed: ClassVar[bool] = True
 
-    max_rows: int | None
+    max_rows: int | None = None
     _row_count: int = field(default=0, init=False)
     _size: int = field(default=0, init=False)
-
-    @staticmethod
-    def nothing_read(
-        limits: Limits, max_rows: int | None
-    ) -> tuple[pa.Table, dict[str, str], Limits, int, int | None]:
-        """The fields after `shard` of one that is just opened."""
-        return pa.table({}), {}, limits, 0, max_rows
 
     @abstractmethod
     def _read(self) -> Iterator[Image]:
@@ -87,44 +75,23 @@ class StreamedShard(OpenShard):
         self.cut = len(records) - len(kept)
         rows = to_table(kept, self._first(), self.shard.uri, self.limits)
         rows, self.columns = with_texts(rows, self.shard.columns, self.shard.uri)
-        images, keep = columns_of_images(rows, self.columns), self.shard.columns.keep_images
+        keep = self.shard.columns.keep_images
+        rows, images = without_images(rows, self.columns, keep=keep)
         self.notes += ImageColumns(None, images, False).notes(keep)
-        rows = rows if keep else rows.drop_columns(sorted(images))
         self.rows = without_data_urls(rows, self.columns)
         for row in range(self.rows.num_rows):
             if row not in answered:
                 yield row, self.absent(row, self.why_absent(row))
 
     def _count(self, *values: Any, rows: int = 0) -> None:
-        """Adds up what is kept in memory.
-
-        Raises:
-            ShardError: It is more than the limits allow.
-        """
+        """Adds up what is kept in memory; raises ShardError if it is more than the limits allow."""
         self._row_count += rows
         self._size += sum(len(value) if isinstance(value, str) else 8 for value in values)
         check_rows(self._row_count, self._size, self.shard.uri, self.limits)
 
 
-def parse_json(data: bytes) -> Record:
-    """The members of a JSON object; empty where the text is not an object."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    return {_clean(name): value for name, value in found.items()} if isinstance(found, dict) else {}
-
-
-def plain_values(record: Record) -> Record:
-    """Returns the values with lists and objects as JSON text."""
-    return {
-        name: json.dumps(value) if isinstance(value, list | dict) else _clean(value)
-        for name, value in record.items()
-    }
-
-
-def _clean(value: Any) -> Any:
-    """JSON can spell halves of characters, which are not UTF-8."""
+def clean(value: Any) -> Any:
+    """A value of JSON, which can spell halves of characters that are not UTF-8."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
@@ -134,18 +101,14 @@ def caption_in(values: Record, names: ColumnNames) -> str | None:
     for alias in (names.caption,) if names.caption else ALIASES["caption"]:
         name = alias if names.caption else lower.get(alias)
         if name in values:
-            return _clean(first_text(values[name]))
+            return clean(first_text(values[name]))
     return None
 
 
 def to_table(records: list[Record], first: Iterable[str], uri: str, limits: Limits) -> pa.Table:
     """Returns a table with a row for each record and a column for each name; mixed types become text.
 
-    Args:
-        records: The rows.
-        first: Columns that are there in any case, before the others.
-        uri: The shard, for messages.
-        limits: The most that they may take in memory.
+    The columns `first` are there in any case, before the others.
 
     Raises:
         ShardError: There are too many columns, or they take too much memory.

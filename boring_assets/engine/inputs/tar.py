@@ -5,7 +5,6 @@ POSIX.1-2017 `pax` and in GNU tar's manual ("Basic Tar Format"). Python's own `t
 costs about ten times as long for each member, which matters at three small members an image.
 """
 
-import io
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,101 +34,64 @@ class Member(NamedTuple):
         size: Its size in bytes.
         data: Its content, or None where it is longer than was asked for.
         problem: Why its content is not read; empty for a regular file.
+        offset: Where its content begins in the tar.
     """
 
     name: str
     size: int
     data: bytes | None
     problem: str = ""
+    offset: int = 0
 
 
-class DecompressedReader:
-    """The content of a gzip or zstd file, read as `BlockReader` reads a plain one."""
+def webdataset_name(name: str) -> tuple[str, str]:
+    """Returns key and lower-case extension, split at the first dot as in webdataset; empty if hidden."""
+    folder, slash, file = name.removeprefix("./").rpartition("/")
+    stem, _, extension = file.partition(".")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem else ("", "")
 
-    def __init__(self, reader: BlockReader, codec: str) -> None:
-        """Reads nothing yet.
 
-        Args:
-            reader: The compressed file, at its start.
-            codec: `gzip` or `zstd`.
-        """
-        self._reader = reader
-        self._stream = pa.CompressedInputStream(pa.PythonFile(_BlockFile(reader), mode="r"), codec)
+class _DecompressedReader(BlockReader):
+    """The content of a gzip or zstd file. Reading raises OSError if it is damaged."""
 
-    def read(self, count: int) -> bytes:
-        """Up to so many bytes; fewer only at the end.
-
-        Raises:
-            OSError: The file is damaged.
-        """
-        parts: list[bytes] = []
-        while count > 0 and (part := self._stream.read(count)):
-            parts.append(part)
-            count -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def skip(self, count: int) -> int:
-        """Skips bytes; returns how many there were."""
-        left = count
-        while left > 0 and (part := self.read(min(left, _PIECE))):
-            left -= len(part)
-        return count - left
+    def __init__(self, path: str, compressed: BlockReader, codec: str) -> None:
+        super().__init__(path)
+        self._compressed = compressed
+        self._stream = pa.CompressedInputStream(pa.PythonFile(compressed, mode="r"), codec)
 
     def close(self) -> None:
-        """Ends the requests that are in flight."""
-        self._reader.close()
+        self._compressed.close()
+
+    def _next_block(self) -> bytes:
+        return self._stream.read(_PIECE)
 
 
-class _BlockFile(io.RawIOBase):
-    """A `BlockReader` as a file object for pyarrow."""
-
-    def __init__(self, reader: BlockReader) -> None:
-        self._reader = reader
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._reader.read(size if size >= 0 else _PIECE)
-
-
-TarReader = BlockReader | DecompressedReader
-
-
-def open_tar(fs: AbstractFileSystem, path: str, start: Start | None = None) -> TarReader:
-    """Opens a tar for reading, decompressed by its name's ending.
-
-    Raises:
-        OSError: It is not there.
-    """
+def open_tar(fs: AbstractFileSystem, path: str, start: Start | None = None) -> BlockReader:
+    """Opens a tar for reading, decompressed by its name's ending; raises OSError if it is not there."""
     reader = open_blocks(fs, path, start or read_start(fs, path, OBJECT_BLOCK))
     if path.endswith((".gz", ".tgz")):
-        return DecompressedReader(reader, "gzip")
-    return DecompressedReader(reader, "zstd") if path.endswith(".zst") else reader
+        return _DecompressedReader(path, reader, "gzip")
+    return _DecompressedReader(path, reader, "zstd") if path.endswith(".zst") else reader
 
 
-def read_members(reader: TarReader, uri: str, max_bytes: int) -> Iterator[Member]:
-    """Yields the files of a tar; folders, devices and pipes are skipped.
+def read_members(reader: BlockReader, uri: str, max_bytes: int) -> Iterator[Member]:
+    """Yields the files of a tar in its own order; folders, devices and pipes are skipped.
 
-    Args:
-        reader: The tar, at its start.
-        uri: Its URI, for messages.
-        max_bytes: Content longer than this is skipped, not held in memory.
-
-    Yields:
-        Each member in the tar's own order.
+    Content longer than `max_bytes` is skipped too, not held in memory.
 
     Raises:
         ShardError: The tar is damaged or ends early. A tar that was cut between two members lacks the end
             mark, two blocks of zeros; one block is accepted.
     """
-    long_name, long_size, sparse = "", -1, False
+    long_name, long_size, sparse, offset = "", -1, False, 0
     while (header := reader.read(BLOCK)).strip(b"\0"):
+        offset += BLOCK
         kind, name, size = _parse_header(header, uri)
         if kind in b"xLgKX":
             body = _read_body(reader, size, uri, MAX_NAME_BYTES)
             if body is None:
                 raise ShardError(f"The tar {uri} has an extended header of {size} bytes: it is damaged.")
+            offset += size + -size % BLOCK
             if kind == b"L"[0]:
                 long_name = _decode(body.rstrip(b"\0"))
             elif kind in b"xX":
@@ -144,7 +106,8 @@ def read_members(reader: TarReader, uri: str, max_bytes: int) -> Iterator[Member
             size = long_size
         name = long_name or name
         if kind in b"0\x007" and not sparse:
-            yield Member(name, size, _read_body(reader, size, uri, max_bytes))
+            yield Member(name, size, _read_body(reader, size, uri, max_bytes), "", offset)
+            offset += size + -size % BLOCK
         elif kind in b"12":
             yield Member(name, 0, None, LINK)
         elif kind not in b"3456":  # devices, folders and pipes have no content
@@ -152,7 +115,9 @@ def read_members(reader: TarReader, uri: str, max_bytes: int) -> Iterator[Member
             more = kind == b"S"[0] and header[482]
             while more:
                 more = reader.read(BLOCK).ljust(BLOCK, b"\0")[504]
+                offset += BLOCK
             _read_body(reader, size, uri, 0)
+            offset += size + -size % BLOCK
             if sparse or kind == b"S"[0]:
                 yield Member(name, 0, None, SPARSE)
         long_name, long_size, sparse = "", -1, False
@@ -160,7 +125,7 @@ def read_members(reader: TarReader, uri: str, max_bytes: int) -> Iterator[Member
         raise _ends_early(uri, "without its end mark")
 
 
-def _read_body(reader: TarReader, size: int, uri: str, most: int) -> bytes | None:
+def _read_body(reader: BlockReader, size: int, uri: str, most: int) -> bytes | None:
     padding = -size % BLOCK
     if size > most:
         if reader.skip(size + padding) < size:

@@ -8,18 +8,13 @@ TensorFlow's `tensorflow/core/lib/io/record_writer.h`. The messages are those of
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from boring_assets.engine.decoding.limits import Limits, image_format
-from boring_assets.engine.inputs.columns import (
-    CAPTION_TEXT,
-    IMAGE_COLUMNS,
-    ambiguous_images,
-    missing_column,
-)
-from boring_assets.engine.inputs.layouts import Image, OpenShard, rows_by_key
+from boring_assets.engine.inputs.columns import CAPTION_TEXT, IMAGE_COLUMNS, ambiguous_images, missing_column
+from boring_assets.engine.inputs.layouts import Image, OpenShard, RowsByKey
 from boring_assets.engine.inputs.read_ahead import open_blocks
 from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES, Record, StreamedShard, caption_in
 from boring_assets.engine.inputs.texts import to_text
@@ -66,7 +61,10 @@ message_type {
 
 @dataclass
 class TFRecordShard(StreamedShard):
-    """A file of examples, a row each."""
+    """A file of examples, a row each.
+
+    Its rows have each feature that is one number or text, or a list of them as JSON; a `key` in any case.
+    """
 
     _rows: list[Record] = field(default_factory=list, init=False)
     _features: dict[int, str] = field(default_factory=dict, init=False)
@@ -129,39 +127,22 @@ class TFRecordBeside(OpenShard):
     """A TFRecord file beside the parquet, as img2dataset writes it; its examples have a feature `key`."""
 
     def images(self) -> Iterator[Image]:  # noqa: D102
-        path, uri = (
-            name.removesuffix(".parquet") + ".tfrecord" for name in (self.shard.path, self.shard.uri)
-        )
-        rows = rows_by_key(self)
+        beside = self.shard.beside(".tfrecord")
+        rows = RowsByKey(self)
         left = dict.fromkeys(range(self.rows.num_rows))
-        for example in read_records(replace(self.shard, path=path, uri=uri), self.limits):
+        for example in read_records(beside, self.limits):
             if isinstance(example, Failure):
                 continue  # its key is not known; its row is among those that are left
             row = rows.find(str(single_value(example.get("key", []))))
-            image = image_feature(example, self.shard.columns, uri)
+            image = image_feature(example, self.shard.columns, beside.uri)
             rows.without_row += row is None and image is not None
             if row is None or row not in left or image is None:
                 continue
             del left[row]
             yield row, self.from_bytes(row, example[image][0])
-        self.notes += rows.notes("TFRecord file")
+        self.notes += rows.finish("TFRecord file", beside.uri)
         for row in left:
             yield row, self.absent(row, "the TFRecord file has no image of this key")
-
-
-def open_tfrecord(shard: Shard, limits: Limits, max_rows: int | None = None) -> TFRecordShard:
-    """Opens a TFRecord file, of which nothing is read yet.
-
-    Args:
-        shard: The file.
-        limits: The most that one image, and all rows, may cost.
-        max_rows: Number of rows to read from the start; None is all.
-
-    Returns:
-        A stream; its rows have each feature that is one number or text, or a list of them as JSON; a `key` in
-        any case.
-    """
-    return TFRecordShard(shard, *StreamedShard.nothing_read(limits, max_rows))
 
 
 def read_records(shard: Shard, limits: Limits) -> Iterator[Example | Failure]:
@@ -238,11 +219,7 @@ def _example_class() -> Any:
 
 
 def image_feature(example: Example, names: ColumnNames, uri: str) -> str | None:
-    """The name of the feature that holds the image, or None.
-
-    Raises:
-        ShardError: Several features hold images and none has a usual name.
-    """
+    """The feature that holds the image, or None; raises ShardError for several without a usual name."""
     single = [name for name, values in example.items() if len(values) == 1 and isinstance(values[0], bytes)]
     if names.image:
         return names.image if names.image in single else None

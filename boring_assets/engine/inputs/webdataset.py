@@ -5,25 +5,18 @@ come from the text and JSON of the same key; of `0001.left.png` also from `0001.
 keys end at the first dot. Where a setting names the images' extension (`left.png`), each sample is one row.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
-from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.blocks import BlockReader
 from boring_assets.engine.inputs.columns import CAPTION_TEXT, missing_column
 from boring_assets.engine.inputs.image_values import is_image
-from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES, Image, webdataset_name
-from boring_assets.engine.inputs.streamed import (
-    MAX_TEXT_BYTES,
-    Record,
-    StreamedShard,
-    caption_in,
-    parse_json,
-    plain_values,
-)
-from boring_assets.engine.inputs.tar import Member, TarReader, open_tar, read_members
+from boring_assets.engine.inputs.layouts import IMAGE_SUFFIXES, Image
+from boring_assets.engine.inputs.streamed import MAX_TEXT_BYTES, Record, StreamedShard, caption_in, clean
+from boring_assets.engine.inputs.tar import Member, open_tar, read_members, webdataset_name
 from boring_assets.engine.inputs.texts import to_text
-from boring_assets.engine.samples import ColumnNames, Failure, Reason, Shard
+from boring_assets.engine.samples import ColumnNames, Failure, Reason
 from boring_assets.errors import ShardError
 
 _TEXT_EXTENSIONS = ("caption.txt", "txt", "cap", "caption", "text", "json")
@@ -33,31 +26,19 @@ _MOST_NOTES = 10
 
 @dataclass
 class TarRows:
-    """The rows of a tar, by the names of its members as they come.
-
-    Attributes:
-        columns: What the settings name.
-        keys: The key of each row.
-        extensions: The extensions that were seen.
-        has_images: Whether any member was an image.
-        second: Number of members that are a second image of their sample.
-    """
+    """The rows of a tar, by the names of its members as they come."""
 
     columns: ColumnNames
     keys: list[str] = field(default_factory=list)
     extensions: set[str] = field(default_factory=set)
     has_images: bool = False
-    second: int = 0
+    second: int = 0  # members that are a second image of their sample
     _samples: dict[str, int] = field(default_factory=dict)
     _rows_with_image: set[int] = field(default_factory=set)
     _text_keys: dict[str, None] = field(default_factory=dict)
 
     def add(self, name: str) -> tuple[int | None, str | None]:
-        """Adds a member.
-
-        Returns:
-            The row that it is the image of, or None; and the key that it is a text or JSON of, or None.
-        """
+        """Adds a member; returns the row that it is the image of, and the key that it is a text of."""
         sample, extension = webdataset_name(name)
         if not sample:
             return None, None
@@ -94,9 +75,7 @@ class TarRows:
         return None, sample if self._is_text(extension) else None
 
     def _is_text(self, extension: str) -> bool:
-        return extension in _TEXT_EXTENSIONS or (
-            extension != "" and extension == self.columns.caption.lower()
-        )
+        return extension != "" and extension in (*_TEXT_EXTENSIONS, self.columns.caption.lower())
 
     def finish(self) -> None:
         """Adds a row for each text that belongs to no image."""
@@ -122,18 +101,20 @@ class _Texts:
 
 @dataclass
 class WebdatasetShard(StreamedShard):
-    """A tar of samples."""
+    """A tar of samples. Its rows have `key`, the caption, and what the JSON has."""
 
-    reader: TarReader
     _texts: dict[str, _Texts] = field(default_factory=dict, init=False)
-    _tar: TarRows = field(init=False)
     _passed_over: dict[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self._tar = TarRows(self.shard.columns)
+        try:
+            self._reader: BlockReader = open_tar(self.shard.fs, self.shard.path)
+        except OSError as error:
+            raise ShardError(f"{self.shard.uri} cannot be read: {error}.") from error
 
     def _read(self) -> Iterator[Image]:
-        for member in read_members(self.reader, self.shard.uri, max(self.limits.bytes, MAX_TEXT_BYTES)):
+        for member in read_members(self._reader, self.shard.uri, max(self.limits.bytes, MAX_TEXT_BYTES)):
             row, text_key = self._tar.add(member.name)
             if row is not None:
                 self._count(self._tar.keys[row], rows=1)
@@ -166,12 +147,12 @@ class WebdatasetShard(StreamedShard):
         texts = self._texts.setdefault(key, _Texts())
         extension = webdataset_name(name)[1]
         if extension.endswith("json") and extension != self.shard.columns.caption.lower():
-            values = parse_json(data)
+            values = _parse_json(data)
             values.pop("key", None)
             texts.captions.setdefault("json", caption_in(values, self.shard.columns))
             if isinstance(values.get("caption"), str) and self.shard.columns.caption != "caption":
                 del values["caption"]  # it is the caption, or a text member is
-            new: dict[str, Any] = plain_values(values)
+            new = _plain_values(values)
             texts.values = new | texts.values
             self._count(*new, *new.values(), texts.captions["json"])
         else:
@@ -214,25 +195,21 @@ class WebdatasetShard(StreamedShard):
         return "the tar has no image of this key"
 
     def close(self) -> None:  # noqa: D102
-        self.reader.close()
+        self._reader.close()
 
 
-def open_webdataset(shard: Shard, limits: Limits, max_rows: int | None = None) -> WebdatasetShard:
-    """Opens a tar, of which nothing is read yet.
-
-    Args:
-        shard: The tar; also one that is compressed.
-        limits: The most that one image, and all rows, may cost.
-        max_rows: Number of rows to read from the start; None is all.
-
-    Returns:
-        The open shard. Its rows have `key`, the caption, and what the JSON has.
-
-    Raises:
-        ShardError: It is not there.
-    """
+def _parse_json(data: bytes) -> Record:
+    """The members of a JSON object; empty where the text is not an object."""
     try:
-        reader = open_tar(shard.fs, shard.path)
-    except OSError as error:
-        raise ShardError(f"{shard.uri} cannot be read: {error}.") from error
-    return WebdatasetShard(shard, *StreamedShard.nothing_read(limits, max_rows), reader)
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return {clean(name): value for name, value in found.items()} if isinstance(found, dict) else {}
+
+
+def _plain_values(record: Record) -> Record:
+    """Returns the values with lists and objects as JSON text."""
+    return {
+        name: json.dumps(value) if isinstance(value, list | dict) else clean(value)
+        for name, value in record.items()
+    }

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
@@ -31,11 +32,7 @@ class Pending(Protocol):
 
 
 def bad_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Returns which embeddings are unusable, bool [n]: with NaN, infinity or zero length.
-
-    Args:
-        vectors: float32 [n, dim], L2-normalized where they could be.
-    """
+    """Returns which of float32 [n, dim] are unusable, bool [n]: with NaN, infinity or zero length."""
     with np.errstate(all="ignore"):
         lengths = np.einsum("ij,ij->i", vectors, vectors)
     return ~(np.abs(lengths - 1) < _UNIT)  # a NaN compares false
@@ -50,34 +47,13 @@ class Fp32Fallback:
         precision: str,
         embed: "Callable[[open_clip.CLIP | open_clip.CustomTextCLIP, Tensor], np.ndarray]",
     ) -> None:
-        """Loads nothing yet.
-
-        Args:
-            model: The model.
-            precision: Its precision.
-            embed: Embeds pixels, uint8 [n, height, width, 3], by a copy of the model in fp32.
-        """
-        self._model, self._precision, self._embed = model, precision, embed
+        """Loads nothing yet; `embed` takes a copy of the model in fp32, and uint8 [n, height, width, 3]."""
+        self.model, self._precision, self._embed = model, precision, embed
         self._module: open_clip.CLIP | open_clip.CustomTextCLIP | None = None
         self._one_at_a_time = Lock()
 
-    def repair(self, pending: Pending, pieces: list[Pixels]) -> Pending:
-        """Returns a batch with unusable embeddings replaced; those that are unusable in fp32 too stay so.
-
-        Args:
-            pending: The batch.
-            pieces: Its images.
-        """
-        return _Repaired(self, pending, pieces)
-
     def embed(self, pixels: "Tensor") -> np.ndarray:
-        """Embeds images in fp32; weights that were converted are loaded once more at the first call.
-
-        Args:
-            pixels: uint8 [n, height, width, 3], on the host or the device.
-
-        Returns:
-            float32 [n, dim], L2-normalized where the model gives numbers.
+        """Embeds images on the host or the device in fp32; the first call loads the converted weights again.
 
         Raises:
             ModelError: The weights cannot be loaded again, are others now, or do not fit into the device.
@@ -89,54 +65,51 @@ class Fp32Fallback:
                 if self._module is None:
                     log.warning(
                         "%s gives NaN or infinite vectors in %s; those images are computed in fp32.",
-                        self._model.name,
+                        self.model.name,
                         self._precision,
                     )
                     self._module = self._load()
                 return self._embed(self._module, pixels)
             except torch.OutOfMemoryError as error:
                 raise ModelError(
-                    f"{self._model.name} gives NaN or infinite vectors in {self._precision}, and "
+                    f"{self.model.name} gives NaN or infinite vectors in {self._precision}, and "
                     "the device has too little memory to compute those images again in fp32. Set "
                     "BORING_PRECISION to fp32, or lower BORING_BATCH_SIZE."
                 ) from error
 
-    def preprocess(self, pieces: list[Pixels], rows: list[int]) -> "Tensor":
-        """Returns some images of a batch as the model takes them, uint8 [n, height, width, 3]."""
-        import torch
-
-        images = [piece.image(number) for piece in pieces for number in range(len(piece))]
-        return torch.cat([resize(images[row][None], self._model.preprocess) for row in rows])
-
     def _load(self) -> "open_clip.CLIP | open_clip.CustomTextCLIP":
         if self._precision == "int8":
-            return self._model.module  # it is in fp32 still
-        again = load_model(*self._model.loaded_from)
-        if again.digest != self._model.digest:
+            return self.model.module  # it is in fp32 still
+        again = load_model(*self.model.loaded_from)
+        if again.digest != self.model.digest:
             raise ModelError(
-                f"The weights of {self._model.name} have changed since this run began "
-                f"({self._model.digest}, now {again.digest}). Start it again."
+                f"The weights of {self.model.name} have changed since this run began "
+                f"({self.model.digest}, now {again.digest}). Start it again."
             )
         return again.module
 
 
-class _Repaired:
-    """A batch whose unusable embeddings are computed again."""
+@dataclass
+class Repaired:
+    """A batch whose unusable embeddings are computed again; those that are unusable in fp32 too stay so."""
 
-    def __init__(self, fallback: Fp32Fallback, pending: Pending, pieces: list[Pixels]) -> None:
-        self._fallback, self._pending, self._pieces = fallback, pending, pieces
+    pending: Pending
+    pieces: list[Pixels]
+    fallback: Fp32Fallback
 
     def result(self) -> np.ndarray:
         """Waits for the embeddings."""
         import torch
 
-        vectors = self._pending.result()
+        vectors = self.pending.result()
         bad = np.flatnonzero(bad_vectors(vectors))
-        if len(bad):
-            if isinstance(self._pending, OnDevice):
-                pixels = self._pending.pixels[torch.from_numpy(bad).to(self._pending.pixels.device)]
-            else:
-                pixels = self._fallback.preprocess(self._pieces, bad.tolist())
-            vectors = np.array(vectors)
-            vectors[bad] = self._fallback.embed(pixels)
+        if not len(bad):
+            return vectors
+        if isinstance(self.pending, OnDevice):
+            pixels = self.pending.pixels[torch.from_numpy(bad).to(self.pending.pixels.device)]
+        else:
+            images = [piece.image(number) for piece in self.pieces for number in range(len(piece))]
+            pixels = torch.cat([resize(images[row][None], self.fallback.model.preprocess) for row in bad])
+        vectors = np.array(vectors)
+        vectors[bad] = self.fallback.embed(pixels)
         return vectors

@@ -31,11 +31,7 @@ _WORTH = 1.02
 def pin(memory: np.ndarray, device: "torch.device") -> None:
     """Pins memory that was allocated elsewhere, so that the device copies from it on its own.
 
-    Memory that cannot be pinned works too, slower.
-
-    Args:
-        memory: uint8 [n]. It is unpinned when nothing refers to it any more.
-        device: The device.
+    It is unpinned when nothing refers to it any more. Memory that cannot be pinned works too, slower.
     """
     import torch
 
@@ -52,10 +48,7 @@ def find_batch_size(
 ) -> int:
     """Returns the smallest of 64 to 1,024 images in a batch that runs within 2% of the fastest.
 
-    Args:
-        forward: The model.
-        blank: Returns so many images on the device, uint8 [n, height, width, 3].
-        device: The device.
+    `blank` returns so many images on the device, uint8 [n, height, width, 3].
     """
     import torch
 
@@ -104,19 +97,12 @@ class Pending:
 
 
 class Graph:
-    """The forward of one batch shape as a CUDA graph.
-
-    Attributes:
-        batch_size: Images in its batch.
-    """
+    """The forward of one batch shape as a CUDA graph."""
 
     def __init__(self, forward: "Callable[[Tensor], Tensor]", like: "Tensor", resize: DeviceResize) -> None:
-        """Captures the graph.
+        """Captures the graph for batches of the shape of `like`, on the device.
 
-        Args:
-            forward: uint8 [n, height, width, 3] to float32 [n, dim], both on the device.
-            like: A batch of the shape that it is captured for, on the device.
-            resize: Resizes images of other sizes.
+        `forward` turns uint8 [n, height, width, 3] into float32 [n, dim].
         """
         import torch
 
@@ -136,11 +122,7 @@ class Graph:
         self._slots = deque(_Slot(self._input, self._output) for _ in range(SLOTS))
 
     def submit(self, pieces: list[Pixels]) -> Pending:
-        """Submits a batch; at most `SLOTS - 1` others may be in flight.
-
-        Args:
-            pieces: Images on the host, at most `batch_size` together.
-        """
+        """Submits at most `batch_size` images on the host; at most `SLOTS - 1` batches may be in flight."""
         import torch
 
         for earlier in self._slots:
@@ -174,10 +156,8 @@ class _Slot:
 
     Attributes:
         pixels: The batch as the model gets it, on the device.
-        pieces: The images on the host, which must stay there until they are copied.
-        host_out: The embeddings on the host, pinned.
-        copied: The images are on the device.
-        done: The embeddings are on the host.
+        pieces: The images on the host, which must stay there until they are `copied`.
+        host_out: The embeddings on the host, pinned, once they are `done`.
     """
 
     def __init__(self, like_in: "Tensor", like_out: "Tensor") -> None:

@@ -1,4 +1,4 @@
-"""Which device a run computes on: concurrent runs of one machine take one each.
+"""Which device a run computes on, and in which precision: concurrent runs of one machine take a device each.
 
 A process locks a file for the device that it takes. The kernel ends the lock with the process, however that
 ends. The locks are a user's own, in the folder for temporary files, and hold across all of its Dagster homes.
@@ -13,9 +13,12 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from boring_assets.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 _CUDA = "cuda:"
 _held: dict[str, "Lease"] = {}
@@ -70,13 +73,7 @@ def lease(setting: str) -> Lease:
     """Locks the first device that no other process of this user has locked.
 
     Where all are taken, the one with the fewest users is shared. For CUDA this must come before torch looks
-    for devices: from then on it sees the one that was taken.
-
-    Args:
-        setting: See `devices`.
-
-    Returns:
-        The device; the same one for the same setting.
+    for devices: from then on it sees the one that was taken. The same setting gives the same device again.
 
     Raises:
         ModelError: A device is not there, or the lock's folder cannot be used.
@@ -130,3 +127,57 @@ def _cuda_devices() -> list[str]:
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
     lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
     return [str(number) for number in range(len(lines))] if listed.returncode == 0 else []
+
+
+def pick_device(name: str) -> "torch.device":
+    """Returns the device that a setting names; `auto` is CUDA where there is a device, else the CPU.
+
+    Raises:
+        ModelError: There is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ModelError(f"BORING_DEVICE is {name!r}; expected auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelError(
+            f"BORING_DEVICE is {name!r}, but this machine shows {torch.cuda.device_count()} CUDA devices. "
+            "Use auto or cpu, or check the driver and CUDA_VISIBLE_DEVICES."
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise ModelError(f"BORING_DEVICE is {name!r}; expected auto, cpu, cuda or cuda:N.")
+    return device
+
+
+def pick_precision(name: str, device: "torch.device") -> str:
+    """Returns the precision: `fp32`, `bf16`, `fp16` or, on the CPU only, `int8`.
+
+    `auto` is bf16 where the device computes it faster than fp32, else fp32.
+
+    Raises:
+        ModelError: The device has no such precision.
+    """
+    import torch
+
+    if name == "int8" and device.type != "cpu":
+        raise ModelError(
+            f"BORING_PRECISION is int8, which runs on the CPU only, and the device is {device}. Set "
+            "BORING_DEVICE to cpu, or use bf16 or fp16."
+        )
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if fast else "fp32"
+
+
+def torch_dtype(precision: str) -> "torch.dtype":
+    """Returns the type of a model's weights. In int8 the model keeps fp32; ONNX Runtime has a copy of it."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)

@@ -17,11 +17,11 @@ import numpy as np
 from boring_assets.engine.decoding.arena import Arena
 from boring_assets.engine.decoding.decoders import Target
 from boring_assets.engine.decoding.pixels import Pixels, stack, take
-from boring_assets.engine.model.bad_vectors import Fp32Fallback, Pending
+from boring_assets.engine.model.bad_vectors import Fp32Fallback, Pending, Repaired
 from boring_assets.engine.model.cuda import SLOTS, Graph, find_batch_size, pin
+from boring_assets.engine.model.devices import pick_device, pick_precision, torch_dtype
 from boring_assets.engine.model.int8 import Int8Tower
 from boring_assets.engine.model.load import ClipModel
-from boring_assets.engine.model.precision import pick_device, pick_precision, torch_dtype
 from boring_assets.engine.model.resize import DeviceResize
 from boring_assets.engine.samples import Failure, Reason
 from boring_assets.errors import ModelError
@@ -41,8 +41,6 @@ class Encoder:
     """A model ready to embed on one device.
 
     Attributes:
-        model: The model.
-        device: Where it runs.
         precision: `fp32`, `bf16`, `fp16` or `int8`.
         batch_size: Images in a full batch; shrinks when the device's memory runs out.
         dim: Length of an embedding.
@@ -57,14 +55,9 @@ class Encoder:
         precision: str = "auto",
         batch_size: int | Literal["auto"] = "auto",
     ) -> None:
-        """Moves the image tower to the device and warms it up.
+        """Moves the model's image tower to the device, converts it in place and warms it up.
 
-        Args:
-            model: The model; its image tower is moved and converted in place.
-            device: See `pick_device`.
-            precision: See `pick_precision`.
-            batch_size: Images in a batch; `auto` is 16 on the CPU, and on CUDA the smallest of 64 to 1024
-                that runs within 2% of the fastest.
+        See `pick_device`, `pick_precision` and, for `auto` on CUDA, `find_batch_size`; on the CPU it is 16.
 
         Raises:
             ModelError: There is no such device, or its memory cannot hold the model.
@@ -99,18 +92,14 @@ class Encoder:
                 images = torch.zeros(2, 3, *self.size)
                 self._int8 = Int8Tower(model.module.visual, images, share, model.name)
             self.dim = self._forward(self._blank(1)).shape[1]
-            self.batch_size = self._best_batch_size() if batch_size == "auto" else batch_size
+            if batch_size != "auto":
+                self.batch_size = batch_size
+            elif self.device.type == "cpu":
+                self.batch_size = CPU_BATCH
+            else:
+                self.batch_size = find_batch_size(self._forward, self._blank, self.device)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{self.device} has too little memory for {model.name}: {error}") from error
-
-    def prepare_thread(self) -> None:
-        """Limits torch to one core in the calling thread, which submits batches but does not compute them.
-
-        With more, the copies into pinned memory would fight the decoders for cores.
-        """
-        import torch
-
-        torch.set_num_threads(1)
 
     def target(self) -> Target:
         """Returns what images are to be decoded to."""
@@ -131,21 +120,16 @@ class Encoder:
             return torch.empty(count, dtype=torch.uint8, pin_memory=True)
 
     def submit(self, pieces: list[Pixels]) -> Pending:
-        """Submits one batch to the device.
+        """Submits one batch to the device: at most `batch_size` images, as `target` says.
 
-        At most `in_flight` batches may be unanswered when another is submitted.
-
-        Args:
-            pieces: Images as `target` says, at most `batch_size` together.
-
-        Returns:
-            The batch under way. Its `result` raises ModelError as this does.
+        At most `in_flight` batches may be unanswered when another is submitted. The answer's `result` raises
+        ModelError as this does.
 
         Raises:
             ModelError: The device's memory does not suffice for a single image.
         """
         pending = self._submit(pieces)
-        return self._fp32.repair(pending, pieces) if self._fp32 else pending
+        return Repaired(pending, pieces, self._fp32) if self._fp32 else pending
 
     def _submit(self, pieces: list[Pixels]) -> Pending:
         import torch
@@ -237,10 +221,4 @@ class Encoder:
     def _blank(self, count: int) -> "Tensor":
         import torch
 
-        size = (count, self.model.preprocess.height, self.model.preprocess.width, 3)
-        return torch.randint(0, 256, size, dtype=torch.uint8, device=self.device)
-
-    def _best_batch_size(self) -> int:
-        if self.device.type == "cpu":
-            return CPU_BATCH
-        return find_batch_size(self._forward, self._blank, self.device)
+        return torch.randint(0, 256, (count, *self.size, 3), dtype=torch.uint8, device=self.device)

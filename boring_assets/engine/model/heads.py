@@ -43,14 +43,7 @@ class Head:
         return int(self.layers[0][0].shape[1])
 
     def outputs(self, vectors: np.ndarray) -> np.ndarray:
-        """Computes the outputs of all rows.
-
-        Args:
-            vectors: float32 or float16 [n, dim], L2-normalized.
-
-        Returns:
-            float32 [n, outputs].
-        """
+        """Computes float32 [n, outputs] of float32 or float16 [n, dim], L2-normalized."""
         parts = [self._outputs(vectors[at : at + _ROWS]) for at in range(0, len(vectors), _ROWS)]
         return np.concatenate(parts) if parts else np.empty((0, max(1, len(self.labels))), np.float32)
 
@@ -65,9 +58,6 @@ class Head:
     def choose(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Chooses a label for each row, by the softmax of the outputs.
 
-        Args:
-            vectors: float32 or float16 [n, dim], L2-normalized.
-
         Returns:
             int64 [n], the number of the best label; float32 [n], its probability among the labels.
         """
@@ -80,13 +70,8 @@ class Head:
 def zero_shot(texts: "TextEncoder", labels: Sequence[str], templates: Sequence[str]) -> Head:
     """Makes a head that chooses the label whose text is nearest to the image.
 
-    Args:
-        texts: The text tower of the images' model.
-        labels: What to choose from.
-        templates: Texts with `{}` for the label; the embeddings of each label's texts are averaged.
-
-    Returns:
-        A head of one layer, scaled by the model's own temperature.
+    It has one layer, scaled by the model's own temperature. Templates are texts with `{}` for the label; the
+    embeddings of each label's texts are averaged.
     """
     weights = []
     for label in labels:
@@ -102,12 +87,6 @@ def read_head(data: bytes, uri: str, labels: Sequence[str] = (), activation: str
     The file has `weight` and `bias` of one linear layer, or `layers.N.weight` and `layers.N.bias` of an MLP
     (https://github.com/christophschuhmann/improved-aesthetic-predictor), under any name before the number. A
     missing bias is zero. Layers without an activation between them are joined into one.
-
-    Args:
-        data: The file.
-        uri: Where it is, for messages.
-        labels: Names of its outputs; empty for one number.
-        activation: `none` or `relu`, between the layers.
 
     Raises:
         SettingsError: It is no such file, or has other outputs than labels.

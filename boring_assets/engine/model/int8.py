@@ -26,13 +26,9 @@ class Int8Tower:
     """An image tower in int8; several threads may call it at the same time."""
 
     def __init__(self, tower: "torch.nn.Module", example: "Tensor", threads: int, name: str) -> None:
-        """Converts a tower, which takes some seconds and, for a large model, a minute.
+        """Converts a tower in fp32, which takes some seconds and, for a large model, a minute.
 
-        Args:
-            tower: The image tower, on the CPU in fp32; it is not changed.
-            example: Images as it takes them, float32 [2, 3, height, width].
-            threads: Cores for each call.
-            name: The model's name, for messages.
+        `example` is images as it takes them, float32 [2, 3, height, width].
 
         Raises:
             ModelError: ONNX Runtime is not installed, or the tower has a layer that cannot be converted.
@@ -74,11 +70,7 @@ class Int8Tower:
                 ) from error
 
     def __call__(self, images: "Tensor") -> "Tensor":
-        """Returns the features of images, float32 [n, dim].
-
-        Args:
-            images: float32 [n, 3, height, width].
-        """
+        """Returns the features, float32 [n, dim], of float32 [n, 3, height, width]."""
         import torch
 
         (features,) = self._session.run(None, {"images": images.numpy()})

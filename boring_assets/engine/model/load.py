@@ -2,7 +2,8 @@
 
 import difflib
 import hashlib
-import logging
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from boring_assets.engine.decoding.decode import Preprocess
 from boring_assets.engine.model.imports import import_open_clip
-from boring_assets.engine.model.names import DEFAULT_TAGS, name_of_transformers_directory, open_clip_name
 from boring_assets.engine.model.trust import check_model
 from boring_assets.errors import ModelError
 from boring_assets.secrets import without_secrets
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     import open_clip
     import torch
 
-log = logging.getLogger(__name__)
+_DEFAULT_TAGS = {"ViT-B-32": "laion2b_s34b_b79k"}
+_SIZES = {"base": "B", "large": "L", "so400m": "SO400M", "giant-opt": "gopt"}
+_CLIP_WIDTHS = {768: "B", 1024: "L", 1280: "H", 1664: "bigG"}
+_SIGLIP_WIDTHS = {768: "B", 1024: "L", 1152: "SO400M", 1536: "gopt"}
+_CLIP = re.compile(r"(?:openai/)?clip-vit-(base|large)-patch(\d+)(-336)?")
+_SIGLIP = re.compile(r"(?:google/)?siglip(2?)-(base|large|so400m|giant-opt)-patch(\d+)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,6 @@ def load_model(name: str, pretrained: str = "", uri: str = "") -> ClipModel:
             takes the default tag of the model, where it has only one or a well-known one. Empty for the
             others, which bring their weights.
         uri: Where the directory or the checkpoint is a copy of; the model is then named by it.
-
-    Returns:
-        The model.
 
     Raises:
         ModelError: The name or tag is unknown, the checkpoint does not fit, the weights cannot be fetched, or
@@ -95,10 +97,6 @@ def load_model(name: str, pretrained: str = "", uri: str = "") -> ClipModel:
 def resolve(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
     """What open_clip calls the model, its tag, and options for it.
 
-    Args:
-        name: As for `load_model`.
-        pretrained: As for `load_model`.
-
     Raises:
         ModelError: There is no such model, or no such tag of it.
     """
@@ -123,7 +121,7 @@ def resolve(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]:
 def _transformers(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         return ""
-    known = name_of_transformers_directory(folder)
+    known = _name_of_transformers_directory(folder)
     if not known:
         return " This one has the format of transformers."
     return f" This one has the format of transformers. open_clip has that model as well: {_settings(*known)}."
@@ -140,7 +138,7 @@ def _resolve_name(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]
     known = open_clip.list_models()
     clean = name.replace("/", "-")
     if clean not in known:
-        if other := open_clip_name(name):
+        if other := _open_clip_name(name):
             raise ModelError(f"open_clip calls the model {name!r} otherwise: set {_settings(*other)}.")
         near = difflib.get_close_matches(clean, [*known, TINY_NAME], n=5, cutoff=0.4)
         raise ModelError(
@@ -148,7 +146,7 @@ def _resolve_name(name: str, pretrained: str) -> tuple[str, str, dict[str, Any]]
             "Expected an open_clip model name, hf-hub:org/name, a local directory, or boring-tiny."
         )
     tags = open_clip.list_pretrained_tags_by_model(clean)
-    tag = pretrained or DEFAULT_TAGS.get(clean, tags[0] if len(tags) == 1 else "")
+    tag = pretrained or _DEFAULT_TAGS.get(clean, tags[0] if len(tags) == 1 else "")
     if not tag:
         raise ModelError(
             f"The model {name!r} needs weights: set BORING_PRETRAINED (--pretrained) to a checkpoint "
@@ -201,3 +199,64 @@ def _digest(tower: "torch.nn.Module") -> str:
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def _open_clip_name(name: str) -> tuple[str, str] | None:
+    """The model name and the pretrained tag that open_clip has for a name as people type it, or None.
+
+    E.g. for `openai/clip-vit-base-patch32`, `google/siglip-base-patch16-224`, `vit-b-32`, or
+    `laion/CLIP-ViT-B-32-laion2B-s34B-b79K`.
+    """
+    open_clip = import_open_clip()
+
+    lower = name.lower()
+    if match := _CLIP.fullmatch(lower):
+        size, patch, large = match.groups()
+        return _known(f"ViT-{_SIZES[size]}-{patch}{large or ''}", "openai")
+    if match := _SIGLIP.fullmatch(lower):
+        version, size, patch, pixels = match.groups()
+        return _siglip(version, _SIZES[size], patch, pixels)
+    for model, tag in open_clip.list_pretrained():
+        if open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rstrip("/").lower() == lower:
+            return model, tag
+    for model in open_clip.list_models():
+        if model.lower() == lower.replace("/", "-"):
+            tags = open_clip.list_pretrained_tags_by_model(model)
+            return model, _DEFAULT_TAGS.get(model, tags[0] if tags else "")
+    return None
+
+
+def _name_of_transformers_directory(folder: Path) -> tuple[str, str] | None:
+    """The model name and the tag of a directory that transformers saved; None where open_clip has none."""
+    open_clip = import_open_clip()
+
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        kind, vision, text = config["model_type"], config["vision_config"], config.get("text_config", {})
+        width, patch = vision.get("hidden_size", 768), vision.get("patch_size", 32 if kind == "clip" else 16)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    pixels = vision.get("image_size", 224)
+    if kind in ("siglip", "siglip2") and width in _SIGLIP_WIDTHS:
+        return _siglip(kind.removeprefix("siglip"), _SIGLIP_WIDTHS[width], str(patch), str(pixels))
+    if kind != "clip" or width not in _CLIP_WIDTHS:
+        return None
+    model = f"ViT-{_CLIP_WIDTHS[width]}-{patch}{'' if pixels == 224 else f'-{pixels}'}"
+    if text.get("hidden_act", "quick_gelu") == "quick_gelu":  # OpenAI's weights; LAION's have GELU
+        return _known(model, "openai")
+    tags = [tag for tag in open_clip.list_pretrained_tags_by_model(model) if tag.startswith("laion2b_s")]
+    return _known(model, tags[-1]) if tags else None
+
+
+def _siglip(version: str, size: str, patch: str, pixels: str) -> tuple[str, str] | None:
+    model = f"ViT-{size}-{patch}-SigLIP{version}"
+    if pixels == "224":
+        return _known(model, "webli")
+    # open_clip names a model of patches of 14 by the 378 pixels that it really takes.
+    return _known(f"{model}-{pixels}", "webli") or _known(f"{model}-378", "webli")
+
+
+def _known(model: str, tag: str) -> tuple[str, str] | None:
+    open_clip = import_open_clip()
+
+    return (model, tag) if tag in open_clip.list_pretrained_tags_by_model(model) else None

@@ -28,7 +28,6 @@ class DeviceResize:
     """Resizes, and crops or pads, images on a device."""
 
     def __init__(self, preprocess: Preprocess, device: "torch.device") -> None:
-        """Keeps the configuration; allocates nothing."""
         self._preprocess, self._device = preprocess, device
 
     def __call__(self, data: "Tensor", sizes: list[Size], out: "Tensor") -> None:

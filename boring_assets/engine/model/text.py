@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from boring_assets.engine.model.devices import pick_device, pick_precision, torch_dtype
 from boring_assets.engine.model.imports import import_open_clip
 from boring_assets.engine.model.load import ClipModel, resolve
-from boring_assets.engine.model.precision import pick_device, pick_precision, torch_dtype
 from boring_assets.engine.model.trust import check_model
 from boring_assets.errors import ModelError
 
@@ -15,19 +15,10 @@ BATCH = 256
 
 
 class TextEncoder:
-    """A model's text tower, ready on one device.
-
-    Attributes:
-        model: The model.
-    """
+    """A model's text tower, ready on one device."""
 
     def __init__(self, model: ClipModel, device: str = "auto", precision: str = "auto") -> None:
-        """Moves the model to the device; an `Encoder` of the same model must have the same settings.
-
-        Args:
-            model: The model; moved and converted in place.
-            device: See `pick_device`.
-            precision: See `pick_precision`.
+        """Moves the model to the device, in place; its `Encoder` must have the same settings.
 
         Raises:
             ModelError: There is no such device, its memory is too small, or the tokenizer cannot be had.
@@ -50,9 +41,6 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds texts; what is longer than the model's context is cut off by its own tokenizer.
-
-        Args:
-            texts: Any number of them.
 
         Returns:
             float32 [len(texts), dim], L2-normalized.

@@ -11,11 +11,9 @@ _VOCABULARIES = ("vocab.json", "tokenizer.json", "added_tokens.json")
 
 
 def check_model(target: str) -> dict[str, Any]:
-    """The `text_cfg` of a model directory or hub model, none of whose configs asks for code to be run.
+    """The `text_cfg` of a model, `local-dir:PATH` or `hf-hub:ORG/NAME`, that asks for no code to be run.
 
-    Args:
-        target: What open_clip calls the model, `local-dir:PATH` or `hf-hub:ORG/NAME`. Of a hub model, the
-            JSON files are fetched.
+    Of a hub model, the JSON files are fetched.
 
     Raises:
         ModelError: A JSON file of the model, or of the hub's models that it takes its tokenizer or text tower

@@ -9,6 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow.parquet import encryption
 
+from boring_assets.engine.decoding.limits import Limits
+from boring_assets.engine.inputs.fetch import Fetcher
+from boring_assets.engine.inputs.lookup import Lookup
+from boring_assets.engine.inputs.sources import open_shard
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.pipeline import FailedShard, embed_shards
 from boring_assets.engine.samples import Failure, Reason
@@ -121,3 +125,5 @@ def test_a_folder_is_not_left_by_links_nor_waited_for(tmp_path: Path) -> None:
     assert images[1] == b"near"
     assert reasons(images)[2] is Reason.NOT_ALLOWED
     assert isinstance(images[3], Failure)
+    one_by_one = Lookup(open_shard(shard_at(path), Limits(), Fetcher()))
+    assert [one_by_one.read(row) for row in range(4)] == images

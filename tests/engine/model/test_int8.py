@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from boring_assets.engine.model.devices import pick_precision
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import load_model
-from boring_assets.engine.model.precision import pick_precision
 from boring_assets.errors import ModelError
 from tests.command_line import CommandLine
 
