@@ -35,7 +35,11 @@ class Answer(NamedTuple):
 
 
 class Embedder:
-    """A model on its device, with its decoders. Create one per process and keep it."""
+    """A model on its device, with its decoders. Create one per process and keep it.
+
+    Attributes:
+        dim: Length of an embedding.
+    """
 
     def __init__(
         self,
@@ -46,7 +50,15 @@ class Embedder:
         batch_size: int | Literal["auto"] = "auto",
         limits: Limits | None = None,
     ) -> None:
-        """Loads the model; see `load_model` and `Encoder`.
+        """Loads the model.
+
+        Args:
+            model: Name or directory; see `load_model`.
+            pretrained: Tag or checkpoint of the weights.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`; see `Encoder`.
+            precision: `auto`, `fp32`, `bf16`, `fp16`, or `int8` (CPU only).
+            batch_size: Images in a batch, or `auto`.
+            limits: Limits for one image.
 
         Raises:
             ModelError: The model or the device is not available.
@@ -56,7 +68,7 @@ class Embedder:
         workers = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._decoders = Decoders(workers, self._encoder.target(), limits or Limits())
         self._one_at_a_time = threading.Lock()
-        self.dim = self._encoder.dim  # length of an embedding
+        self.dim = self._encoder.dim
 
     def embed(self, images: Sequence[bytes | None]) -> list[Answer]:
         """Embeds images. Threads may share the embedder; their calls run one after another.
