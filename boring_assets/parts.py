@@ -78,35 +78,37 @@ def register_shards(instance: dg.DagsterInstance, found: Discovery, settings: Se
     """Adds the partitions of new shards and prepares the pool for their runs; returns the new keys.
 
     Raises:
-        SettingsError: The output is split, but the setting `split` is missing; or the instance has partitions
-            of another input under the same name.
+        SettingsError: The output is split, but the setting `split` is missing.
         StorageError: The record of the parts in the output cannot be read or written.
     """
-    _check_input(instance, settings)
     new = register_keys(instance, [shard.key for shard in found.shards], settings)
     prepare_pool(instance, settings.device)
     return new
 
 
-def _check_input(instance: dg.DagsterInstance, settings: Settings) -> None:
-    """Refuses another input than that of the partitions that are there: shards of both may have one name.
+def describe_other_input(instance: dg.DagsterInstance, settings: Settings) -> str:
+    """Returns a warning if the partitions are those of another input, whose shards may have the same keys.
 
     Dagster's instance keeps the input of each name of partitions, as it keeps the cursors of its daemons.
+
+    Raises:
+        StorageError: The output cannot be read.
     """
     dataset, uri = Dataset.from_settings(settings), open_root(settings.input_dir).uri
     cursor = f"boring_assets/input/{dataset.shards.name}"
     before = instance.daemon_cursor_storage.get_cursor_values({cursor}).get(cursor)
     if before == uri:
-        return
+        return ""
     if before and not is_same(before, uri):
         moved = origin_of(open_root(settings.output_dir)).includes(before, earlier=True)
         if not moved and any(part.keys(instance) for part in get_parts(settings)):
-            raise SettingsError(
-                f"This Dagster instance has the shards of {before} as partitions named "
-                f"`{dataset.shards.name}`; shards of {uri} may have the same keys. Name this dataset "
-                "(BORING_DATASET), use another DAGSTER_HOME, or delete those partitions."
+            return (
+                f"This Dagster instance has partitions named `{dataset.shards.name}` of another input, "
+                f"{before}. A shard with the same key in both is embedded again each time that the input "
+                "changes. Name this dataset (BORING_DATASET), or use another DAGSTER_HOME."
             )
     instance.daemon_cursor_storage.set_cursor_values({cursor: uri})
+    return ""
 
 
 def register_keys(instance: dg.DagsterInstance, keys: Sequence[str], settings: Settings) -> list[str]:

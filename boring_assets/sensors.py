@@ -12,7 +12,7 @@ from boring_assets.datasets import Dataset
 from boring_assets.errors import BoringError
 from boring_assets.jobs import EMBED_JOB
 from boring_assets.live_runs import fail_dead_runs
-from boring_assets.parts import get_parts, register_shards
+from boring_assets.parts import describe_other_input, get_parts, register_shards
 from boring_assets.secrets import without_secret_causes
 from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states
@@ -54,6 +54,7 @@ def define_new_shards(
             fail_dead_runs(instance)
             embeddings.check_input(source.root())
             found = source.discover()
+            other_input = describe_other_input(instance, settings)
             added = register_shards(instance, found, settings)
             now = get_parts(settings, dataset)
             states = get_shard_states(instance, found, version, embeddings.committed, now)
@@ -67,6 +68,7 @@ def define_new_shards(
             describe(attempts, states.states),
             _describe_unloaded(unloaded),
             _describe_refused(found.refused),
+            other_input,
         )
         text = " ".join(filter(None, texts))
         requests = list(_requests(states, attempts, settings.partitions_per_run, unloaded))

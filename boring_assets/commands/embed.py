@@ -115,6 +115,7 @@ def register(**options: Any) -> None:
 
     After that they can be selected in Dagster: in the UI, for a backfill, or by `dagster asset materialize`.
     """
+    from boring_assets.commands.embedding import warn_of_other_input
     from boring_assets.instance.homes import open_instance
     from boring_assets.parts import get_parts, register_shards
     from resources.embeddings_io import EmbeddingsIOManager
@@ -124,7 +125,9 @@ def register(**options: Any) -> None:
     source = ShardSource.from_settings(settings)
     EmbeddingsIOManager.from_settings(settings).check(source.root())
     found = source.discover()
-    added = register_shards(open_instance(settings.output_dir), found, settings)
+    instance = open_instance(settings.output_dir)
+    warn_of_other_input(instance, settings)
+    added = register_shards(instance, found, settings)
     known = len(found.shards) - len(added)
     click.echo(f"{some(len(added), 'shard')} registered" + (f", {known:,} known before." if known else "."))
     if settings.split:

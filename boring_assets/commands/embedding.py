@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import click
 import dagster as dg
 from rich.console import Console
 
@@ -30,13 +31,13 @@ from boring_assets.instance.homes import open_instance
 from boring_assets.live_runs import fail_dead_runs
 from boring_assets.output.identity import find_other_models, identity
 from boring_assets.output.totals import refresh_totals
-from boring_assets.parts import get_parts, register_shards
+from boring_assets.parts import describe_other_input, get_parts, register_shards
 from boring_assets.settings import Settings
 from boring_assets.shard_states import PENDING, ShardStates, State, get_shard_states
 from boring_assets.storage.root import check_readable
 from boring_assets.storage.weights import find_model_files
 from boring_assets.tags import REDO_TAG
-from boring_assets.wording import first_of, some
+from boring_assets.wording import first_of, plain, some
 from partitions.discovery import Discovery
 from partitions.own_files import EMBEDDINGS
 from resources.embeddings_io import EmbeddingsIOManager
@@ -101,6 +102,12 @@ class Opened:
         return [self.states.shards[key] for key in keys]
 
 
+def warn_of_other_input(instance: dg.DagsterInstance, settings: Settings) -> None:
+    """Prints a warning if the partitions in Dagster are those of another input."""
+    if warning := describe_other_input(instance, settings):
+        click.secho(plain(f"Warning   {warning}"), fg="yellow", err=True)
+
+
 @contextmanager
 def open_dataset(settings: Settings) -> Iterator[Opened]:
     """Registers the new shards, and yields the dataset.
@@ -119,6 +126,7 @@ def open_dataset(settings: Settings) -> Iterator[Opened]:
     embeddings.check(source.root())
     instance = open_instance(settings.output_dir)
     fail_dead_runs(instance)
+    warn_of_other_input(instance, settings)
     register_shards(instance, found, settings)
     version, parts = settings.embedding_version(), get_parts(settings)
     states = get_shard_states(instance, found, version, embeddings.committed, parts)

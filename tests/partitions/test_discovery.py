@@ -277,7 +277,7 @@ def test_files_that_would_be_shards_under_another_name_are_named(place: Place) -
     found = place.look(2 * QUIET)
     assert [shard.key for shard in found.shards] == ["A/k", "a"]
     assert [path.rpartition("/")[2] for path in found.refused] == misnamed
-    assert all("ename it" in why or "Pack" in why for why in found.refused.values())
+    assert all("ename the file" in why or "Pack" in why for why in found.refused.values())
     assert "It is empty" not in found.explain_empty("in")
 
 
