@@ -58,7 +58,8 @@ class Arena:
         """Returns uint8 [count], the first free block that is long enough, or None."""
         units = max(1, -(-count // _UNIT))
         with self._lock:
-            used = np.flatnonzero(self._used)
+            # A copy, since the other process frees blocks meanwhile.
+            used = np.flatnonzero(self._used.copy())
             ends = np.append(used, len(self._used))
             starts = np.append(0, used + 1)
             fits = np.flatnonzero(ends - starts >= units)

@@ -1,5 +1,8 @@
 """Blocks of shared memory: none overlap, each is freed with what refers to it, and full is said."""
 
+import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
@@ -49,6 +52,35 @@ def test_a_full_arena_has_room_again_once_a_block_is_dropped(arenas: tuple[Arena
     assert again is not None
     assert theirs.offset(again) == blocks[2], "the first room is taken"
     assert theirs.allocate(1) is None or len(blocks) == 5
+
+
+def _free_blocks(name: str, offsets: Connection) -> None:
+    arena = Arena.attach(name)
+    while (offset := offsets.recv()) is not None:
+        arena.free(offset)
+
+
+def test_blocks_do_not_overlap_while_another_process_frees_some() -> None:
+    """A large table, so that it changes while it is searched for free room."""
+    arena = Arena.create(20_000 * UNIT)
+    receiver, sender = get_context("spawn").Pipe(duplex=False)
+    other = get_context("spawn").Process(target=_free_blocks, args=(arena.name, receiver))
+    other.start()
+    try:
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            offsets = []
+            while (block := arena.allocate(UNIT)) is not None and len(offsets) < 500:
+                offsets.append(arena.offset(block))
+            assert len(offsets) == len(set(offsets))
+            for offset in offsets:
+                sender.send(offset)
+        sender.send(None)
+        other.join()
+    finally:
+        other.kill()
+        arena.unlink()
+    assert other.exitcode == 0
 
 
 def test_nothing_is_left_when_it_is_dropped() -> None:
