@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu --out gpu.json
 
-For each model, with random weights, it measures the model alone on preloaded tensors, the decoders alone, the
-whole engine on tar shards, and a DataLoader with open_clip's preprocess. Without CUDA it runs a smaller case
-on the CPU.
+For each model, with random weights, it measures the model alone on preloaded tensors; copy, resize and model
+on decoded images; libjpeg-turbo alone on all cores; the whole engine on tar shards; and a DataLoader with
+open_clip's preprocess. Without CUDA it runs a smaller case on the CPU.
 """
 
 import argparse
@@ -18,20 +18,24 @@ import tempfile
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import psutil
+import simplejpeg
 from PIL import Image
 
 from benchmarks.pictures import jpegs, write_shards
 from boring_assets.engine.decoding.decode import Limits, Preprocess
-from boring_assets.engine.decoding.decoders import Decoders, Target, use_one_core
+from boring_assets.engine.decoding.decoders import Decoders, Target, decode_chunk, use_one_core
 from boring_assets.engine.model.encoder import Encoder
 from boring_assets.engine.model.load import ClipModel
 from boring_assets.engine.pipeline import EmbeddedShard, Options, Progress, embed_shards
 from boring_assets.engine.reader import CHUNK_IMAGES
+from boring_assets.engine.reader_processes import THREADS, start_server
 from boring_assets.engine.samples import Shard
 
 
@@ -74,6 +78,38 @@ def forward_only(encoder: Encoder, seconds: float) -> float:
         torch.cuda.synchronize()
         rates.append(5 * encoder.batch_size / (time.perf_counter() - before))
     return statistics.median(rates)
+
+
+def device_only(encoder: Encoder, seconds: float) -> float:
+    """Images a second of the encoder on decoded images in host memory: copy, resize and forward."""
+    target, pictures = encoder.target(), jpegs()
+    decoders = Decoders(1, target, Limits())
+    images = [pictures[number % len(pictures)] for number in range(encoder.batch_size)]
+    pixels = decode_chunk(images, [decoders.plan(image) for image in images], target, Limits()).pixels
+    encoder.submit([pixels]).result()
+    pending: deque[Any] = deque()
+    done, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds or pending:
+        if time.perf_counter() - start < seconds:
+            pending.append(encoder.submit([pixels]))
+        if len(pending) > encoder.in_flight or time.perf_counter() - start >= seconds:
+            done += len(pending.popleft().result())
+    return done / (time.perf_counter() - start)
+
+
+def libjpeg_only(threads: int, seconds: float) -> float:
+    """Images a second of libjpeg-turbo alone, in threads."""
+    pictures, end = jpegs(), time.perf_counter() + seconds
+
+    def decode(_: int) -> int:
+        buffer, done = np.empty((256, 256, 3), np.uint8), 0
+        while time.perf_counter() < end:
+            simplejpeg.decode_jpeg(pictures[done % len(pictures)], buffer=buffer)
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(decode, range(threads))) / seconds
 
 
 def end_to_end(encoder: Encoder, shards: list[Shard], threads: int) -> dict[str, float]:
@@ -203,15 +239,14 @@ def bench_model(name: str, folder: Path, args: argparse.Namespace) -> dict[str, 
         "load_seconds": time.perf_counter() - start,
     }  # fmt: skip
     use_one_core()
-    row["forward_only"] = forward_only(encoder, 3)
-    row |= {f"decode_{threads}": decode_only(encoder.model.preprocess, threads) for threads in args.threads}
+    row["forward_only"] = forward_only(encoder, 2)
+    row["device_only"] = device_only(encoder, 2)
+    row["libjpeg_only"] = libjpeg_only(args.workers, 2)
     shards = shards_in(folder)
-    rate = min(row["forward_only"], row[f"decode_{args.threads[-1]}"])
-    enough = max(2, int(min(rate, 12000) * args.seconds / args.samples) + 1)
+    rate = min(row["device_only"], row["libjpeg_only"])
+    enough = max(2, int(rate * args.seconds / args.samples) + 1)
     with GpuWatch() as watch:
-        row["end_to_end"] = end_to_end(
-            encoder, (shards * (enough // len(shards) + 1))[:enough], args.threads[-1]
-        )
+        row["end_to_end"] = end_to_end(encoder, (shards * (enough // len(shards) + 1))[:enough], args.workers)
     busy = watch.busy[len(watch.busy) // 4 : -2] or [0]
     row["gpu_busy"] = statistics.mean(busy) / 100
     row["gpu_memory_mb"] = watch.memory / 2**20
@@ -239,11 +274,13 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000 if cuda else 200)
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--batch-size", type=int, default=0)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 4, 8, 16] if cuda else [1, 2])
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-loader", action="store_true")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
+    if args.workers > THREADS:
+        start_server()  # as a run does while it loads the model
     try:
         size = write_shards(folder, args.shards, args.samples)
         print(
@@ -262,12 +299,14 @@ def main() -> None:
         args.out.write_text(json.dumps(report, indent=2))
     print(f"\n{device}, {os.cpu_count()} cores, torch {torch.__version__}")
     print(
-        f"{'model':<24}{'batch':>6}{'forward':>9}{'steady':>9}{'whole':>9}{'share':>7}{'loader':>9}{'busy':>6}"
+        f"{'model':<24}{'batch':>6}{'forward':>9}{'device':>9}{'libjpeg':>9}{'steady':>9}{'whole':>9}"
+        f"{'share':>7}{'loader':>9}{'busy':>6}"
     )
     for row in rows:
         e2e = row["end_to_end"]
         print(
-            f"{row['model']:<24}{row['batch']:>6}{row['forward_only']:>9.0f}{e2e['steady']:>9.0f}{e2e['whole']:>9.0f}"
+            f"{row['model']:<24}{row['batch']:>6}{row['forward_only']:>9.0f}{row['device_only']:>9.0f}"
+            f"{row['libjpeg_only']:>9.0f}{e2e['steady']:>9.0f}{e2e['whole']:>9.0f}"
             f"{row['over_forward']:>7.2f}{row.get('data_loader', 0):>9.0f}{row['gpu_busy']:>6.2f}"
         )
 

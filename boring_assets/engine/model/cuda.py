@@ -166,7 +166,8 @@ class _Slot:
         self.pixels = torch.zeros_like(like_in)
         self.host_out = torch.empty(like_out.shape, dtype=torch.float32, pin_memory=True)
         self.pieces: list[Pixels] = []
-        self.copied, self.done = torch.cuda.Event(), torch.cuda.Event()
+        self.copied = torch.cuda.Event()
+        self.done = torch.cuda.Event(blocking=True)  # else the waiting thread keeps a core busy
         self._originals: torch.Tensor | None = None
 
     def give_pixels_back(self) -> None:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from boring_assets.engine.decoding.decode import Preprocess
-from boring_assets.engine.decoding.pixels import Size, count_bytes
+from boring_assets.engine.decoding.pixels import Size
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-# Images are resized in groups, each on one canvas of at most so many pixels; a pixel takes about 60 bytes.
-_CANVAS_PIXELS = 4 * 2**20
+# Images are resized in groups, each on one canvas of at most so many pixels. A pixel takes about 40 bytes. A
+# group takes about 60 launches, so small groups keep the host busy.
+_CANVAS_PIXELS = 16 * 2**20
 _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
 
 
@@ -31,7 +32,7 @@ class DeviceResize:
         self._preprocess, self._device = preprocess, device
 
     def __call__(self, data: "Tensor", sizes: list[Size], out: "Tensor") -> None:
-        """Resizes images.
+        """Resizes images, on the current stream of a CUDA device; the host does not wait for it.
 
         Args:
             data: uint8 [sum of height * width * 3] on the device, RGB, one image after another.
@@ -40,51 +41,75 @@ class DeviceResize:
         """
         import torch
 
-        starts = np.cumsum([0, *map(count_bytes, sizes[:-1])]) // 3
-        table = np.column_stack([sizes, [self._preprocess.resized(*size) for size in sizes], starts])
-        order = np.lexsort((table[:, 0], table[:, 1]))  # images of about one size share a canvas
+        old = np.array(sizes)
+        new = np.array([self._preprocess.resized(*size) for size in sizes])
+        starts = np.cumsum(old.prod(axis=1)) - old.prod(axis=1)
+        order = np.lexsort((old[:, 0], old[:, 1]))  # images of about one size share a canvas
         with torch.inference_mode(), _tf32():
-            for group in _split(order, table):
-                place = torch.from_numpy(group).to(self._device, non_blocking=True)
-                out[place] = self._resize(data, table[group])
+            for group in _split(order, old):
+                self._resize(data.view(-1, 3), group, old[group], new[group], starts[group], out)
 
-    def _resize(self, data: "Tensor", table: np.ndarray) -> "Tensor":
-        """Returns uint8 [n, height, width, 3] for images whose sizes, resized sizes and starts are given."""
+    def _resize(
+        self,
+        data: "Tensor",
+        group: np.ndarray,
+        old: np.ndarray,
+        new: np.ndarray,
+        starts: np.ndarray,
+        out: "Tensor",
+    ) -> None:
+        """Resizes the images of a group, whose sizes, resized sizes and starts are given."""
         import torch
 
-        high, wide = table[:, :2].max(axis=0).tolist()
-        columns = torch.from_numpy(table).to(self._device, non_blocking=True).T[:, :, None, None]
-        heights, widths, new_heights, new_widths, starts = columns
-        y = torch.arange(high, device=self._device).view(1, -1, 1).minimum(heights - 1)
-        x = torch.arange(wide, device=self._device).view(1, 1, -1).minimum(widths - 1)
-        canvas = data.view(-1, 3)[starts + y * widths + x]  # [n, high, wide, 3]
-        planes = canvas.permute(0, 3, 1, 2).to(torch.float32)
+        target, (high, wide) = self._preprocess, old.max(axis=0).tolist()
+        targets = np.broadcast_to([target.height, target.width], old.shape)
+        # Sizes before and after, and the target, of each image from top to bottom, then of each across. Equal
+        # ones have the same weights.
+        axes = np.stack([old, new, targets], axis=-1).swapaxes(0, 1).reshape(-1, 3)
+        distinct, which = np.unique(axes, axis=0, return_inverse=True)
+        place, first, rows, columns, distinct_axes, down_and_across = self._send(
+            group, starts, old[:, 0], old[:, 1], distinct.T, which.reshape(2, -1)
+        )
+        weights = self._weights(distinct_axes, max(target.height, target.width), max(high, wide))
+        down = weights[:, : target.height, :high][down_and_across[0]]  # [n, height, high]
+        across = weights[:, : target.width, :wide][down_and_across[1]]  # [n, width, wide]
 
-        target = self._preprocess
-        across = self._weights(widths, new_widths, target.width, wide)
-        down = self._weights(heights, new_heights, target.height, high)
-        rows = _to_levels(planes.flatten(1, 2) @ across.transpose(1, 2))  # [n, 3 * high, width]
-        pixels = _to_levels(down[:, None] @ rows.view(len(table), 3, high, -1))  # [n, 3, height, width]
+        y = torch.arange(high, device=self._device).minimum(rows[:, None] - 1)  # [n, high]
+        x = torch.arange(wide, device=self._device).minimum(columns[:, None] - 1)  # [n, wide]
+        canvas = data[(first[:, None] + y * columns[:, None])[:, :, None] + x[:, None]]  # [n, high, wide, 3]
+        lines = canvas.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+        narrow = _to_levels(lines.flatten(1, 2) @ across.transpose(1, 2))  # [n, high * 3, width]
+        pixels = _to_levels(down @ narrow.view(len(group), high, -1)).unflatten(2, (3, -1))
         if target.fill and target.resize_mode == "longest":
-            inside = down.sum(-1)[:, None, :, None] * across.sum(-1)[:, None, None, :]
+            inside = down.sum(-1)[:, :, None, None] * across.sum(-1)[:, None, None, :]
             pixels += target.fill * (1 - inside.round())
-        return pixels.permute(0, 2, 3, 1).to(torch.uint8)
+        out[place] = pixels.transpose(2, 3).to(torch.uint8)
 
-    def _weights(self, old: "Tensor", new: "Tensor", target: int, canvas: int) -> "Tensor":
-        """Returns the weights of one axis, float32 [n, target, canvas]; those of padding are 0.
+    def _send(self, *arrays: np.ndarray) -> "list[Tensor]":
+        """Copies integers to the device at once, as int64; from pinned memory, which does not wait for it."""
+        import torch
+
+        together = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
+        if self._device.type == "cuda":
+            together = together.pin_memory()
+        parts = together.to(self._device, non_blocking=True).split([array.size for array in arrays])
+        return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+
+    def _weights(self, axes: "Tensor", most: int, canvas: int) -> "Tensor":
+        """Returns the weights of some axes, float32 [n, most, canvas]; those of padding are 0.
 
         Args:
-            old: Sizes before the resize, int64 [n, 1, 1].
-            new: Sizes after it, before crop or padding, int64 [n, 1, 1].
-            target: The size after crop or padding.
+            axes: For each its size before the resize, after it, and after crop or padding, int64 [3, n].
+            most: The largest of the sizes after crop or padding.
             canvas: The size of the canvas.
         """
         import torch
 
+        old, new, target = axes[:, :, None, None]
         more = (target - new).clamp(min=0)
         # Python's round, which open_clip's crop uses, takes halves to the even number; so does torch's.
         first = torch.round((new + more - target) / 2.0).to(torch.int64) - more // 2
-        place = torch.arange(target, device=self._device).view(1, -1, 1) + first
+        place = torch.arange(most, device=self._device).view(1, -1, 1) + first
         scale = old.to(torch.float64) / new
         spread = scale.clamp(min=1.0)
         support = _SUPPORT[self._preprocess.interpolation] * spread
@@ -108,14 +133,14 @@ class DeviceResize:
         return near.where(x < 1, far.where(x < 2, 0.0))
 
 
-def _split(order: np.ndarray, table: np.ndarray) -> Iterator[np.ndarray]:
+def _split(order: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
     """Splits images, in order, into groups whose canvas is small enough."""
     start = high = wide = 0
-    for end, number in enumerate(order):
-        high, wide = max(high, table[number, 0]), max(wide, table[number, 1])
+    for end, (height, width) in enumerate(sizes[order].tolist()):
+        high, wide = max(high, height), max(wide, width)
         if (end + 1 - start) * high * wide > _CANVAS_PIXELS and end > start:
             yield order[start:end]
-            start, (high, wide) = end, table[number, :2]
+            start, high, wide = end, height, width
     yield order[start:]
 
 

@@ -24,7 +24,7 @@ MODELS = [
 ]
 
 
-def resized(images: list[bytes], preprocess: Preprocess) -> np.ndarray:
+def resized(images: list[bytes], preprocess: Preprocess, device: str) -> np.ndarray:
     """What the model gets, uint8 [n, height, width, 3]; all images can be decoded."""
     import torch
 
@@ -32,15 +32,16 @@ def resized(images: list[bytes], preprocess: Preprocess) -> np.ndarray:
     decoders = Decoders(1, target, Limits())
     pixels, answers = decode_chunk(images, [decoders.plan(image) for image in images], target, Limits())
     assert answers == [None] * len(images)
-    out = torch.zeros((len(images), preprocess.height, preprocess.width, 3), dtype=torch.uint8)
-    DeviceResize(preprocess, torch.device("cpu"))(pixels.data, pixels.sizes, out)
-    return out.numpy()
+    size = (len(images), preprocess.height, preprocess.width, 3)
+    out = torch.zeros(size, dtype=torch.uint8, device=device)
+    DeviceResize(preprocess, out.device)(pixels.data.to(device), pixels.sizes, out)
+    return out.cpu().numpy()
 
 
-def differences(images: list[bytes], preprocess: Preprocess) -> np.ndarray:
+def differences(images: list[bytes], preprocess: Preprocess, device: str = "cpu") -> np.ndarray:
     """Differences from open_clip's pixels in levels, int64 [n, height, width, 3]."""
     wanted = np.stack([reference(image, preprocess) for image in images])
-    return np.abs(resized(images, preprocess).astype(int) - wanted)
+    return np.abs(resized(images, preprocess, device).astype(int) - wanted)
 
 
 @pytest.mark.parametrize("preprocess", MODELS, ids=str)
