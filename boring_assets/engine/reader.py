@@ -98,7 +98,7 @@ class Reader:
         """Starts the decoders; others than those of `options` get one image at a time."""
         self._options, self._fetcher, self._chunks = options, fetcher, chunks
         self._least_bytes = options.read_ahead_bytes // max(_AHEAD_IMAGES, _AHEAD_BATCHES * batch_size)
-        self._chunk_images = 1 if decoders else min(_MOST_IMAGES, max(CHUNK_IMAGES, batch_size // 8))
+        self._chunk_images = 1 if decoders else min(_MOST_IMAGES, max(CHUNK_IMAGES, batch_size // 4))
         self._opening = ThreadPoolExecutor(_OPEN_AHEAD, "open")
         self._decoders = decoders or Decoders(options.decode_workers, target, options.limits)
 

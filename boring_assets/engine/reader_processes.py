@@ -6,6 +6,7 @@ decodes one image at a time and marks which. An image at which that process dies
 """
 
 import logging
+import select
 import shutil
 import threading
 from collections import Counter
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 THREADS = 4
 """Decoding threads of one process."""
 _CAREFUL_BYTES = 64 * 2**20
-_POLL_SECONDS = 0.5
+_POLL_MILLISECONDS = 500
 # A row or a shard is given up when its process has died so often, besides the first time.
 _MOST_DEATHS = 3
 _MOST_FALSE_STARTS = 5
@@ -164,6 +165,8 @@ class _ReaderProcess:
         pin(self._arena)
         context = get_context("forkserver")
         self._connection, theirs = context.Pipe()
+        self._poll = select.poll()  # `Connection.poll` makes a new one for each message
+        self._poll.register(self._connection, select.POLLIN)
         self._process = context.Process(
             target=serve, args=(theirs, self._arena.name, setup), name="reader-process", daemon=True
         )
@@ -206,7 +209,7 @@ class _ReaderProcess:
         return following.number
 
     def _receive(self, chunks: Channel[Chunk]) -> Message | None:
-        while not self._connection.poll(_POLL_SECONDS):
+        while not self._poll.poll(_POLL_MILLISECONDS):
             if not chunks.is_open:
                 raise Closed
         return self._connection.recv()

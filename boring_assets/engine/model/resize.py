@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from boring_assets.engine.decoding.decode import Preprocess
-from boring_assets.engine.decoding.pixels import Size
+from boring_assets.engine.decoding.pixels import Size, count_bytes
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 # Images are resized in groups, each on one canvas of at most so many pixels. A pixel takes about 40 bytes. A
-# group takes about 60 launches, so small groups keep the host busy.
+# group takes some 30 launches, so small groups keep the host busy.
 _CANVAS_PIXELS = 16 * 2**20
+# Most weights of one batch; each takes 4 bytes, and several times as many while they are computed.
+_MOST_WEIGHTS = 64 * 2**20
 _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
 
 
@@ -41,49 +43,64 @@ class DeviceResize:
         """
         import torch
 
+        target = self._preprocess
         old = np.array(sizes)
-        new = np.array([self._preprocess.resized(*size) for size in sizes])
         starts = np.cumsum(old.prod(axis=1)) - old.prod(axis=1)
         order = np.lexsort((old[:, 0], old[:, 1]))  # images of about one size share a canvas
+        old, starts = old[order], starts[order]
+        new = np.array([target.resized(*size) for size in old.tolist()])
+        targets = np.broadcast_to([target.height, target.width], old.shape)
+        # Sizes before and after, and the target: first from top to bottom, then across. Equal ones have the
+        # same weights.
+        axes = np.stack([old, new, targets], axis=-1).swapaxes(0, 1).reshape(-1, 3)
+        distinct, numbers = np.unique(axes, axis=0, return_inverse=True)
+        most, longest = max(target.height, target.width), int(old.max())
+        if len(distinct) * most * longest > _MOST_WEIGHTS and len(sizes) > 1:
+            half = len(sizes) // 2
+            at = sum(map(count_bytes, sizes[:half]))
+            self(data[:at], sizes[:half], out[:half])
+            self(data[at:], sizes[half:], out[half:])
+            return
         with torch.inference_mode(), _tf32():
-            for group in _split(order, old):
-                self._resize(data.view(-1, 3), group, old[group], new[group], starts[group], out)
+            distinct_axes, which, place, first, heights, widths = self._send(
+                distinct.T, numbers.reshape(2, -1), order, starts, old[:, 0], old[:, 1]
+            )
+            weights = self._weights(distinct_axes, most, longest)
+            for start, end in _split(old):
+                part = slice(start, end)
+                high, wide = old[part].max(axis=0).tolist()
+                down = weights[:, : target.height, :high][which[0, part]]  # [n, height, high]
+                across = weights[:, : target.width, :wide][which[1, part]]  # [n, width, wide]
+                canvas = self._gather(data.view(-1, 3), first[part], heights[part], widths[part], high, wide)
+                out[place[part]] = self._resize(canvas, down, across)
 
-    def _resize(
-        self,
-        data: "Tensor",
-        group: np.ndarray,
-        old: np.ndarray,
-        new: np.ndarray,
-        starts: np.ndarray,
-        out: "Tensor",
-    ) -> None:
-        """Resizes the images of a group, whose sizes, resized sizes and starts are given."""
+    def _gather(
+        self, data: "Tensor", first: "Tensor", heights: "Tensor", widths: "Tensor", high: int, wide: int
+    ) -> "Tensor":
+        """Returns images on one canvas, uint8 [n, high, wide, 3]; the edges of smaller ones are repeated."""
         import torch
 
-        target, (high, wide) = self._preprocess, old.max(axis=0).tolist()
-        targets = np.broadcast_to([target.height, target.width], old.shape)
-        # Sizes before and after, and the target, of each image from top to bottom, then of each across. Equal
-        # ones have the same weights.
-        axes = np.stack([old, new, targets], axis=-1).swapaxes(0, 1).reshape(-1, 3)
-        distinct, which = np.unique(axes, axis=0, return_inverse=True)
-        place, first, rows, columns, distinct_axes, down_and_across = self._send(
-            group, starts, old[:, 0], old[:, 1], distinct.T, which.reshape(2, -1)
-        )
-        weights = self._weights(distinct_axes, max(target.height, target.width), max(high, wide))
-        down = weights[:, : target.height, :high][down_and_across[0]]  # [n, height, high]
-        across = weights[:, : target.width, :wide][down_and_across[1]]  # [n, width, wide]
+        y = torch.arange(high, device=self._device).minimum(heights[:, None] - 1)  # [n, high]
+        x = torch.arange(wide, device=self._device).minimum(widths[:, None] - 1)  # [n, wide]
+        return data[(first[:, None] + y * widths[:, None])[:, :, None] + x[:, None]]
 
-        y = torch.arange(high, device=self._device).minimum(rows[:, None] - 1)  # [n, high]
-        x = torch.arange(wide, device=self._device).minimum(columns[:, None] - 1)  # [n, wide]
-        canvas = data[(first[:, None] + y * columns[:, None])[:, :, None] + x[:, None]]  # [n, high, wide, 3]
+    def _resize(self, canvas: "Tensor", down: "Tensor", across: "Tensor") -> "Tensor":
+        """Returns uint8 [n, height, width, 3].
+
+        Args:
+            canvas: uint8 [n, high, wide, 3].
+            down: Weights from top to bottom, float32 [n, height, high].
+            across: Weights from left to right, float32 [n, width, wide].
+        """
+        import torch
+
         lines = canvas.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
         narrow = _to_levels(lines.flatten(1, 2) @ across.transpose(1, 2))  # [n, high * 3, width]
-        pixels = _to_levels(down @ narrow.view(len(group), high, -1)).unflatten(2, (3, -1))
-        if target.fill and target.resize_mode == "longest":
+        pixels = _to_levels(down @ narrow.view(*canvas.shape[:2], -1)).unflatten(2, (3, -1))
+        if self._preprocess.fill and self._preprocess.resize_mode == "longest":
             inside = down.sum(-1)[:, :, None, None] * across.sum(-1)[:, None, None, :]
-            pixels += target.fill * (1 - inside.round())
-        out[place] = pixels.transpose(2, 3).to(torch.uint8)
+            pixels += self._preprocess.fill * (1 - inside.round())
+        return pixels.transpose(2, 3).to(torch.uint8)
 
     def _send(self, *arrays: np.ndarray) -> "list[Tensor]":
         """Copies integers to the device at once, as int64; from pinned memory, which does not wait for it."""
@@ -116,13 +133,15 @@ class DeviceResize:
         center = (place + 0.5) * scale
         lowest = (center - support + 0.5).trunc().clamp(min=0)
         highest = (center + support + 0.5).trunc().minimum(old)
-        x = torch.arange(canvas, device=self._device).view(1, 1, -1)
+        highest = highest.where((place >= 0) & (place < new), 0)  # padding
         whole = center.floor()
         # The whole part is taken off first, so that fp32 is exact enough.
-        distance = (x - whole.to(torch.int64)).to(torch.float32) + (0.5 - (center - whole)).to(torch.float32)
+        within = (0.5 - (center - whole)).to(torch.float32)
+        x = torch.arange(canvas, device=self._device).view(1, 1, -1)
+        distance = (x - whole.to(torch.int64)).to(torch.float32) + within
         weights = self._filter((distance / spread.to(torch.float32)).abs())
-        weights = weights * ((x >= lowest) & (x < highest) & (place >= 0) & (place < new))
-        return weights / weights.sum(-1, keepdim=True).where((place >= 0) & (place < new), 1.0)
+        weights *= (x >= lowest.to(torch.int64)) & (x < highest.to(torch.int64))
+        return weights / weights.sum(-1, keepdim=True).where(highest > 0, 1.0)
 
     def _filter(self, x: "Tensor") -> "Tensor":
         """Returns the filter's value at distances of at least 0."""
@@ -133,20 +152,20 @@ class DeviceResize:
         return near.where(x < 1, far.where(x < 2, 0.0))
 
 
-def _split(order: np.ndarray, sizes: np.ndarray) -> Iterator[np.ndarray]:
-    """Splits images, in order, into groups whose canvas is small enough."""
+def _split(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Splits images into groups whose canvas is small enough; yields the start and the end of each."""
     start = high = wide = 0
-    for end, (height, width) in enumerate(sizes[order].tolist()):
+    for end, (height, width) in enumerate(sizes.tolist()):
         high, wide = max(high, height), max(wide, width)
         if (end + 1 - start) * high * wide > _CANVAS_PIXELS and end > start:
-            yield order[start:end]
+            yield start, end
             start, high, wide = end, height, width
-    yield order[start:]
+    yield start, len(sizes)
 
 
 def _to_levels(values: "Tensor") -> "Tensor":
-    """Rounds to whole levels of 0 to 255, in place; halves are rounded up as in Pillow."""
-    return values.add_(0.5).floor_().clamp_(0, 255)
+    """Rounds to whole levels of 0 to 255, in place."""
+    return values.round_().clamp_(0, 255)
 
 
 @contextmanager
