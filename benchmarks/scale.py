@@ -1,12 +1,13 @@
 """Measures the engine with different shard sizes, decode workers and storages.
 
-    python -m benchmarks.scale
+    python -m benchmarks.scale [--apart]
 
 It compares one large shard with many small ones, 1 to 8 decode workers, and the local disk with SeaweedFS on
 this machine, also through a proxy that holds each answer back for 30 ms. A side reads, embeds and commits
 with the small model, which is loaded before. The sides run in turns. The table shows medians over the rounds,
 also of the ratio within a round, with the processor seconds of this process and of its children (SeaweedFS,
-the proxy, decoding processes).
+the proxy, decoding processes). With `--apart`, the engine has one core, and SeaweedFS and the proxy have the
+others, as on a machine of their own.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def shards_below(uri: str) -> list[Shard]:
     ]
 
 
-def job(encoder: Encoder, source: str, out: str, workers: int = _CORES) -> float:
+def job(encoder: Encoder, source: str, out: str, workers: int) -> float:
     """Embeds and commits every shard of a source; returns images per second, the listing included."""
     embeddings = EmbeddingsIOManager(output_dir=f"{out}/{uuid.uuid4().hex}")
     start, count = time.perf_counter(), 0
@@ -74,6 +75,12 @@ def _cpu_seconds() -> tuple[float, float]:
     return own, sum(others)
 
 
+def _use_cores(cores: list[int]) -> None:
+    """Moves every thread of this process to some cores; threads and processes started later inherit them."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+
+
 def main() -> None:
     """Runs all sides in turns and prints a table."""
     parser = argparse.ArgumentParser(
@@ -82,10 +89,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4, 8])
+    parser.add_argument("--apart", action="store_true", help="the servers have cores of their own")
     args = parser.parse_args()
-    encoder = Encoder(load_model(TINY))
-    numbers = encoder.model.preprocess
+    workers = 1 if args.apart else _CORES
+    first, *rest = sorted(os.sched_getaffinity(0))
     with ExitStack() as stack:
+        if args.apart:
+            _use_cores(rest)  # which the servers inherit
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         one, many, out = str(folder / "one"), str(folder / "many"), str(folder / "out")
         write_shards(Path(one), 1, args.images)
@@ -94,22 +104,26 @@ def main() -> None:
         os.environ |= server.env
         bucket = server.new_prefix()
         proxy = stack.enter_context(delayed(server.endpoint.removeprefix("http://"), _DELAY_SECONDS))
+        if args.apart:
+            _use_cores([first])
+        encoder = Encoder(load_model(TINY))
+        numbers = encoder.model.preprocess
 
         def distant(source: str) -> float:
             fsspec.config.conf["s3"] = {"endpoint_url": f"http://{proxy}"}
             try:
-                return job(encoder, source, f"{bucket}/out")
+                return job(encoder, source, f"{bucket}/out", workers)
             finally:
                 del fsspec.config.conf["s3"]
 
         server.filesystem().put(many, f"{bucket}/many", recursive=True)
         server.filesystem().put(one, f"{bucket}/one", recursive=True)
         sides: dict[str, Callable[[], float]] = {
-            "1 large shard": lambda: job(encoder, one, out),
-            "1 large shard, SeaweedFS": lambda: job(encoder, f"{bucket}/one", f"{bucket}/out"),
+            "1 large shard": lambda: job(encoder, one, out, workers),
+            "1 large shard, SeaweedFS": lambda: job(encoder, f"{bucket}/one", f"{bucket}/out", workers),
             "1 large shard, SeaweedFS, 30 ms": lambda: distant(f"{bucket}/one"),
-            "40 small shards": lambda: job(encoder, many, out),
-            "40 small shards, SeaweedFS": lambda: job(encoder, f"{bucket}/many", f"{bucket}/out"),
+            "40 small shards": lambda: job(encoder, many, out, workers),
+            "40 small shards, SeaweedFS": lambda: job(encoder, f"{bucket}/many", f"{bucket}/out", workers),
             "40 small shards, SeaweedFS, 30 ms": lambda: distant(f"{bucket}/many"),
         }
         sides |= {f"{count} decode workers": partial(job, encoder, one, out, count) for count in args.workers}
