@@ -2,7 +2,7 @@
 
 python -m benchmarks.delay 127.0.0.1:8333 0.03      # prints its own port
 
-It runs in a process of its own, and the kernel moves the bytes, so that it takes little from what is measured.
+It runs in a process of its own, and the kernel moves the bytes, so it takes little from what is measured.
 """
 
 import os

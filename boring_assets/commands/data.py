@@ -120,7 +120,7 @@ def export(output: str, dest: str, layout: str, where: str, no_near_duplicates: 
 
 
 @command(
-    "boring-assets cost 1000000000 --prices prices.toml --images-per-second 2523 --dim 768",
+    "boring-assets cost 1000000000 --prices prices.toml --images-per-second 2589 --dim 768",
     "boring-assets cost 1000000000 --prices prices.toml --output s3://bucket/embeddings --machines 8",
 )
 @click.argument("images", type=click.IntRange(1), help="Number of images.")
