@@ -4,14 +4,13 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import click
 import dagster as dg
 from rich.console import Console
 
-from boring_assets.commands.parallel import Share, run_in_workers
+from boring_assets.commands.parallel import Share, Workers
 from boring_assets.commands.report import (
     ProgressBar,
     Summary,
@@ -198,11 +197,12 @@ def run_shards(dataset: Opened, wanted: list[str], bar: ProgressBar, tags: Mappi
     started = time.monotonic()
     before = instance.event_log_storage.get_maximum_record_id() or 0
     workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
+    mine: set[str] = set()
+    shares = _shares(dataset, wanted, before, mine, workers)
     if workers > 1:
-        shares = _shares(states, wanted, workers, settings.partitions_per_run)
-        outcomes = run_in_workers(shares, bar.counts, tags)
+        outcomes = Workers(shares, bar.counts, tags, mine).run(workers)
     else:
-        outcomes = list(_run_here(dataset, wanted, bar, tags, before))
+        outcomes = list(_run_here(dataset, shares, bar, tags, mine))
     summary = _summarize(instance, states, before, {outcome.run_id for outcome in outcomes})
     summary.seconds = time.monotonic() - started
     for outcome in outcomes:
@@ -213,34 +213,28 @@ def run_shards(dataset: Opened, wanted: list[str], bar: ProgressBar, tags: Mappi
     return summary
 
 
+def _shares(dataset: Opened, wanted: list[str], since: int, mine: set[str], workers: int) -> Iterator[Share]:
+    """Yields the ranges to run, of each part; see `ranges_left`."""
+    chosen, most = set(wanted), dataset.settings.partitions_per_run
+    for part, order in dataset.states.by_part():
+        for first, last in ranges_left(dataset.instance, part, order, chosen, most, since, mine, workers):
+            yield part.part, first, last
+
+
 def _run_here(
-    dataset: Opened, wanted: list[str], bar: ProgressBar, tags: Mapping[str, str], since: int
+    dataset: Opened, shares: Iterator[Share], bar: ProgressBar, tags: Mapping[str, str], mine: set[str]
 ) -> Iterator[Outcome]:
     """Runs one range after another in this process, where the model stays loaded."""
     settings, instance = dataset.settings, dataset.instance
-    mine: set[str] = set()
-    chosen, most = set(wanted), settings.partitions_per_run
-    for part, order in dataset.states.by_part():
-        for first, last in ranges_left(instance, part, order, chosen, most, since, mine):
-            left = settings.max_samples - bar.done if settings.max_samples else 0
-            if settings.max_samples and left <= 0:
-                return
-            outcome = run_range(
-                settings, instance, first, last, left, part=part.part, tags=tags, progress=bar.counts
-            )
-            mine.add(outcome.run_id)
-            yield outcome
-            if outcome.stops:
-                return
-
-
-def _shares(states: ShardStates, wanted: list[str], workers: int, most: int) -> list[list[Share]]:
-    """Divides shards among workers, as ranges."""
-    cuts = [len(wanted) * number // workers for number in range(workers + 1)]
-    return [
-        [(part.part, one.first, one.last) for part, one in states.ranges(wanted[start:end], most)]
-        for start, end in pairwise(cuts)
-    ]
+    for part, first, last in shares:
+        left = settings.max_samples - bar.done if settings.max_samples else 0
+        if settings.max_samples and left <= 0:
+            return
+        outcome = run_range(settings, instance, first, last, left, part=part, tags=tags, progress=bar.counts)
+        mine.add(outcome.run_id)
+        yield outcome
+        if outcome.stops:
+            return
 
 
 def _summarize(instance: dg.DagsterInstance, states: ShardStates, since: int, runs: set[str]) -> Summary:

@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from contextlib import suppress
+from typing import IO, Any
 
 from boring_assets.commands.runs import Outcome, run_range
 from boring_assets.engine.results import Progress
@@ -20,36 +21,91 @@ from boring_assets.monitoring.logs import set_up_process
 from boring_assets.settings import PREFIX, load_settings
 
 _TICK_SECONDS = 0.25
-_lock = threading.Lock()
+_printing = threading.Lock()
 
 Share = tuple[str, str, str]
 """The name of a part, empty where the dataset is not split; first and last partition key of a range."""
 
 
-def run_in_workers(
-    shares: Sequence[Sequence[Share]], progress: Progress, tags: Mapping[str, str] | None = None
-) -> list[Outcome]:
-    """Runs each share of ranges in its own process, all at once; returns how each run ended.
+class Workers:
+    """Processes that each take the next range as soon as they have run the one before."""
 
-    The CPU's cores are divided among the workers. Settings reach them by the environment.
-    """
-    environment = _environment(len(shares))
-    command = [sys.executable, "-m", "boring_assets.commands.parallel", json.dumps(dict(tags or {}))]
-    workers = [
-        subprocess.Popen([*command, json.dumps(share)], env=environment, stdout=subprocess.PIPE, text=True)
-        for share in shares
-    ]
-    with ThreadPoolExecutor(len(workers)) as pool:
-        try:
-            return [
-                outcome
-                for outcomes in pool.map(partial(_follow, progress=progress), workers)
-                for outcome in outcomes
-            ]
-        except BaseException:  # Ctrl-C, for example: no worker continues without its parent
-            for worker in workers:
-                worker.terminate()
-            raise
+    def __init__(
+        self,
+        shares: Iterator[Share],
+        progress: Progress,
+        tags: Mapping[str, str] | None = None,
+        run_ids: set[str] | None = None,
+    ) -> None:
+        """Starts no process yet.
+
+        Args:
+            shares: The ranges; threads take them in turn.
+            progress: Counts the samples.
+            tags: Of each run.
+            run_ids: Gets the id of each run, before it starts.
+        """
+        self._shares, self._progress = shares, progress
+        self._tags, self._run_ids = dict(tags or {}), set() if run_ids is None else run_ids
+        self._lock = threading.Lock()
+
+    def run(self, count: int) -> list[Outcome]:
+        """Runs all ranges in some processes; returns how each run ended.
+
+        The CPU's cores are divided among the workers. Settings reach them by the environment.
+        """
+        environment = _environment(count)
+        command = [sys.executable, "-m", "boring_assets.commands.parallel", json.dumps(self._tags)]
+        pipe = subprocess.PIPE
+        workers = [
+            subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+            for _ in range(count)
+        ]
+        with ThreadPoolExecutor(count) as pool:
+            try:
+                return [outcome for outcomes in pool.map(self._follow, workers) for outcome in outcomes]
+            except BaseException:  # Ctrl-C, for example: no worker continues without its parent
+                for worker in workers:
+                    worker.terminate()
+                raise
+
+    def _follow(self, worker: "subprocess.Popen[str]") -> list[Outcome]:
+        """Keeps a worker at work, counts what it reports, and returns its outcomes."""
+        outcomes: list[Outcome] = []
+        before = {"embedded": 0, "failed": 0}
+        assert worker.stdin
+        assert worker.stdout
+        with suppress(BrokenPipeError), worker:  # it may have died with a range in the pipe
+            self._send_next(worker.stdin)
+            for line in worker.stdout:
+                report: dict[str, Any] = json.loads(line)
+                if "error" in report:
+                    outcomes.append(Outcome(**report))
+                    if not outcomes[-1].stops:
+                        self._send_next(worker.stdin)
+                    continue
+                with self._lock:
+                    self._progress.embedded += report["embedded"] - before["embedded"]
+                    self._progress.failed += report["failed"] - before["failed"]
+                before = report
+        if worker.returncode:
+            error = (
+                f"A worker process ended with code {worker.returncode}. If that is -9, the machine ran out "
+                "of memory, or somebody killed it. Run the same command again."
+            )
+            outcomes.append(Outcome(error))
+        return outcomes
+
+    def _send_next(self, worker: IO[str]) -> None:
+        """Sends the next range, or ends the worker where none is left."""
+        with self._lock:
+            share, run_id = next(self._shares, None), str(uuid.uuid4())
+            self._run_ids.add(run_id)
+        with suppress(BrokenPipeError):  # it has died, which its exit code says
+            if share:
+                print(json.dumps([*share, run_id]), file=worker, flush=True)
+            else:
+                worker.close()
 
 
 def _environment(workers: int) -> dict[str, str]:
@@ -57,43 +113,25 @@ def _environment(workers: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": cores, f"{PREFIX}DECODE_WORKERS": cores, **os.environ}
 
 
-def _follow(worker: "subprocess.Popen[str]", progress: Progress) -> list[Outcome]:
-    """Counts what a worker reports into this process's progress, and returns its outcomes."""
-    outcomes: list[Outcome] = []
-    before = {"embedded": 0, "failed": 0}
-    with worker:
-        for line in worker.stdout or ():
-            report: dict[str, Any] = json.loads(line)
-            if "error" in report:
-                outcomes.append(Outcome(**report))
-                continue
-            with _lock:
-                progress.embedded += report["embedded"] - before["embedded"]
-                progress.failed += report["failed"] - before["failed"]
-            before = report
-    if worker.returncode:
-        outcomes.append(Outcome(f"a worker process ended with code {worker.returncode}"))
-    return outcomes
-
-
 def main() -> None:
-    """Runs the ranges of one worker, one after another; the entry point of a worker process."""
+    """Runs the ranges that the command line sends, one after another; the entry point of a worker process."""
     settings = load_settings()
     set_up_process(settings)
     instance = open_instance(settings.output_dir)
     stop, progress = threading.Event(), Progress()
     reporter = threading.Thread(target=_report, args=(progress, stop), daemon=True)
     reporter.start()
-    outcomes = []
-    tags, share = map(json.loads, sys.argv[1:])
-    for part, first, last in share:
-        outcomes.append(run_range(settings, instance, first, last, part=part, tags=tags, progress=progress))
-        if outcomes[-1].stops:
+    tags = json.loads(sys.argv[1])
+    for line in sys.stdin:
+        part, first, last, run_id = json.loads(line)
+        outcome = run_range(
+            settings, instance, first, last, part=part, tags=tags, progress=progress, run_id=run_id
+        )
+        _print(vars(outcome))
+        if outcome.stops:
             break
     stop.set()
     reporter.join()
-    for outcome in outcomes:
-        _print(vars(outcome))
 
 
 def _report(progress: Progress, stop: threading.Event) -> None:
@@ -106,7 +144,8 @@ def _report(progress: Progress, stop: threading.Event) -> None:
 
 
 def _print(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)
+    with _printing:
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

@@ -52,11 +52,13 @@ def run_range(
     part: str = "",
     tags: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    run_id: str | None = None,
 ) -> Outcome:
     """Runs the embedding job over one range of partitions in this process; returns how the run ended.
 
     The range goes from one partition key to another, in Dagster's order, within a part of a split dataset.
-    The run takes at most `max_samples` samples; 0 is all. It gets the tags too, such as `REDO_TAG`.
+    The run takes at most `max_samples` samples; 0 is all. It gets the tags too, such as `REDO_TAG`, and a new
+    id where none is given.
 
     Raises:
         KeyboardInterrupt: The run was interrupted.
@@ -65,7 +67,8 @@ def run_range(
     asset = dataset.embeddings.to_user_string()
     every = range_tags(first, last) | {HOME_TAG: home_name(instance), EMBEDS_TAG: asset} | dict(tags or {})
     every |= {MAX_SAMPLES_TAG: str(max_samples)} if max_samples else {}
-    return run_job(settings, instance, dataset.local_name(EMBED_JOB), every, progress=progress)
+    name = dataset.local_name(EMBED_JOB)
+    return run_job(settings, instance, name, every, progress=progress, run_id=run_id)
 
 
 def run_job(
@@ -75,6 +78,7 @@ def run_job(
     tags: dict[str, str] | None = None,
     config: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    run_id: str | None = None,
 ) -> Outcome:
     """Runs a job in this process; returns how the run ended.
 
@@ -85,7 +89,7 @@ def run_job(
     # The command prints what happened; Dagster's log is in the UI.
     silence = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
     quiet = silence if settings.log_format == "text" else {}
-    run_config, run_id = quiet | (config or {}), str(uuid.uuid4())
+    run_config, run_id = quiet | (config or {}), run_id or str(uuid.uuid4())
     with mark_alive(instance, run_id):
         try:
             result = job.execute_in_process(

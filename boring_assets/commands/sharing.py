@@ -10,7 +10,7 @@ import dagster as dg
 
 from boring_assets.assets.sharing import UNFINISHED
 from boring_assets.datasets import Dataset
-from boring_assets.shard_states import ranges
+from boring_assets.shard_states import Range, ranges
 from boring_assets.tags import DATA_VERSION_TAG, EMBEDS_TAG
 
 _CHECK_SECONDS = 10.0
@@ -26,6 +26,7 @@ def ranges_left(
     most: int,
     since: int,
     mine: Collection[str],
+    workers: int = 1,
 ) -> Iterator[tuple[str, str]]:
     """Yields first and last key of each range to embed, without what other runs have taken meanwhile.
 
@@ -40,10 +41,14 @@ def ranges_left(
         most: Most partitions in one range.
         since: Number of the last event of the instance when the partitions were chosen.
         mine: The ids of the caller's own runs; the caller adds each.
+        workers: How many processes of the caller take ranges in turn. Ranges become shorter towards the end,
+            so that all are done at about the same time.
     """
     left = deque(ranges(order, wanted, most))
     checked, moment = time.monotonic(), datetime.now(UTC)
     while left:
+        if workers > 1:
+            _shorten(left, order, workers)
         first, last, _ = left.popleft()
         yield first, last
         if not left or time.monotonic() - checked < _CHECK_SECONDS:
@@ -53,6 +58,16 @@ def ranges_left(
             keys = [key for begin, end, _ in left for key in order[order.index(begin) : order.index(end) + 1]]
             left = deque(ranges(order, set(keys) - _taken(instance, dataset, keys, since), most))
             left.rotate(-random.randrange(len(left) or 1))
+
+
+def _shorten(left: deque[Range], order: list[str], workers: int) -> None:
+    """Cuts the first range to three quarters of a worker's share of what is left."""
+    first, last, size = left[0]
+    most = max(1, 3 * sum(one.size for one in left) // (4 * workers))
+    if size > most:
+        cut = order.index(first) + most
+        left[0] = Range(order[cut], last, size - most)
+        left.appendleft(Range(first, order[cut - 1], most))
 
 
 def _others_run(

@@ -1,11 +1,13 @@
 """Several workers at once, as `boring-assets embed --num-workers N` uses them."""
 
 import os
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
-from boring_assets.commands.parallel import run_in_workers
+from boring_assets.commands.parallel import Workers
 from boring_assets.engine.results import Progress
 from boring_assets.sample_data import write_sample_data
 from boring_assets.shard_states import State
@@ -25,13 +27,16 @@ def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch:
     mine.register()
     progress = Progress()
 
-    outcomes = run_in_workers([[("", "00000", "00001")], [("", "00002", "00003")]], progress)
+    run_ids: set[str] = set()
+    shares = iter([("", "00000", "00001"), ("", "00002", "00003")])
+    outcomes = Workers(shares, progress, run_ids=run_ids).run(2)
 
     assert [outcome.error for outcome in outcomes] == ["", ""]
     assert (progress.embedded, progress.failed) == (76, 4)
     assert set(mine.states().values()) == {State.DONE}
     runs = mine.instance.get_runs()
     assert len(runs) == 2
+    assert {run.run_id for run in runs} <= run_ids
     devices = {event.metadata["device"].value for event in mine.events()}
     assert devices == {"cpu:0", "cpu:1"}
     assert sum(mine.table(f"0000{number}").num_rows for number in range(4)) == 76
@@ -40,7 +45,7 @@ def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch:
 def test_a_worker_that_dies_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BORING_BATCH_SIZE", "0")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    outcomes = run_in_workers([[("", "00000", "00000")]], Progress())
+    outcomes = Workers(iter([("", "00000", "00000")]), Progress()).run(1)
     assert [outcome.stops for outcome in outcomes] == [True]
     assert "code 1" in outcomes[0].error
 
@@ -58,6 +63,29 @@ def group_is_alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_the_others_do_the_shards_of_a_worker_that_is_killed(tmp_path: Path) -> None:
+    """All but those of the range that it was at."""
+    command = CommandLine(tmp_path)
+    source = command.sample_data("in", shards=40, samples=10)
+    options = ("--num-workers", 2, "--quiet-seconds", 0)
+    run = command.start("embed", source, tmp_path / "out", *options, stderr=subprocess.PIPE)
+    committed = (tmp_path / "out" / "image_embeddings").glob
+    wait_for(lambda: [*committed("*.parquet")] or run.poll() is not None, "a shard is committed", every=0.02)
+    workers = [
+        child
+        for child in psutil.Process(run.pid).children()
+        if child.cmdline()[2:3] == ["boring_assets.commands.parallel"]
+    ]
+    workers[0].kill()
+    _, error = run.communicate()
+    assert run.returncode == 1
+    assert b"A worker process ended with code -9." in error
+    assert len(workers) == 2
+    assert 25 <= len([*committed("*.parquet")]) < 40
+    command("embed", source, tmp_path / "out", "--quiet-seconds", 0)
+    assert len([*committed("*.parquet")]) == 40
 
 
 def test_workers_end_when_their_command_line_is_killed(tmp_path: Path) -> None:
