@@ -1,6 +1,7 @@
 """`boring-assets embed`: embeds the shards of an input through Dagster."""
 
 import time
+import uuid
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -197,12 +198,11 @@ def run_shards(dataset: Opened, wanted: list[str], bar: ProgressBar, tags: Mappi
     started = time.monotonic()
     before = instance.event_log_storage.get_maximum_record_id() or 0
     workers = 1 if settings.max_samples else min(settings.num_workers, len(wanted))
-    mine: set[str] = set()
-    shares = _shares(dataset, wanted, before, mine, workers)
+    shares = _shares(dataset, wanted, before, workers)
     if workers > 1:
-        outcomes = Workers(shares, bar.counts, tags, mine).run(workers)
+        outcomes = Workers(shares, bar.counts, tags).run(workers)
     else:
-        outcomes = list(_run_here(dataset, shares, bar, tags, mine))
+        outcomes = list(_run_here(dataset, shares, bar, tags))
     summary = _summarize(instance, states, before, {outcome.run_id for outcome in outcomes})
     summary.seconds = time.monotonic() - started
     for outcome in outcomes:
@@ -213,25 +213,29 @@ def run_shards(dataset: Opened, wanted: list[str], bar: ProgressBar, tags: Mappi
     return summary
 
 
-def _shares(dataset: Opened, wanted: list[str], since: int, mine: set[str], workers: int) -> Iterator[Share]:
+def _shares(dataset: Opened, wanted: list[str], since: int, workers: int) -> Iterator[Share]:
     """Yields the ranges to run, of each part; see `ranges_left`."""
     chosen, most = set(wanted), dataset.settings.partitions_per_run
+    mine: set[str] = set()
     for part, order in dataset.states.by_part():
         for first, last in ranges_left(dataset.instance, part, order, chosen, most, since, mine, workers):
-            yield part.part, first, last
+            run_id = str(uuid.uuid4())
+            mine.add(run_id)
+            yield part.part, first, last, run_id
 
 
 def _run_here(
-    dataset: Opened, shares: Iterator[Share], bar: ProgressBar, tags: Mapping[str, str], mine: set[str]
+    dataset: Opened, shares: Iterator[Share], bar: ProgressBar, tags: Mapping[str, str]
 ) -> Iterator[Outcome]:
     """Runs one range after another in this process, where the model stays loaded."""
     settings, instance = dataset.settings, dataset.instance
-    for part, first, last in shares:
+    for part, first, last, run_id in shares:
         left = settings.max_samples - bar.done if settings.max_samples else 0
         if settings.max_samples and left <= 0:
             return
-        outcome = run_range(settings, instance, first, last, left, part=part, tags=tags, progress=bar.counts)
-        mine.add(outcome.run_id)
+        outcome = run_range(
+            settings, instance, first, last, left, part=part, tags=tags, progress=bar.counts, run_id=run_id
+        )
         yield outcome
         if outcome.stops:
             return

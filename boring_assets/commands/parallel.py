@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,19 +22,18 @@ from boring_assets.settings import PREFIX, load_settings
 _TICK_SECONDS = 0.25
 _printing = threading.Lock()
 
-Share = tuple[str, str, str]
-"""The name of a part, empty where the dataset is not split; first and last partition key of a range."""
+Share = tuple[str, str, str, str]
+"""A range to run.
+
+The name of a part, empty where the dataset is not split; first and last partition key; the id of the run.
+"""
 
 
 class Workers:
     """Processes that each take the next range as soon as they have run the one before."""
 
     def __init__(
-        self,
-        shares: Iterator[Share],
-        progress: Progress,
-        tags: Mapping[str, str] | None = None,
-        run_ids: set[str] | None = None,
+        self, shares: Iterator[Share], progress: Progress, tags: Mapping[str, str] | None = None
     ) -> None:
         """Starts no process yet.
 
@@ -43,10 +41,8 @@ class Workers:
             shares: The ranges; threads take them in turn.
             progress: Counts the samples.
             tags: Of each run.
-            run_ids: Gets the id of each run, before it starts.
         """
-        self._shares, self._progress = shares, progress
-        self._tags, self._run_ids = dict(tags or {}), set() if run_ids is None else run_ids
+        self._shares, self._progress, self._tags = shares, progress, dict(tags or {})
         self._lock = threading.Lock()
 
     def run(self, count: int) -> list[Outcome]:
@@ -99,11 +95,10 @@ class Workers:
     def _send_next(self, worker: IO[str]) -> None:
         """Sends the next range, or ends the worker where none is left."""
         with self._lock:
-            share, run_id = next(self._shares, None), str(uuid.uuid4())
-            self._run_ids.add(run_id)
+            share = next(self._shares, None)
         with suppress(BrokenPipeError):  # it has died, which its exit code says
             if share:
-                print(json.dumps([*share, run_id]), file=worker, flush=True)
+                print(json.dumps(share), file=worker, flush=True)
             else:
                 worker.close()
 

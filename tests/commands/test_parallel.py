@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import uuid
 from pathlib import Path
 
 import psutil
@@ -27,16 +28,16 @@ def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch:
     mine.register()
     progress = Progress()
 
-    run_ids: set[str] = set()
-    shares = iter([("", "00000", "00001"), ("", "00002", "00003")])
-    outcomes = Workers(shares, progress, run_ids=run_ids).run(2)
+    run_ids = [str(uuid.uuid4()), str(uuid.uuid4())]
+    shares = iter([("", "00000", "00001", run_ids[0]), ("", "00002", "00003", run_ids[1])])
+    outcomes = Workers(shares, progress).run(2)
 
     assert [outcome.error for outcome in outcomes] == ["", ""]
     assert (progress.embedded, progress.failed) == (76, 4)
     assert set(mine.states().values()) == {State.DONE}
     runs = mine.instance.get_runs()
     assert len(runs) == 2
-    assert {run.run_id for run in runs} <= run_ids
+    assert {run.run_id for run in runs} == set(run_ids)
     devices = {event.metadata["device"].value for event in mine.events()}
     assert devices == {"cpu:0", "cpu:1"}
     assert sum(mine.table(f"0000{number}").num_rows for number in range(4)) == 76
@@ -45,7 +46,7 @@ def test_two_workers_share_the_shards_and_the_cores(tmp_path: Path, monkeypatch:
 def test_a_worker_that_dies_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BORING_BATCH_SIZE", "0")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    outcomes = Workers(iter([("", "00000", "00000")]), Progress()).run(1)
+    outcomes = Workers(iter([("", "00000", "00000", str(uuid.uuid4()))]), Progress()).run(1)
     assert [outcome.stops for outcome in outcomes] == [True]
     assert "code 1" in outcomes[0].error
 
