@@ -119,12 +119,12 @@ def main() -> None:
         server.filesystem().put(many, f"{bucket}/many", recursive=True)
         server.filesystem().put(one, f"{bucket}/one", recursive=True)
         sides: dict[str, Callable[[], float]] = {
-            "1 large shard": lambda: job(encoder, one, out, workers),
-            "1 large shard, SeaweedFS": lambda: job(encoder, f"{bucket}/one", f"{bucket}/out", workers),
-            "1 large shard, SeaweedFS, 30 ms": lambda: distant(f"{bucket}/one"),
-            "40 small shards": lambda: job(encoder, many, out, workers),
-            "40 small shards, SeaweedFS": lambda: job(encoder, f"{bucket}/many", f"{bucket}/out", workers),
-            "40 small shards, SeaweedFS, 30 ms": lambda: distant(f"{bucket}/many"),
+            "1 large shard": partial(job, encoder, one, out, workers),
+            "1 large shard, SeaweedFS": partial(job, encoder, f"{bucket}/one", f"{bucket}/out", workers),
+            "1 large shard, SeaweedFS, 30 ms": partial(distant, f"{bucket}/one"),
+            "40 small shards": partial(job, encoder, many, out, workers),
+            "40 small shards, SeaweedFS": partial(job, encoder, f"{bucket}/many", f"{bucket}/out", workers),
+            "40 small shards, SeaweedFS, 30 ms": partial(distant, f"{bucket}/many"),
         }
         sides |= {f"{count} decode workers": partial(job, encoder, one, out, count) for count in args.workers}
         sides |= {
